@@ -7,9 +7,10 @@ DEPS   := $(VENV)/.dependencies
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-# What the formatters and linters look at; directories that do not exist yet are left out.
-SOURCES := $(wildcard modelbox tests tools bench examples)
+# What the formatters and linters look at, as far as there is code in it.
+SOURCES := $(foreach dir,modelbox tests tools bench examples,$(if $(shell find $(dir) -name '*.py' 2>/dev/null),$(dir)))
 
+# Handed on to the program that a target runs: make serve ARGS="--port 9000", make test ARGS="-k cache -x".
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -20,6 +21,52 @@ help:  ## Show this help
 	@echo 'usage: make <target> [PYTHON=python3.x] [ARGS="..."]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+##-- running
+
+.PHONY: demo serve bench
+demo: $(STAMP)  ## Watch it work: a server, a client, and a model that changes under load
+	$(BIN)/python -m examples.demo $(ARGS)
+
+serve: $(STAMP)  ## Start the server here (data in ./modelbox-data)
+	$(BIN)/python -m modelbox.runtime $(ARGS)
+
+bench: $(STAMP)  ## Measure speed against the floors of this machine
+	$(BIN)/python -m bench $(ARGS)
+
+##-- checking
+
+.PHONY: test check fmt docs
+test: check  ## Everything that CI runs: the checks, then all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## Lint, format, types, directions of imports, generated code
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports --no-logo --cache-dir .import_linter_cache
+	@$(MAKE) --no-print-directory proto-check
+
+fmt: $(STAMP)  ## Format the code and apply the linter's safe fixes
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+docs: $(STAMP)  ## Run every snippet of README and docs, and look for what is undocumented
+	$(BIN)/python -m pytest tests/docs $(ARGS)
+
+##-- generated files
+
+.PHONY: proto proto-check lock
+proto: $(STAMP)  ## Regenerate modelbox/_proto from protos/
+	$(BIN)/python tools/generate_protos.py
+
+proto-check: $(STAMP)  ## Fail if modelbox/_proto is not what protos/ gives
+	$(BIN)/python tools/generate_protos.py --check
+
+lock: $(STAMP)  ## Resolve requirements/dev.in into dev.txt again (ARGS="--upgrade" for newer releases)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+	  $(ARGS) requirements/dev.in -o requirements/dev.txt
 
 ##-- the environment
 
@@ -42,3 +89,8 @@ $(DEPS): requirements/dev.txt
 $(STAMP): $(DEPS) pyproject.toml
 	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
+
+.PHONY: clean
+clean:  ## Remove what was built or cached, .venv included
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,49 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+Backend = tuple[str, dict[str, Any]]
+
+
+def _backend(name: str, backend: Backend, needs: str | None = None) -> Any:
+    missing = needs is not None and importlib.util.find_spec(needs) is None
+    marks = [pytest.mark.skip(reason=f"{needs} is not installed")] if missing else []
+    return pytest.param(backend, id=name, marks=marks)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        _backend("asyncio", ("asyncio", {"use_uvloop": False})),
+        _backend("uvloop", ("asyncio", {"use_uvloop": True}), needs="uvloop"),
+        _backend("trio", ("trio", {}), needs="trio"),
+    ],
+)
+def anyio_backend(request: pytest.FixtureRequest) -> Backend:
+    """Run each asynchronous test on every event loop that the library supports.
+
+    Tests of code that is bound to asyncio override this fixture for their module:
+
+        @pytest.fixture(scope="module")
+        def anyio_backend() -> str:
+            return "asyncio"
+    """
+    backend: Backend = request.param
+    return backend
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skip tests that need root where we are not."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="needs to run as root")
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(skip)
