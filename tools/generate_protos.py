@@ -5,8 +5,8 @@ servers, and `descriptors.binpb`: a serialized `FileDescriptorSet` of all defini
 which the server's reflection service answers.
 
 The output depends on the definitions and on the pinned tools only. The plugin formats its code by running
-ruff, which would pick up whatever configuration lies around: so the compiler runs in a directory with an empty
-one.
+ruff, which would pick up whatever configuration lies around: so the compiler runs in a directory with an
+empty one.
 
 Run by `make proto`; `make proto-check` uses `--check`, which writes nothing and fails with the difference.
 """
@@ -144,9 +144,7 @@ def write_tree(directory: Path, files: dict[str, bytes]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Generate modelbox/_proto from protos/.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail if out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     parser.add_argument("--protos", type=Path, default=PROTOS, help="directory of the definitions")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of the generated package")
     options = parser.parse_args(arguments)
