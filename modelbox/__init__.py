@@ -1,0 +1,1 @@
+"""ModelBox: machine-learning models and how they reach the code that uses them."""
