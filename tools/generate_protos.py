@@ -83,9 +83,7 @@ def generate(protos: Path) -> dict[str, bytes]:
         )
         if done.returncode != 0:
             raise GenerationError(done.stderr.strip() or f"protoc failed with {done.returncode}")
-        files = {
-            path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()
-        }
+        files = read_tree(out)
     # Packages without a definition of their own (`_proto` itself, `google`) need an __init__.py all the same.
     for name in list(files):
         for parent in Path(name).parents:
