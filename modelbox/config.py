@@ -1,0 +1,306 @@
+"""Settings of a client: where the server is, where the cache lies, how long to wait.
+
+Owns `ClientConfig` and the one function that reads it, `load_client_config`: argument over environment
+(``MODELBOX_…``) over ``client.toml`` over default. Every problem is reported at once. Nothing else on the client side
+looks at the environment; nothing here talks to a server or makes a directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import math
+import os
+import re
+import secrets
+import socket
+import threading
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+from .refs import shown
+
+__all__ = (
+    "ClientConfig",
+    "client_config_path",
+    "client_config_toml",
+    "load_client_config",
+    "process_instance_id",
+)
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE)
+
+
+def _url(value: object) -> str:
+    text = _text(value).rstrip("/")
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError("a port is a number from 1 to 65535") from exc
+    if parts.scheme == "https":
+        raise ValueError("TLS is not supported yet: expected http://host:port")
+    if parts.scheme != "http" or not parts.hostname or port == 0:
+        raise ValueError("expected http://host:port")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a user or password does not belong into the address")
+    if parts.query or parts.fragment:
+        raise ValueError("expected http://host:port without a query")
+    return text
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("expected text")
+    if not value.isprintable() or len(value) > 1024:
+        raise ValueError("expected one line of at most 1024 printable characters")
+    return value.strip()
+
+
+def _label(value: object) -> str:
+    text = _text(value)
+    if len(text) > 128:
+        raise ValueError("expected at most 128 characters")
+    return text
+
+
+def _directory(value: object) -> Path:
+    if isinstance(value, str) and value.strip():
+        value = Path(value)
+    if not isinstance(value, Path) or "\0" in str(value):
+        raise ValueError("expected a directory")
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())) and match[2].lower() in _UNITS:
+        value = int(match[1]) * _UNITS[match[2].lower()]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 << 20 <= value < 1 << 60:
+        raise ValueError("expected bytes, at least 1 MiB: a number, or text such as '20 GiB'")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("expected seconds") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("expected seconds")
+    if not 0.01 <= value <= 86_400:
+        raise ValueError("expected 0.01 to 86400 seconds")
+    return float(value)
+
+
+def _default_cache_dir(env: Mapping[str, str]) -> Path:
+    base = env.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else _home(env) / ".cache") / "modelbox"
+
+
+def _default_actor(env: Mapping[str, str]) -> str:
+    user = env.get("LOGNAME") or env.get("USER") or ""
+    if not user:
+        # No passwd entry for this uid, as in many containers.
+        with contextlib.suppress(KeyError, OSError, ImportError):
+            user = getpass.getuser()
+    if not user:
+        user = f"uid{os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    text = f"{user}@{socket.gethostname()}"
+    return "".join(ch if ch.isprintable() else "?" for ch in text)[:128]
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    home = env.get("HOME", "")
+    return Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~"))
+
+
+def _about(
+    read: Callable[[object], Any], text: str, make: Callable[[Mapping[str, str]], Any] | None = None
+) -> dict[str, Any]:
+    """What the dataclass cannot say of a setting: how to check it, its help, and a default that depends on the user."""
+    return {"read": read, "text": text, "make": make}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """What a client needs to know; made by `load_client_config`.
+
+    Attributes:
+        url: HTTP address of the central server, without a slash at the end; the gRPC address is asked for there.
+        cache_dir: Where downloaded models are kept, shared by all processes of this user.
+        cache_max_bytes: What the cache is pruned to, oldest use first; models in use are never dropped.
+        connect_timeout_s: How long to wait for a connection.
+        request_timeout_s: How long to wait for the answer to one call, retries included. Bulk transfers are not
+            bounded by it but by `stall_timeout_s`.
+        stall_timeout_s: How long an upload or download may stand still before it is broken off and resumed.
+        actor: Who is named in the history of what this client does.
+        instance_id: Name of this process in ``modelbox fleet``; empty: see `process_instance_id`.
+    """
+
+    url: str = field(
+        default="http://127.0.0.1:8080",
+        metadata=_about(_url, "HTTP address of the central server: http://host:port."),
+    )
+    cache_dir: Path = field(
+        metadata=_about(
+            _directory,
+            "Where downloaded models are kept: a directory. Default: modelbox below $XDG_CACHE_HOME or ~/.cache.",
+            _default_cache_dir,
+        )
+    )
+    cache_max_bytes: int = field(
+        default=20 << 30,
+        metadata=_about(_size, "What the cache is pruned to: bytes, or text such as '20 GiB'; at least 1 MiB."),
+    )
+    connect_timeout_s: float = field(
+        default=5.0,
+        metadata=_about(_seconds, "How long to wait for a connection, in seconds (0.01 to 86400)."),
+    )
+    request_timeout_s: float = field(
+        default=30.0,
+        metadata=_about(
+            _seconds, "How long to wait for the answer to one call, retries included, in seconds (0.01 to 86400)."
+        ),
+    )
+    stall_timeout_s: float = field(
+        default=30.0,
+        metadata=_about(
+            _seconds,
+            "How long a transfer may stand still before it is broken off and resumed, in seconds (0.01 to 86400).",
+        ),
+    )
+    actor: str = field(
+        metadata=_about(
+            _label, "Who is named in the history of what this client does. Default: user@host.", _default_actor
+        )
+    )
+    instance_id: str = field(
+        default="",
+        metadata=_about(
+            lambda value: "" if value == "" else _label(value),
+            "Name of the process in `modelbox fleet`, unique per process. Default: made from host and process id.",
+        ),
+    )
+
+
+def client_config_path(env: Mapping[str, str] | None = None) -> Path:
+    """Where the settings file is looked for: ``$MODELBOX_CLIENT_CONFIG``, else below the user's configuration."""
+    env = os.environ if env is None else env
+    if named := env.get("MODELBOX_CLIENT_CONFIG"):
+        return Path(named)
+    base = env.get("XDG_CONFIG_HOME", "")
+    return (Path(base) if os.path.isabs(base) else _home(env) / ".config") / "modelbox" / "client.toml"
+
+
+def load_client_config(
+    *, config_path: Path | None = None, env: Mapping[str, str] | None = None, **overrides: Any
+) -> ClientConfig:
+    """Reads the settings: argument over environment over file over default.
+
+    Args:
+        config_path: The TOML file; it must exist then. None: `client_config_path`, if there is one.
+        env: The environment; None for this process's.
+        **overrides: Values by name of setting; None means "not given".
+
+    Raises:
+        ConfigError: Names every wrong value at once: where it was set, what it is, and what is allowed
+            (``fields["problems"]``).
+    """
+    env = os.environ if env is None else env
+    known = {f.name: f for f in fields(ClientConfig)}
+    if unknown := sorted(set(overrides) - set(known)):
+        raise TypeError(f"load_client_config got unexpected settings: {', '.join(unknown)}")
+    problems: list[str] = []
+    path = config_path or client_config_path(env)
+    named = config_path is not None or bool(env.get("MODELBOX_CLIENT_CONFIG"))
+    from_file = _read_toml(path, must_exist=named, problems=problems)
+    problems += [
+        f"{path}: {shown(key)} is not a setting; there are {', '.join(known)}" for key in from_file if key not in known
+    ]
+    values: dict[str, Any] = {}
+    for name, setting in known.items():
+        variable = f"MODELBOX_{name.upper()}"
+        if overrides.get(name) is not None:
+            where, value = name, overrides[name]
+        elif env.get(variable):
+            where, value = variable, env[variable]
+        elif name in from_file:
+            where, value = f"{path}: {name}", from_file[name]
+        else:
+            if make := setting.metadata["make"]:
+                values[name] = make(env)
+            continue
+        try:
+            values[name] = setting.metadata["read"](value)
+        except ValueError as exc:
+            problems.append(f"{where} is {shown(value)}: {exc}")
+    if problems:
+        raise ConfigError("these settings cannot be used: " + "; ".join(problems), problems=problems)
+    return ClientConfig(**values)
+
+
+def _read_toml(path: Path, *, must_exist: bool, problems: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if must_exist:
+            problems.append(f"{path} does not exist")
+    except OSError as exc:
+        problems.append(f"{path} cannot be read: {exc.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        problems.append(f"{path} is not a TOML file: {exc}")
+    return {}
+
+
+def client_config_toml(values: Mapping[str, object] | None = None) -> str:
+    """A commented settings file: ``values`` set, every other setting shown with its default, commented out."""
+    import json
+
+    lines = [
+        "# Settings of ModelBox's client. A command-line argument is stronger than an environment variable, which is",
+        "# stronger than this file. Every setting may be left out.",
+    ]
+    for setting in fields(ClientConfig):
+        lines += ["", f"# {setting.metadata['text']}", f"# Environment: MODELBOX_{setting.name.upper()}"]
+        given = values is not None and values.get(setting.name) is not None
+        value = values[setting.name] if values is not None and given else setting.default
+        if setting.metadata["make"] and not given:
+            value = setting.metadata["make"](os.environ)
+        text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+        lines.append(f"{'' if given else '#'}{setting.name} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+_instance_lock = threading.Lock()
+_instance: tuple[int, str] = (0, "")
+
+
+def process_instance_id() -> str:
+    """``host-pid-random``: the same for the life of this process, another one in a forked child."""
+    global _instance
+    pid = os.getpid()
+    if _instance[0] != pid:
+        with _instance_lock:
+            if _instance[0] != pid:
+                host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:80]
+                _instance = (pid, f"{host}-{pid}-{secrets.token_hex(4)}")
+    return _instance[1]
+
+
+def _after_fork() -> None:
+    global _instance_lock
+    _instance_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
