@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -344,7 +345,10 @@ class Page(typing.Generic[T]):
 
 
 def to_json(value: object) -> JsonValue:
-    """The plain JSON form: dataclasses as objects, times as ISO 8601 in UTC, mappings with sorted keys."""
+    """The plain JSON form: dataclasses as objects, times as ISO 8601 in UTC, mappings with sorted keys.
+
+    JSON has no numbers that are not finite; they become the texts ``NaN``, ``Infinity`` and ``-Infinity``.
+    """
     if isinstance(value, Manifest):
         return _manifest_json(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -355,6 +359,8 @@ def to_json(value: object) -> JsonValue:
         return {str(k): to_json(value[k]) for k in sorted(value)}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
@@ -428,6 +434,8 @@ def _scalar(hint: Any, data: Any, where: str) -> Any:
         if isinstance(hint, type) and issubclass(hint, StrEnum):
             return hint(data)
         if hint is float and isinstance(data, int | float) and not isinstance(data, bool):
+            return float(data)
+        if hint is float and data in ("NaN", "Infinity", "-Infinity"):
             return float(data)
         if isinstance(data, hint) and (hint is bool or not isinstance(data, bool)):
             return data
