@@ -1,0 +1,1 @@
+"""An inference service as people write them: FastAPI in front, a model that follows `@prod` behind."""
