@@ -65,8 +65,9 @@ def _text(value: object) -> str:
 
 def _label(value: object) -> str:
     text = _text(value)
-    if len(text) > 128:
-        raise ValueError("expected at most 128 characters")
+    if len(text) > 128 or not text.isascii():
+        # It travels in a header.
+        raise ValueError("expected at most 128 ASCII characters")
     return text
 
 
@@ -116,7 +117,7 @@ def _default_actor(env: Mapping[str, str]) -> str:
     if not user:
         user = f"uid{os.getuid()}" if hasattr(os, "getuid") else "unknown"
     text = f"{user}@{socket.gethostname()}"
-    return "".join(ch if ch.isprintable() else "?" for ch in text)[:128]
+    return "".join(ch if ch.isascii() and ch.isprintable() else "?" for ch in text)[:128]
 
 
 def _home(env: Mapping[str, str]) -> Path:

@@ -1,0 +1,65 @@
+"""The central server as the loader sees it: gRPC for what is small, HTTP for bytes.
+
+Owns one `Connection` and one `HttpFiles` and makes a `modelbox.ports.ModelSource` of them. Belongs to one event loop:
+make it, use it and close it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from ..config import ClientConfig
+from ..feed import FeedItem, Filter
+from ..manifest import ManifestFile
+from ..objects import InstanceReport, ModelVersion, Resolved
+from ..ports import ByteStream
+from ..refs import ModelRef
+from .grpc import Connection
+from .http import HttpFiles
+
+__all__ = ("RemoteSource",)
+
+
+class RemoteSource:
+    """`modelbox.ports.ModelSource` over the network.
+
+    Makes no connection before its first call.
+
+    Attributes:
+        config: The settings in force.
+        grpc: Every remote call.
+        http: Uploads and downloads.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self.http = HttpFiles(config)
+        self.grpc = Connection(config, self.http)
+
+    async def aclose(self) -> None:
+        """Closes all connections. Idempotent."""
+        self.grpc.close()
+        await self.http.aclose()
+
+    async def resolve(self, ref: ModelRef) -> Resolved:
+        """What ``ref`` points to now."""
+        return await self.grpc.resolve(ref)
+
+    async def begin_download(self, version: ModelVersion) -> str:
+        """Records one download in the change feed and returns its id for `open_file`."""
+        return await self.grpc.begin_download(version.ref)
+
+    def open_file(
+        self, version: ModelVersion, file: ManifestFile, *, offset: int = 0, download_id: str = ""
+    ) -> AbstractAsyncContextManager[ByteStream]:
+        """Opens the bytes of one file from ``offset`` on."""
+        return self.http.open_version_file(version.ref, file, offset=offset, download_id=download_id)
+
+    def watch(self, objects: Sequence[str], token: str) -> AbstractAsyncContextManager[AsyncIterator[FeedItem]]:
+        """Follows the change feed for these models from ``token`` on, as one stream."""
+        return self.grpc.watch(Filter(objects=tuple(objects)), token)
+
+    async def report(self, reports: Sequence[InstanceReport]) -> None:
+        """Tells the server what this instance serves; also the heartbeat."""
+        await self.grpc.report(reports)
