@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ("tests.fixtures",)
+
 Backend = tuple[str, dict[str, Any]]
 
 
