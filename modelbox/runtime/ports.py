@@ -1,0 +1,401 @@
+"""What the services need of a database and of a blob store, as protocols.
+
+The services see only these; `modelbox.runtime.store` and `modelbox.runtime.blobs` implement them. Owns the records that
+cross this seam and are nobody else's business.
+
+Invariants of every implementation:
+
+* A method that changes something is one transaction and, where `modelbox.feed` knows the kind, one revision of the
+  change feed. When it returns, the change is on disk.
+* A method that reads sees one snapshot.
+* Arguments were checked by the service; rules that depend on stored state (compare-and-set, what an alias holds, limits
+  of merged metadata) are enforced here, inside the transaction.
+* Errors are those of `modelbox.errors`: `LimitError` when the disk is full, `ServerBusy` when a lock could not be had in
+  time, `StorageError` for everything unexpected.
+
+Cancellation: a cancelled change either did not begin or is carried out to its end, unseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from ..feed import Change, Filter
+from ..objects import (
+    Alias,
+    AliasMove,
+    Artifact,
+    Created,
+    Download,
+    Instance,
+    InstanceReport,
+    Model,
+    ModelPatch,
+    ModelVersion,
+    Namespace,
+    NewArtifact,
+    NewModel,
+    NewVersion,
+    Resolved,
+    VersionPatch,
+)
+from ..refs import Digest, ModelRef
+
+__all__ = (
+    "ArtifactStore",
+    "BlobStore",
+    "BlobWriter",
+    "FeedBatch",
+    "FeedHead",
+    "FeedListing",
+    "FeedStore",
+    "FleetStore",
+    "Key",
+    "Listed",
+    "RegistryStore",
+    "StoredFile",
+    "StoredRevision",
+    "UploadRecord",
+)
+
+T = TypeVar("T")
+
+Key = tuple[int | str, ...]
+"""Where a page ended: the sort key of its last item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed(Generic[T]):
+    """One page; ``next_key`` continues behind it, None at the end."""
+
+    items: tuple[T, ...]
+    next_key: Key | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRecord:
+    """An upload as the database keeps it; ``done`` once the bytes were verified and belong to the namespace."""
+
+    id: str
+    namespace: str
+    digest: Digest
+    size_bytes: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file of a version or artifact.
+
+    Attributes:
+        download_known: Whether the download id that was asked with belongs to this version.
+        uri: Set where the file is tracked and not stored.
+    """
+
+    namespace: str
+    size_bytes: int
+    digest: Digest
+    media_type: str
+    uri: str = ""
+    download_known: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedHead:
+    """Where history is.
+
+    Attributes:
+        chain: The hash chain at ``rev``, 32 bytes.
+        compact_rev: Revisions up to and including this one are gone.
+    """
+
+    server_id: str
+    epoch: str
+    rev: int
+    chain: bytes
+    compact_rev: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRevision:
+    """One revision; ``size_bytes`` is the length of the JSON text of its states."""
+
+    rev: int
+    chain: bytes
+    changes: tuple[Change, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedBatch:
+    """Consecutive revisions, and the head, of one snapshot."""
+
+    head: FeedHead
+    revisions: tuple[StoredRevision, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedListing:
+    """Current states, and the head, of one snapshot."""
+
+    head: FeedHead
+    items: tuple[Change, ...]
+    next_key: Key | None
+
+
+class RegistryStore(Protocol):
+    """Namespaces, models, versions, aliases. See `modelbox.runtime.services.registry` for the meaning of each method."""
+
+    async def create_model(self, new: NewModel, *, actor: str, at: datetime) -> Created[Model]:
+        """Makes a model and, if need be, its namespace."""
+
+    async def get_model(self, namespace: str, name: str) -> Model:
+        """Reads a model."""
+
+    async def update_model(self, namespace: str, name: str, patch: ModelPatch, *, actor: str, at: datetime) -> Model:
+        """Applies a patch; one that changes nothing makes no revision."""
+
+    async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> None:
+        """Deletes a model with its versions, `latest` and artifacts."""
+
+    async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
+        """Models by namespace and name; all namespaces for an empty one. Key: (namespace, name)."""
+
+    async def list_namespaces(self, *, limit: int, after: Key | None) -> Listed[Namespace]:
+        """Namespaces by name. Key: (name,)."""
+
+    async def publish_version(self, new: NewVersion, *, actor: str, at: datetime) -> Created[ModelVersion]:
+        """Makes the next version, moves `latest` and the given aliases, all in one revision."""
+
+    async def get_version(self, ref: ModelRef) -> ModelVersion:
+        """Reads the version that ``ref`` names."""
+
+    async def update_version(
+        self, namespace: str, model: str, version: int, patch: VersionPatch, *, actor: str, at: datetime
+    ) -> ModelVersion:
+        """Applies a patch; one that changes nothing makes no revision."""
+
+    async def delete_version(self, namespace: str, model: str, version: int, *, actor: str, at: datetime) -> None:
+        """Deletes a version with its artifacts; `latest` moves to the next newest."""
+
+    async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
+        """Versions, newest first. Key: (version,)."""
+
+    async def resolve(self, ref: ModelRef) -> Resolved:
+        """Version, alias and feed token of one snapshot."""
+
+    async def move_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        version: int,
+        *,
+        expected_mod_rev: int | None,
+        reason: str,
+        actor: str,
+        at: datetime,
+    ) -> Alias:
+        """Moves or makes an alias; one that is there already makes no revision."""
+
+    async def rollback_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        *,
+        expected_mod_rev: int | None,
+        reason: str,
+        actor: str,
+        at: datetime,
+    ) -> Alias:
+        """Undoes the last move."""
+
+    async def delete_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        *,
+        expected_mod_rev: int | None,
+        reason: str,
+        actor: str,
+        at: datetime,
+    ) -> None:
+        """Deletes an alias; its history stays."""
+
+    async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
+        """Aliases by name."""
+
+    async def list_alias_moves(
+        self, namespace: str, model: str, *, alias: str, at: datetime | None, limit: int, after: Key | None
+    ) -> Listed[AliasMove]:
+        """Moves, newest first, at or before ``at``. Key: (internal number,)."""
+
+
+class ArtifactStore(Protocol):
+    """Uploads, who holds which bytes, downloads and artifacts."""
+
+    async def find_held(self, namespace: str, digest: Digest) -> int | None:
+        """Size of the bytes if the namespace holds them."""
+
+    async def open_upload(self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime) -> UploadRecord:
+        """The unfinished upload of these bytes to this namespace, or a new one."""
+
+    async def get_upload(self, upload_id: str) -> UploadRecord:
+        """Reads an upload.
+
+        Raises:
+            NotFoundError: There is none; begin again.
+        """
+
+    async def finish_upload(self, upload_id: str, *, at: datetime) -> None:
+        """Records that the namespace holds the bytes, which are verified and on disk."""
+
+    async def delete_upload(self, upload_id: str) -> None:
+        """Forgets an upload; nothing happens if there is none."""
+
+    async def drop_uploads(self, *, before: datetime, keep: frozenset[str]) -> int:
+        """Forgets the uploads begun before a time, but those to keep; returns how many."""
+
+    async def begin_download(self, ref: ModelRef, *, actor: str, at: datetime) -> Download:
+        """Records a download of a version."""
+
+    async def find_version_file(self, ref: ModelRef, path: str, download_id: str) -> StoredFile:
+        """The file of a version.
+
+        Raises:
+            NotFoundError: No such version, or no such file in it.
+        """
+
+    async def find_artifact_file(self, artifact_id: str, path: str) -> StoredFile:
+        """The file of an artifact.
+
+        Raises:
+            NotFoundError: No such artifact, or no such file in it.
+        """
+
+    async def create_artifact(self, new: NewArtifact, *, actor: str, at: datetime) -> Created[Artifact]:
+        """Makes an artifact of held or tracked files; idempotent by parent and name."""
+
+    async def get_artifact(self, artifact_id: str) -> Artifact:
+        """Reads an artifact."""
+
+    async def list_artifacts(self, *, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
+        """Artifacts, oldest first. Key: (internal number,)."""
+
+    async def delete_artifact(self, artifact_id: str, *, actor: str, at: datetime) -> None:
+        """Deletes an artifact."""
+
+
+class FleetStore(Protocol):
+    """What the loaders report."""
+
+    async def report(self, reports: Sequence[InstanceReport], *, at: datetime, forget_before: datetime) -> None:
+        """Keeps the newest report of each instance and reference; forgets those not seen since ``forget_before``."""
+
+    async def list_instances(
+        self,
+        *,
+        namespace: str,
+        model: str,
+        seen_since: datetime | None,
+        lease_s: float,
+        at: datetime,
+        limit: int,
+        after: Key | None,
+    ) -> Listed[Instance]:
+        """Reports, by first sight. ``seen_since`` leaves out what is gone or silent. Key: (internal number,)."""
+
+
+class FeedStore(Protocol):
+    """The change feed's history."""
+
+    async def head(self) -> FeedHead:
+        """Where history is now."""
+
+    async def check(self, rev: int) -> tuple[FeedHead, bytes | None]:
+        """The head, and the chain at ``rev`` where it is still known, of one snapshot."""
+
+    async def read_after(self, rev: int, *, limit: int, max_bytes: int) -> FeedBatch:
+        """Up to ``limit`` whole revisions after ``rev``, at least one if there is one, about ``max_bytes`` of states."""
+
+    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None) -> FeedListing:
+        """Current states that the filter lets through. Key: (kind's place, internal number)."""
+
+    async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
+        """Drops up to ``batch`` of the oldest revisions, all older than ``before``; returns how many."""
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Has ``callback`` called on the event loop after commits: a hint that there is something to read."""
+
+
+class BlobWriter(Protocol):
+    """Appends to one upload. Concurrency: one task at a time."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are written and hashed."""
+
+    async def write(self, data: bytes) -> None:
+        """Appends ``data``; may return before it is written, so that hashing overlaps with receiving.
+
+        Raises:
+            LimitError: The disk is full; what was written before stays.
+            StorageError: The disk failed.
+        """
+
+    async def flush(self) -> None:
+        """Waits until all that was written is hashed and given to the disk; `write` may lag behind.
+
+        Raises:
+            LimitError: The disk is full.
+            StorageError: The disk failed.
+        """
+
+    async def commit(self, digest: Digest, size_bytes: int) -> None:
+        """Checks size and hash, and makes the bytes durable under their digest.
+
+        Raises:
+            IntegrityError: They are something else; the upload is discarded.
+        """
+
+
+class BlobStore(Protocol):
+    """Bytes by digest, and uploads on their way there. Never keeps a blob that is not complete and verified."""
+
+    async def find_size(self, digest: Digest) -> int | None:
+        """Length of the blob, None if it is not here."""
+
+    async def find_sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """Lengths of those that are here."""
+
+    async def check_room(self, size_bytes: int) -> None:
+        """Raises `LimitError` if that many more bytes cannot fit."""
+
+    async def upload_offset(self, upload_id: str) -> int:
+        """Bytes of an upload that are here; 0 for an unknown one."""
+
+    def open_upload(self, upload_id: str) -> contextlib.AbstractAsyncContextManager[BlobWriter]:
+        """Opens an upload for appending, and makes it if need be. What was written stays when the block is left."""
+
+    async def discard_upload(self, upload_id: str) -> None:
+        """Removes an unfinished upload."""
+
+    async def sweep_uploads(self, *, idle_s: float) -> frozenset[str]:
+        """Removes uploads without a write for ``idle_s`` seconds; returns those that stay."""
+
+    def read(self, digest: Digest, *, offset: int, length: int | None) -> AsyncIterator[bytes]:
+        """Bytes from ``offset`` on, in chunks of at most 1 MiB.
+
+        Raises:
+            StorageError: The blob is not here or cannot be read.
+        """
+
+    def local_path(self, digest: Digest) -> Path | None:
+        """Where the blob is as a local file, for sendfile; None where it is none."""

@@ -1,0 +1,1 @@
+"""Use cases of the server; they know neither gRPC, HTTP nor SQL."""

@@ -1,0 +1,203 @@
+"""The change feed's use cases: list what is, then watch what changes.
+
+Owns the tailer (one task that reads committed revisions into one ring) and the rules of the contract in
+`modelbox.feed`. A watcher is a cursor into the ring, never a queue, so a thousand of them cost no memory; one that falls
+off the ring reads the database in batches, and one behind the compaction gets a `Resync`.
+
+Refuses to judge who is slow: an adapter closes a stream whose send takes too long, and the cursor is gone with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from ...errors import ServerBusy
+from ...feed import FeedItem, Filter, ResumeToken, Snapshot
+from ..ports import FeedStore, StoredRevision
+from .paging import decode_key, encode_key, page_size_of
+
+__all__ = ("FeedService",)
+
+_LOG = logging.getLogger(__name__)
+_BATCH_REVS = 500
+_BATCH_BYTES = 4 << 20
+_COMPACT_BATCH = 5000
+_MAX_OBJECTS = 1000
+_MEMORY_FACTOR = 4
+"""Parsed JSON takes about this much more memory than its text."""
+_CHANGE_OVERHEAD = 500
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _Ring:
+    """The newest revisions, consecutive up to ``last``; drops the oldest ones beyond its limits."""
+
+    def __init__(self, *, max_changes: int, max_bytes: int) -> None:
+        self.last = 0
+        self._first = 1
+        self._entries: dict[int, StoredRevision] = {}
+        self._changes = 0
+        self._bytes = 0
+        self._max_changes = max_changes
+        self._max_bytes = max_bytes
+
+    def start(self, rev: int) -> None:
+        """Begins behind ``rev``."""
+        self.last = rev
+        self._first = rev + 1
+        self._entries.clear()
+        self._changes = self._bytes = 0
+
+    def append(self, revision: StoredRevision) -> None:
+        """Adds the revision after ``last``."""
+        if revision.rev != self.last + 1:
+            raise AssertionError(f"revision {revision.rev} does not follow {self.last}")
+        self._entries[revision.rev] = revision
+        self.last = revision.rev
+        self._changes += len(revision.changes)
+        self._bytes += self._cost(revision)
+        while self._entries and (self._changes > self._max_changes or self._bytes > self._max_bytes):
+            oldest = self._entries.pop(self._first)
+            self._first += 1
+            self._changes -= len(oldest.changes)
+            self._bytes -= self._cost(oldest)
+
+    def find(self, rev: int) -> StoredRevision | None:
+        """The revision, if it is still here."""
+        return self._entries.get(rev)
+
+    @staticmethod
+    def _cost(revision: StoredRevision) -> int:
+        return revision.size_bytes * _MEMORY_FACTOR + len(revision.changes) * _CHANGE_OVERHEAD
+
+
+class FeedService:
+    """List, watch and compaction of the change feed. Use as an async context manager; it runs the tailer.
+
+    Args:
+        store: The history.
+        bookmark_interval_s: Pause between two bookmarks on an idle stream.
+        poll_interval_s: Longest pause between two looks at the history; commits of this process wake it up at once.
+        max_changes: Changes in the ring.
+        max_bytes: Estimated memory of the ring, in bytes.
+        keep_revs: Revisions that compaction always keeps.
+        keep: Age that compaction always keeps.
+        compact_interval_s: Pause between two compactions.
+        clock: Gives the time, aware and in UTC.
+    """
+
+    def __init__(
+        self,
+        store: FeedStore,
+        *,
+        bookmark_interval_s: float = 10.0,
+        poll_interval_s: float = 0.5,
+        max_changes: int = 10_000,
+        max_bytes: int = 16 << 20,
+        keep_revs: int = 100_000,
+        keep: timedelta = timedelta(days=7),
+        compact_interval_s: float = 600.0,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._store = store
+        self._bookmark_interval_s = bookmark_interval_s
+        self._poll_interval_s = poll_interval_s
+        self._keep_revs = keep_revs
+        self._keep = keep
+        self._compact_interval_s = compact_interval_s
+        self._clock = clock
+        self._ring = _Ring(max_changes=max_changes, max_bytes=max_bytes)
+        self._wake = anyio.Event()
+        self._news = anyio.Event()
+        self._draining = False
+        self._watchers = 0
+        self._stack: AsyncExitStack | None = None
+
+    @property
+    def watchers(self) -> int:
+        """Open streams."""
+        return self._watchers
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            self._store.on_commit(self._on_commit)
+            await tasks.start(self._tail, name="feed tailer")
+            tasks.start_soon(self._compact_for_ever, name="feed compaction")
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.drain()
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.__aexit__(exc_type, exc, traceback)
+
+    def drain(self) -> None:
+        """Ends all streams: each sends what it has, a last bookmark, and stops. New ones are refused."""
+        self._draining = True
+        self._tell()
+
+    # -- list and watch --------------------------------------------------------------------------------------------
+
+    async def list(self, wanted: Filter, *, page_size: int = 0, page_token: str = "") -> Snapshot:
+        """One page of the current state of everything that the filter lets through, downloads left out.
+
+        Every page carries the *first* page's token and revision, so that a watch from any of them misses nothing.
+
+        Raises:
+            InvalidError: The filter, page size or page token is not valid.
+        """
+        check_filter(wanted)
+        scope = f"feed:{wanted.namespace}:{','.join(wanted.objects)}:{','.join(wanted.kinds)}"
+        key = decode_key(scope, page_token, int, int, str)
+        after, first = (None, "") if key is None else (key[:2], str(key[2]))
+        listing = await self._store.list_states(wanted, limit=page_size_of(page_size), after=after)
+        token = first or str(_token(listing.head, listing.head.rev, listing.head.chain))
+        return Snapshot(
+            items=listing.items,
+            next_token=encode_key(scope, None if listing.next_key is None else (*listing.next_key, token)),
+            token=token,
+            rev=ResumeToken.parse(token).rev,
+        )
+
+    def watch(self, wanted: Filter, token: str = "") -> AbstractAsyncContextManager[AsyncIterator[FeedItem]]:
+        """Follows the feed from ``token`` on, from now on for an empty one.
+
+        The stream begins with a bookmark, and ends with a `Resync`, or after `drain` with a bookmark.
+
+        Raises:
+            InvalidError: The filter or token is not valid.
+            ServerBusy: The server is draining.
+        """
+        return self._watch(wanted, token)
+
+    @asynccontextmanager
+    async def _watch(self, wanted: Filter, token: str) -> AsyncIterator[AsyncIterator[FeedItem]]:
+        check_filter(wanted)
+        asked = ResumeToken.parse(token) if token else None
+        if self._draining:
+            raise ServerBusy("the server is shutting down: watch again at another one", retry_after_s=1.0)
+        self._watchers += 1
+        stream = self._stream(wanted, asked)
+        try:
+            yield stream
+        finally:
+            self._watchers -= 1
+            await stream.aclose()
+
+    async def _stream(self, wanted: Filter, asked: ResumeToken | None):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
