@@ -27,6 +27,8 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     │   ├── UnsupportedOperator             needs an operator that this runtime lacks
     │   ├── SignatureChanged                a new version with another interface
     │   └── WarmupFailed                    opens, but does not run as it should
+    ├── PredictError                        the model failed on inputs that fit its signature
+    │   └── RunTerminated                   the run was stopped: its version was replaced and its drain time ended
     ├── StorageError                        the server's database or blob store failed
     ├── ServerBusy                          draining or overloaded (retryable)
     └── ConfigError(ValueError)             settings, a missing extra
@@ -59,8 +61,10 @@ __all__ = (
     "ModelBoxError",
     "ModelInvalid",
     "NotFoundError",
+    "PredictError",
     "ProtocolError",
     "RefError",
+    "RunTerminated",
     "ServerBusy",
     "SignatureChanged",
     "StorageError",
@@ -223,6 +227,19 @@ class WarmupFailed(LoadError):
     """The model opens but its warm-up run fails, never ends, or gives wrong outputs."""
 
     code = "load.warmup"
+
+
+class PredictError(ModelBoxError):
+    """The model failed on inputs that fit its signature, such as an index that is out of range."""
+
+    code = "predict"
+
+
+class RunTerminated(PredictError):
+    """The run was stopped before its end: its version was replaced, and the time to finish old runs is over."""
+
+    code = "predict.terminated"
+    retryable = True
 
 
 class StorageError(ModelBoxError):

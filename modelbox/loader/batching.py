@@ -1,0 +1,302 @@
+"""Calls that arrive in the same tick of an event loop, run as one.
+
+Owns the collecting, the stacking of rows and their way back to the callers. Refuses to decide whether a model's rows
+are independent: `Generation.batching` says so.
+
+Invariants: a batch has calls of one generation and one row shape. Rows come back in order, each caller's own. A call
+that makes a batch fail fails alone: the others run again without it. A group of calls holds one lease on its generation
+from its first call to its end; a cancelled call leaves its group, and the last one to leave ends the lease.
+
+Concurrency: a `Collector` belongs to one event loop; only `run_rows` happens in other threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from modelbox._loops import Loop, Timer, Waiter
+from modelbox.errors import ClientClosed, ModelBoxError, PredictError, RunTerminated
+
+from .generation import Generation
+from .inputs import Feed
+from .pool import Job, Pool
+from .stats import Outcome
+
+__all__ = ("Collector", "Entry", "run_rows")
+
+Outputs = list[Any]
+
+
+class Entry:
+    """One call in a batch."""
+
+    __slots__ = ("chunk", "dropped", "feed", "group", "rows", "start_ns", "waiter")
+
+    def __init__(self, feed: Feed, rows: int, waiter: Waiter[Outputs], start_ns: int, group: _Group) -> None:
+        self.feed = feed
+        self.rows = rows
+        self.waiter = waiter
+        self.start_ns = start_ns
+        self.group = group
+        self.chunk: _Chunk | None = None
+        self.dropped = False
+
+
+class _Group:
+    """Calls that may share a run, not started yet."""
+
+    __slots__ = ("entries", "generation", "key", "rows")
+
+    def __init__(self, generation: Generation, key: object) -> None:
+        self.generation = generation
+        self.key = (generation.number, key)
+        self.entries: list[Entry] = []
+        self.rows = 0
+
+
+class _Chunk:
+    """A batch in the pool."""
+
+    __slots__ = ("entries", "generation", "job", "live", "start_ns")
+
+    def __init__(self, generation: Generation, entries: list[Entry]) -> None:
+        self.generation = generation
+        self.entries = entries
+        self.live = len(entries)
+        self.job: Job | None = None
+        self.start_ns = 0
+
+
+class Collector:
+    """Collects the calls of one event loop to one model.
+
+    Args:
+        loop: The event loop.
+        pool: Where batches run that take longer than ``inline_below_ns``.
+        max_batch: Most rows in one run; a single call may have more.
+        max_delay_s: How long the first call of a batch may wait for others; 0 for the end of the loop's tick.
+        inline_below_ns: Average run time below which batches run on the loop.
+        ceiling_ns: See `Generation.observe`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        pool: Pool,
+        *,
+        max_batch: int,
+        max_delay_s: float,
+        inline_below_ns: float,
+        ceiling_ns: float,
+    ) -> None:
+        self.loop = loop
+        self._pool = pool
+        self._max_batch = max_batch
+        self._max_delay_s = max_delay_s
+        self._inline_below_ns = inline_below_ns
+        self._ceiling_ns = ceiling_ns
+        self._groups: dict[object, _Group] = {}
+        self._scheduled = False
+        self._timer: Timer | None = None
+        self._running = 0
+
+    @property
+    def waiting(self) -> int:
+        """Calls whose run has not been handed on yet."""
+        return sum(len(group.entries) for group in self._groups.values())
+
+    def submit(self, generation: Generation, feed: Feed, rows: int, key: object, start_ns: int) -> Entry | None:
+        """Adds a call, to be awaited at ``entry.waiter``; None when the generation is retired."""
+        group_key = (generation.number, key)
+        group = self._groups.get(group_key)
+        if group is None:
+            if not generation.acquire():
+                return None
+            group = self._groups[group_key] = _Group(generation, key)
+        entry = Entry(feed, rows, self.loop.make_waiter(), start_ns, group)
+        group.entries.append(entry)
+        group.rows += rows
+        if not self._scheduled:
+            self._scheduled = True
+            if self._max_delay_s > 0:
+                self._timer = self.loop.call_later(self._max_delay_s, self._flush)
+            else:
+                self.loop.call_soon(self._flush)
+        elif self._timer is not None and group.rows >= self._max_batch:
+            self._timer.cancel()
+            self._timer = None
+            self.loop.call_soon(self._flush)
+        return entry
+
+    def discard(self, entry: Entry) -> None:
+        """Forgets a call that nobody waits for any more."""
+        if entry.dropped:
+            return
+        entry.dropped = True
+        chunk = entry.chunk
+        if chunk is None:
+            group = entry.group
+            if entry in group.entries:
+                group.entries.remove(entry)
+                group.rows -= entry.rows
+                if not group.entries and self._groups.get(group.key) is group:
+                    del self._groups[group.key]
+                    group.generation.release()
+            return
+        chunk.live -= 1
+        if not chunk.live and chunk.job is not None and chunk.job.cancel():
+            self._running -= 1
+            chunk.generation.release()
+            if self._groups:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Hands on what was collected, as far as there are threads for it; runs short batches here and now."""
+        self._scheduled = False
+        self._timer = None
+        for group_key, group in list(self._groups.items()):
+            generation = group.generation
+            while group.entries:
+                inline = generation.average_ns < self._inline_below_ns
+                if not inline and self._running >= self._pool.threads:
+                    # What comes until a thread is free joins the next batch.
+                    break
+                entries = self._take(group)
+                if group.entries:
+                    generation.share()
+                else:
+                    del self._groups[group_key]
+                if inline:
+                    self._run_here(generation, entries)
+                else:
+                    self._run_in_pool(generation, entries)
+
+    def _take(self, group: _Group) -> list[Entry]:
+        """The next entries of a group, at most ``max_batch`` rows but at least one entry."""
+        entries = group.entries
+        if group.rows <= self._max_batch:
+            group.entries = []
+            group.rows = 0
+            return entries
+        rows = n = 0
+        for entry in entries:
+            if n and rows + entry.rows > self._max_batch:
+                break
+            rows += entry.rows
+            n += 1
+        group.entries = entries[n:]
+        group.rows -= rows
+        return entries[:n]
+
+    def _run_here(self, generation: Generation, entries: list[Entry]) -> None:
+        start_ns = perf_counter_ns()
+        results = run_rows(generation, entries)
+        took_ns = perf_counter_ns() - start_ns
+        generation.observe(took_ns, self._ceiling_ns)
+        _deliver(generation, entries, results, start_ns)
+        generation.release()
+
+    def _run_in_pool(self, generation: Generation, entries: list[Entry]) -> None:
+        chunk = _Chunk(generation, entries)
+        for entry in entries:
+            entry.chunk = chunk
+
+        def run() -> None:
+            chunk.start_ns = perf_counter_ns()
+            cpu_ns = generation.session.clock_ns()
+            results = run_rows(generation, entries)
+            generation.observe(generation.session.clock_ns() - cpu_ns, self._ceiling_ns)
+            # RuntimeError: the loop has ended, and its callers with it.
+            try:
+                self.loop.call_soon_threadsafe(self._finish, chunk, results)
+            except RuntimeError:
+                generation.release()
+
+        self._running += 1
+        try:
+            chunk.job = self._pool.submit(run)
+        except ClientClosed as exc:
+            self._running -= 1
+            _deliver(generation, entries, [exc] * len(entries), perf_counter_ns())
+            generation.release()
+
+    def _finish(self, chunk: _Chunk, results: Sequence[Outputs | Exception | None]) -> None:
+        self._running -= 1
+        _deliver(chunk.generation, chunk.entries, results, chunk.start_ns)
+        chunk.generation.release()
+        if self._groups and not self._scheduled:
+            self._flush()
+
+
+def _deliver(
+    generation: Generation, entries: Sequence[Entry], results: Sequence[Outputs | Exception | None], start_ns: int
+) -> None:
+    end_ns = perf_counter_ns()
+    took: list[int] = []
+    waited: list[int] = []
+    for entry, result in zip(entries, results, strict=True):
+        if entry.dropped or entry.waiter.done() or result is None:
+            continue
+        if isinstance(result, Exception):
+            generation.stats.record(Outcome.ERROR, end_ns - entry.start_ns)
+            entry.waiter.set_exception(result)
+        else:
+            took.append(end_ns - entry.start_ns)
+            waited.append(start_ns - entry.start_ns)
+            entry.waiter.set_result(result)
+    if took:
+        generation.stats.record_batch(took, waited)
+
+
+def run_rows(generation: Generation, entries: Sequence[Entry]) -> list[Outputs | Exception | None]:
+    """Runs the calls as one, and gives each its own rows or its own error; None for those that were dropped.
+
+    Never raises.
+    """
+    live = [entry for entry in entries if not entry.dropped]
+    if len(live) > 1:
+        # Any failure, of the run as of the stacking, is looked into call by call.
+        try:
+            parts = _run_stacked(generation, live)
+        except RunTerminated as exc:
+            return [RunTerminated(exc.message, **exc.fields) for _ in entries]
+        except Exception:
+            parts = None
+        if parts is not None:
+            if len(live) == len(entries):
+                return list(parts)
+            rows = iter(parts)
+            kept = set(map(id, live))
+            return [next(rows) if id(entry) in kept else None for entry in entries]
+    return [None if entry.dropped else _run_alone(generation, entry) for entry in entries]
+
+
+def _run_stacked(generation: Generation, entries: Sequence[Entry]) -> list[Outputs] | None:
+    """One run for all; None when the outputs do not have a row for each row of the inputs."""
+    first = entries[0].feed
+    feed = {name: np.concatenate([entry.feed[name] for entry in entries]) for name in first}
+    outputs = generation.run(feed)
+    total = sum([entry.rows for entry in entries])
+    for output in outputs:
+        if output.shape[0] != total:
+            return None
+    parts: list[Outputs] = []
+    start = 0
+    for entry in entries:
+        end = start + entry.rows
+        parts.append([output[start:end] for output in outputs])
+        start = end
+    return parts
+
+
+def _run_alone(generation: Generation, entry: Entry) -> Outputs | Exception:
+    try:
+        return generation.run(entry.feed)
+    except ModelBoxError as exc:
+        return exc
+    except Exception as exc:
+        return PredictError(f"the model failed: {type(exc).__name__}")

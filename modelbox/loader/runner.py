@@ -1,0 +1,436 @@
+"""The call path: from a caller's inputs to its outputs, on whatever version is active.
+
+Owns the reference to the active generation, the decision where a run happens, and the fairness towards the caller's
+event loop. Refuses to open, warm or close anything. Importing this module does not import onnxruntime.
+
+Invariants: every call is answered by one generation, the one that was active when its inputs were checked. A call
+holds a lease for exactly as long as its run may use the session. Between reading `Runner.active` and taking the lease a
+swap may come; then the lease is refused and the call reads again, so that no call fails because of a swap.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from queue import Empty, SimpleQueue
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any
+
+import anyio
+import numpy as np
+
+from modelbox._fork import reset_in_child
+from modelbox._loops import Waiter, current_loop
+from modelbox.errors import ClientClosed, DeadlineExceeded, InputError, LeaseReleased, UsageError
+from modelbox.objects import ModelVersion
+
+from .batching import Collector
+from .generation import Generation
+from .inputs import Feed
+from .pool import Pool
+from .stats import Outcome
+
+__all__ = ("Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
+
+
+class Mode(StrEnum):
+    """Where runs happen."""
+
+    AUTO = "auto"
+    """Short ones on the caller's event loop, long ones in the pool, by a running average."""
+    INLINE = "inline"
+    """Always on the caller's event loop."""
+    POOL = "pool"
+    """Always in a thread of the pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """How calls are run.
+
+    Attributes:
+        mode: See `Mode`.
+        inline_below_s: Average run time below which `Mode.AUTO` runs on the loop, seconds.
+        fairness_s: Work on one loop after which a call lets the loop's other tasks run first, seconds.
+        max_batch: Most rows in one run of the batching path.
+        max_delay_s: How long the first call of a batch may wait for others; 0 for the end of the loop's tick.
+        threads: Of the pool; 0 for one per available core, at least 2 and at most 8.
+    """
+
+    mode: Mode = Mode.AUTO
+    inline_below_s: float = 0.001
+    fairness_s: float = 0.001
+    max_batch: int = 64
+    max_delay_s: float = 0.0
+    threads: int = 0
+
+
+class Prediction(dict[str, np.ndarray[Any, np.dtype[Any]]]):
+    """The outputs of one call by name, and the version that gave them.
+
+    Outputs of calls that shared a run are views of one array.
+    """
+
+    __slots__ = ("version",)
+
+    version: ModelVersion
+
+
+class _Turn(threading.local):
+    """What this thread's event loop has spent on runs since it last had its turn."""
+
+    spent_ns = 0
+
+
+class _Local(threading.local):
+    collector: Collector | None = None
+
+
+_turn = _Turn()
+
+
+class Runner:
+    """Runs predictions on the active generation, for callers on any thread and any event loop.
+
+    Args:
+        options: How.
+        pool: Threads to share with other runners; one of its own otherwise.
+
+    Attributes:
+        active: What answers now; None before the first `swap` and after `close`.
+    """
+
+    def __init__(self, options: RunnerOptions | None = None, *, pool: Pool | None = None) -> None:
+        self.options = options = options or RunnerOptions()
+        self.active: Generation | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._own_pool = pool is None
+        self._pool = pool if pool is not None else Pool(options.threads)
+        self._local = _Local()
+        below_s = {Mode.AUTO: options.inline_below_s, Mode.INLINE: math.inf, Mode.POOL: -1.0}[options.mode]
+        self._inline_below_ns = below_s * 1e9
+        # One stall of a busy machine must not push a fast model out of the loop: it counts for a few times the limit.
+        self._ceiling_ns = 4e9 * options.inline_below_s
+        self._fairness_ns = options.fairness_s * 1e9
+        reset_in_child(self)
+
+    def swap(self, generation: Generation) -> Generation | None:
+        """Makes ``generation`` the active one and returns what was; calls that started stay where they are.
+
+        Raises:
+            ClientClosed: The runner is closed.
+            UsageError: Its number is not greater than that of the active one.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClientClosed("the model is closed")
+            old = self.active
+            if old is not None and generation.number <= old.number:
+                raise UsageError(f"generation {generation.number} cannot follow generation {old.number}")
+            self.active = generation
+            return old
+
+    def close(self) -> Generation | None:
+        """Takes no more calls and returns the generation to retire; idempotent. Running calls end as usual."""
+        with self._lock:
+            self._closed = True
+            old, self.active = self.active, None
+        if self._own_pool:
+            self._pool.close()
+        return old
+
+    async def predict(self, inputs: Mapping[str, Any], *, timeout: float | None = None) -> Prediction:
+        """Runs the active version on ``inputs``.
+
+        Args:
+            inputs: Arrays by input name; checked against the signature.
+            timeout: Seconds to wait; None for as long as it takes. A run on the loop itself is not interrupted.
+
+        Raises:
+            InputError: The inputs do not fit; says what was expected and what came.
+            PredictError: The model failed on them.
+            DeadlineExceeded: ``timeout`` is over.
+            ClientClosed: The runner is closed.
+            UsageError: No version is active yet.
+
+        Cancellation: a call that waits leaves its queue or batch; a run that has begun goes on to its end, unseen, and
+        keeps its lease until then.
+        """
+        if timeout is not None:
+            return await self._predict_within(inputs, timeout)
+        turn = _turn
+        if turn.spent_ns > self._fairness_ns:
+            turn.spent_ns = 0
+            await current_loop().checkpoint()
+        start_ns = perf_counter_ns()
+        generation = self.active
+        if generation is not None and generation.batching:
+            answer = await self._predict_batched(generation, inputs, start_ns)
+            if answer is not None:
+                return answer
+            generation = self.active
+        if generation is None or not generation.acquire():
+            generation = self._acquire()
+        try:
+            feed = generation.check(inputs)
+            if generation.average_ns >= self._inline_below_ns:
+                # The pool takes over the lease.
+                generation.share()
+                return await self._predict_in_pool(generation, feed, start_ns)
+            outputs = generation.run(feed)
+        except BaseException as exc:
+            _record_failure(generation, exc, start_ns)
+            raise
+        finally:
+            generation.release()
+        took_ns = perf_counter_ns() - start_ns
+        turn.spent_ns += took_ns
+        generation.observe(took_ns, self._ceiling_ns)
+        generation.stats.record_ok(took_ns)
+        prediction = Prediction(zip(generation.output_names, outputs))  # noqa: B905 - equal by construction
+        prediction.version = generation.version
+        return prediction
+
+    def predict_sync(self, inputs: Mapping[str, Any], *, timeout: float | None = None) -> Prediction:
+        """The same for code that is not async: runs in the calling thread, or in the pool when there is a timeout.
+
+        Raises:
+            InputError: The inputs do not fit; says what was expected and what came.
+            PredictError: The model failed on them.
+            DeadlineExceeded: ``timeout`` is over; a run that has begun goes on to its end, unseen.
+            ClientClosed: The runner is closed.
+            UsageError: No version is active yet.
+        """
+        start_ns = perf_counter_ns()
+        generation = self._acquire()
+        try:
+            feed = generation.check(inputs)
+            outputs = generation.run(feed) if timeout is None else self._run_for(generation, feed, timeout)
+        except BaseException as exc:
+            _record_failure(generation, exc, start_ns)
+            raise
+        finally:
+            generation.release()
+        took_ns = perf_counter_ns() - start_ns
+        if timeout is None:
+            generation.observe(took_ns, self._ceiling_ns)
+        generation.stats.record_ok(took_ns)
+        return _prediction(generation, outputs)
+
+    def lease(self) -> Lease:
+        """The raw session of the version that is active at entry, kept open until exit.
+
+        Use as ``with`` or ``async with``. A swap in between does not touch it, but the old version's memory stays until
+        the lease ends, or is over when the reload machine's drain time is.
+        """
+        return Lease(self)
+
+    async def _predict_within(self, inputs: Mapping[str, Any], timeout: float) -> Prediction:
+        with anyio.move_on_after(timeout):
+            return await self.predict(inputs)
+        raise _too_late(timeout)
+
+    async def _predict_batched(
+        self, generation: Generation, inputs: Mapping[str, Any], start_ns: int
+    ) -> Prediction | None:
+        """One call of a batch; None when it cannot be one, or the generation has just been retired."""
+        loop = current_loop()
+        collector = self._local.collector
+        if collector is None or collector.loop is not loop:
+            collector = self._local.collector = Collector(
+                loop,
+                self._pool,
+                max_batch=self.options.max_batch,
+                max_delay_s=self.options.max_delay_s,
+                inline_below_ns=self._inline_below_ns,
+                ceiling_ns=self._ceiling_ns,
+            )
+        try:
+            feed = generation.check(inputs)
+        except InputError as exc:
+            _record_failure(generation, exc, start_ns)
+            raise
+        stack = generation.checker.rows(feed)
+        if stack is None:
+            return None
+        entry = collector.submit(generation, feed, stack[0], stack[1], start_ns)
+        if entry is None:
+            return None
+        try:
+            outputs = await entry.waiter
+        except Exception:
+            raise
+        except BaseException as exc:
+            collector.discard(entry)
+            _record_failure(generation, exc, start_ns)
+            raise
+        return _prediction(generation, outputs)
+
+    async def _predict_in_pool(self, generation: Generation, feed: Feed, start_ns: int) -> Prediction:
+        """Runs a checked call in a thread, which ends the lease that it is given."""
+        loop = current_loop()
+        waiter: Waiter[list[Any]] = loop.make_waiter()
+
+        def deliver(outputs: list[Any] | None, error: Exception | None) -> None:
+            if waiter.done():
+                return
+            if error is not None:
+                waiter.set_exception(error)
+            elif outputs is not None:
+                waiter.set_result(outputs)
+
+        def run() -> None:
+            outputs, error = self._run_timed(generation, feed, start_ns)
+            # RuntimeError: the loop has ended, and its callers with it.
+            try:
+                loop.call_soon_threadsafe(deliver, outputs, error)
+            except RuntimeError:
+                return
+
+        try:
+            job = self._pool.submit(run)
+        except ClientClosed:
+            generation.release()
+            raise
+        try:
+            outputs = await waiter
+        except BaseException:
+            if job.cancel():
+                generation.release()
+            raise
+        generation.stats.record_ok(perf_counter_ns() - start_ns)
+        return _prediction(generation, outputs)
+
+    def _run_for(self, generation: Generation, feed: Feed, timeout: float) -> list[Any]:
+        """Runs a checked call in a thread and blocks for its result."""
+        start_ns = perf_counter_ns()
+        results: SimpleQueue[tuple[list[Any] | None, Exception | None]] = SimpleQueue()
+        generation.share()
+        try:
+            job = self._pool.submit(lambda: results.put(self._run_timed(generation, feed, start_ns)))
+        except ClientClosed:
+            generation.release()
+            raise
+        try:
+            outputs, error = results.get(timeout=max(timeout, 0.0))
+        except BaseException as exc:
+            if job.cancel():
+                generation.release()
+            if isinstance(exc, Empty):
+                raise _too_late(timeout) from None
+            raise
+        if outputs is None:
+            assert error is not None
+            raise error
+        return outputs
+
+    def _run_timed(
+        self, generation: Generation, feed: Feed, start_ns: int
+    ) -> tuple[list[Any] | None, Exception | None]:
+        """A run in a thread of the pool; ends the lease."""
+        clock_ns = generation.session.clock_ns
+        generation.stats.record_queue(perf_counter_ns() - start_ns)
+        begin_ns = clock_ns()
+        try:
+            return generation.run(feed), None
+        except Exception as exc:
+            return None, exc
+        finally:
+            generation.observe(clock_ns() - begin_ns, self._ceiling_ns)
+            generation.release()
+
+    def _acquire(self) -> Generation:
+        """The active generation, with a lease on it."""
+        refused: Generation | None = None
+        while True:
+            generation = self.active
+            if generation is None and not self._closed:
+                raise UsageError("no version of the model is active yet")
+            if generation is None or generation is refused:
+                raise ClientClosed("the model is closed")
+            if generation.acquire():
+                return generation
+            refused = generation
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._local = _Local()
+
+
+class Lease:
+    """A version's raw session, and the promise that it stays open; see `Runner.lease`."""
+
+    __slots__ = ("_generation", "_runner")
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._generation: Generation | None = None
+
+    @property
+    def session(self) -> Any:
+        """The ``onnxruntime.InferenceSession``.
+
+        Raises:
+            LeaseReleased: The lease has ended, or was not entered.
+        """
+        return self._held().session.raw
+
+    @property
+    def version(self) -> ModelVersion:
+        """What the session was opened from.
+
+        Raises:
+            LeaseReleased: The lease has ended, or was not entered.
+        """
+        return self._held().version
+
+    def _held(self) -> Generation:
+        if self._generation is None:
+            raise LeaseReleased("the lease is not held: use its session inside of the `with` block")
+        return self._generation
+
+    def __enter__(self) -> Lease:
+        if self._generation is not None:
+            raise UsageError("the lease is held already: take another one")
+        self._generation = self._runner._acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        generation, self._generation = self._generation, None
+        if generation is not None:
+            generation.release()
+
+    async def __aenter__(self) -> Lease:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, exc, trace)
+
+
+def _prediction(generation: Generation, outputs: list[Any]) -> Prediction:
+    prediction = Prediction(zip(generation.output_names, outputs, strict=True))
+    prediction.version = generation.version
+    return prediction
+
+
+def _record_failure(generation: Generation, exc: BaseException, start_ns: int) -> None:
+    if isinstance(exc, InputError):
+        outcome = Outcome.INVALID
+    elif isinstance(exc, Exception) and not isinstance(exc, DeadlineExceeded):
+        outcome = Outcome.ERROR
+    else:
+        outcome = Outcome.CANCELLED
+    generation.stats.record(outcome, perf_counter_ns() - start_ns)
+
+
+def _too_late(timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"no answer within {timeout:g} s", timeout_s=timeout)
