@@ -1,0 +1,243 @@
+"""The boundary that every gRPC call passes: who calls, how long it may take, what its errors become.
+
+Owns deadlines, the end of slow readers, metrics and the translation of errors; the adapters behind it decode, call one
+service and encode. Unexpected exceptions are logged here, once, and leave as INTERNAL without details.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.server import Stream
+from h2.errors import ErrorCodes
+
+from modelbox._wire import ACTOR_KEY, ERROR_KEY, pack_error
+from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
+from modelbox.runtime.health import Health
+from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.status import statuses_of
+
+from .server import Servable
+
+__all__ = ("Boundary", "CallLimits", "Streaming", "current_actor")
+
+_LOG = logging.getLogger(__name__)
+_ACTOR: ContextVar[str] = ContextVar("modelbox_actor", default="")
+_MAX_ACTOR_CHARS = 128
+
+
+def current_actor() -> str:
+    """Who makes the call that this task handles; empty if the caller does not say."""
+    return _ACTOR.get()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """Seconds for what depends on the peer; see `modelbox.runtime.config`."""
+
+    call_timeout_s: float
+    send_timeout_s: float
+    stall_timeout_s: float
+
+
+class _SlowReader(Exception):
+    """The peer does not read what it asked for."""
+
+
+class _Guarded:
+    """A call's stream as the generated handlers use it, with a deadline on every step that waits for the peer."""
+
+    def __init__(self, stream: Stream[Any, Any], *, send_s: float | None, receive_s: float | None) -> None:
+        self._stream = stream
+        self._send_s = send_s
+        self._receive_s = receive_s
+
+    async def recv_message(self) -> Any:
+        try:
+            with anyio.fail_after(self._receive_s):
+                message = await self._stream.recv_message()
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"nothing came for {self._receive_s} s: continue with a new call") from exc
+        except NotImplementedError as exc:
+            raise InvalidError("compressed messages are not taken: send them with grpc-encoding identity") from exc
+        except AssertionError as exc:
+            raise InvalidError("the stream ended in the middle of a message") from exc
+        return message
+
+    async def send_message(self, message: Any) -> None:
+        try:
+            with anyio.fail_after(self._send_s):
+                await self._stream.send_message(message)
+        except TimeoutError as exc:
+            raise _SlowReader from exc
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (message := await self.recv_message()) is not None:
+            yield message
+
+
+class _Unary(_Guarded):
+    async def recv_message(self) -> Any:
+        message = await super().recv_message()
+        if message is None:
+            raise InvalidError("the call has no message")
+        return message
+
+
+class Streaming:
+    """Adapters with streams of answers: the stream is closed in the call's own task, however the call ends."""
+
+    async def _call_rpc_handler_server_stream(
+        self, handler: Callable[[Any], AsyncGenerator[Any, None]], stream: Any, request: Any
+    ) -> None:
+        async with aclosing(handler(request)) as answers:
+            async for answer in answers:
+                await stream.send_message(answer)
+
+
+class Boundary:
+    """Wraps services so that all their methods pass it.
+
+    Args:
+        limits: How long to wait for peers.
+        metrics: Where calls are counted.
+        health: While it is not ready, calls are refused as busy; those of ``always`` are not.
+    """
+
+    def __init__(self, *, limits: CallLimits, metrics: Metrics, health: Health) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._health = health
+        self._ambient: set[anyio.CancelScope] = set()
+
+    def end_ambient(self) -> None:
+        """Ends the streams of ``always`` services, which would otherwise last as long as their readers."""
+        for scope in tuple(self._ambient):
+            scope.cancel()
+
+    def wrap(self, service: Servable, *, always: bool = False) -> Servable:
+        """``service``, behind the boundary.
+
+        Args:
+            service: Its methods get the stream, as grpclib hands it out.
+            always: Also while the server starts or stops, such as health.
+        """
+        return _Wrapped(
+            {
+                path: Handler(
+                    _Method(self, path, method, always=always).handle,
+                    method.cardinality,
+                    method.request_type,
+                    method.reply_type,
+                )
+                for path, method in service.__mapping__().items()
+            }
+        )
+
+    async def run(self, path: str, method: Handler, stream: Stream[Any, Any], *, always: bool) -> None:
+        """Handles one call to its end."""
+        begun = time.monotonic()
+        status = "CANCELLED"
+        name = path.removeprefix("/")
+        if stream.metadata is not None:
+            _ACTOR.set(str(stream.metadata.get(ACTOR_KEY, ""))[:_MAX_ACTOR_CHARS])
+        scope = anyio.CancelScope()
+        try:
+            with self._metrics.running("grpc"), scope:
+                if always:
+                    self._ambient.add(scope)
+                status = await self._guard(name, method, stream, always=always)
+        finally:
+            self._ambient.discard(scope)
+            self._metrics.observe_call("grpc", name, status, time.monotonic() - begun)
+
+    async def _guard(self, name: str, method: Handler, stream: Stream[Any, Any], *, always: bool) -> str:
+        limits = self._limits
+        try:
+            if not always and not self._health.ready:
+                raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
+            if method.cardinality is Cardinality.UNARY_UNARY:
+                try:
+                    with anyio.fail_after(limits.call_timeout_s):
+                        await method.func(_Unary(stream, send_s=None, receive_s=None))
+                except TimeoutError as exc:
+                    raise DeadlineExceeded(f"the call took longer than {limits.call_timeout_s} s") from exc
+            else:
+                follows = name.endswith("/Watch")
+                guarded = _Guarded if method.cardinality.client_streaming else _Unary
+                await method.func(
+                    guarded(
+                        stream,
+                        send_s=limits.send_timeout_s if follows else limits.stall_timeout_s,
+                        receive_s=limits.stall_timeout_s if not always else None,
+                    )
+                )
+        except _SlowReader:
+            self._metrics.count_slow_reader("grpc")
+            _LOG.info("cut off a reader of %s that does not read", name)
+            _cut_off(stream)
+            return "SLOW"
+        except ModelBoxError as exc:
+            return await self._fail(stream, exc)
+        except StreamTerminatedError:
+            # The peer went away or reset the stream; grpclib ends the call.
+            raise
+        except Exception:
+            request_id = secrets.token_hex(6)
+            _LOG.exception("%s failed unexpectedly (request %s)", name, request_id)
+            return await self._fail(
+                stream, ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
+            )
+        return "OK"
+
+    async def _fail(self, stream: Stream[Any, Any], error: ModelBoxError) -> str:
+        status = Status(int(statuses_of(error).grpc))
+        try:
+            with anyio.fail_after(self._limits.send_timeout_s):
+                await stream.send_trailing_metadata(
+                    status=status, status_message=error.message[:500], metadata={ERROR_KEY: pack_error(error)}
+                )
+        except TimeoutError:
+            _cut_off(stream)
+        return status.name
+
+
+def _cut_off(stream: Stream[Any, Any]) -> None:
+    """Resets a call's stream; where the peer does not read at all, its connection."""
+    inner = stream._stream
+    if not inner.connection.write_ready.is_set():
+        inner._transport.abort()
+    elif inner.closable:
+        inner.reset_nowait(ErrorCodes.ENHANCE_YOUR_CALM)
+    stream._cancel_done = True
+
+
+class _Wrapped:
+    def __init__(self, methods: Mapping[str, Handler]) -> None:
+        self._methods = dict(methods)
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return self._methods
+
+
+class _Method:
+    """One method behind the boundary."""
+
+    def __init__(self, boundary: Boundary, path: str, method: Handler, *, always: bool) -> None:
+        self._boundary = boundary
+        self._path = path
+        self._method = method
+        self._always = always
+
+    async def handle(self, stream: Stream[Any, Any]) -> None:
+        await self._boundary.run(self._path, self._method, stream, always=self._always)

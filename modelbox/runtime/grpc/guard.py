@@ -1,0 +1,283 @@
+"""grpclib's HTTP/2 side with the limits that it lacks.
+
+Owns what happens below a call: message size (refused at the length prefix, before a byte of it is kept), connections,
+streams per connection, silent and dead peers, floods of resets and control frames. Refuses to know any service.
+
+Invariant: what one connection can make the server hold is bounded by its windows, its streams and one message each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from grpclib.config import Configuration
+from grpclib.protocol import Connection, EventsProcessor, H2Protocol, Stream
+from grpclib.server import Handler
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import PingReceived, RemoteSettingsChanged, StreamReset
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+
+from modelbox.errors import LimitError
+
+__all__ = ("ConnectionTable", "GuardedProtocol", "Limits")
+
+_LOG = logging.getLogger(__name__)
+_SLICE = 16 << 10
+"""Fed to HTTP/2 at a time, so that a flood is noticed after at most this much of it."""
+_MAX_HEADER_BYTES = 16 << 10
+_CLOSE_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a peer may do.
+
+    Attributes:
+        max_message_bytes: Of one message, without its prefix.
+        hello_timeout_s: Until the first settings of a new connection.
+        keepalive_s: Pause between pings; half as long to answer.
+        stream_window_bytes: Unread bytes of one stream.
+        connection_window_bytes: Unread bytes of all streams; at least 16 streams' windows, so that one stream that
+            nobody reads does not block the others.
+        resets: Streams that may be reset at once; ``resets_per_s`` more each second. For control frames ten times that.
+    """
+
+    max_message_bytes: int = 8 << 20
+    max_connections: int = 2000
+    max_streams: int = 200
+    hello_timeout_s: float = 5.0
+    keepalive_s: float = 20.0
+    stream_window_bytes: int = 4 << 20
+    connection_window_bytes: int = 64 << 20
+    resets: float = 200.0
+    resets_per_s: float = 50.0
+
+    def configuration(self) -> Configuration:
+        """The part that grpclib understands."""
+        return Configuration(
+            _keepalive_time=self.keepalive_s,
+            _keepalive_timeout=self.keepalive_s / 2,
+            _keepalive_permit_without_calls=True,
+            _http2_max_pings_without_data=0,
+            _http2_min_sent_ping_interval_without_data=self.keepalive_s / 2,
+            http2_connection_window_size=self.connection_window_bytes,
+            http2_stream_window_size=self.stream_window_bytes,
+        )
+
+
+class ConnectionTable:
+    """The open connections of one server."""
+
+    def __init__(self) -> None:
+        self._open: set[GuardedProtocol] = set()
+        self.refused = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def all(self) -> tuple[GuardedProtocol, ...]:
+        """Those open now."""
+        return tuple(self._open)
+
+    def add(self, protocol: GuardedProtocol) -> None:
+        """Notes a new connection."""
+        self._open.add(protocol)
+
+    def discard(self, protocol: GuardedProtocol) -> None:
+        """Forgets a connection; again is no error."""
+        self._open.discard(protocol)
+
+
+class _Bucket:
+    """Lets ``burst`` through at once and ``per_s`` after that."""
+
+    __slots__ = ("_at", "_level", "burst", "per_s")
+
+    def __init__(self, burst: float, per_s: float) -> None:
+        self.burst = burst
+        self.per_s = per_s
+        self._level = 0.0
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Counts one; false when it is one too many."""
+        now = time.monotonic()
+        self._level = max(0.0, self._level - (now - self._at) * self.per_s) + 1
+        self._at = now
+        return self._level <= self.burst
+
+
+class _GuardedStream(Stream):
+    """A stream that refuses a message by its announced length."""
+
+    max_message_bytes: int
+
+    async def recv_data(self, size: int) -> bytes:
+        if size > self.max_message_bytes:
+            raise LimitError(
+                f"a message of {size} bytes, more than the {self.max_message_bytes} allowed: send files as a stream of "
+                "chunks, or over HTTP",
+                max_message_bytes=self.max_message_bytes,
+            )
+        return await super().recv_data(size)
+
+
+class _GuardedConnection(Connection):
+    """Makes guarded streams, and never waits long for a peer that does not read."""
+
+    max_message_bytes: int
+
+    def create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> Stream:
+        stream = _GuardedStream(self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper)
+        stream.max_message_bytes = self.max_message_bytes
+        return stream
+
+    def close(self) -> None:
+        if hasattr(self, "_transport"):
+            # Closing waits for what is buffered to be sent, for ever if nobody reads.
+            transport = self._transport
+            asyncio.get_running_loop().call_later(_CLOSE_GRACE_S, transport.abort)
+        super().close()
+
+
+class _GuardedEvents(EventsProcessor):
+    """Counts what peers may do in moderation only."""
+
+    def __init__(
+        self, handler: Handler, connection: Connection, limits: Limits, flooded: Callable[[str], None]
+    ) -> None:
+        super().__init__(handler, connection)
+        self._flooded = flooded
+        self._resets = _Bucket(limits.resets, limits.resets_per_s)
+        self._control = _Bucket(limits.resets * 10, limits.resets_per_s * 10)
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        if event.stream_id in self.streams:
+            super().process_stream_reset(event)
+        if not self._resets.take():
+            self._flooded("stream resets")
+
+    def process_ping_received(self, event: PingReceived) -> None:
+        super().process_ping_received(event)
+        if not self._control.take():
+            self._flooded("pings")
+
+    def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
+        super().process_remote_settings_changed(event)
+        if not self._control.take():
+            self._flooded("settings")
+
+
+class GuardedProtocol(H2Protocol):
+    """One connection of a peer."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        config: Configuration,
+        h2_config: H2Configuration,
+        limits: Limits,
+        table: ConnectionTable,
+    ) -> None:
+        super().__init__(handler, config, h2_config)
+        self._limits = limits
+        self._table = table
+        self._hello: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._dead = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Says hello, unless there are too many connections."""
+        self._transport = cast(asyncio.Transport, transport)
+        if len(self._table) >= self._limits.max_connections:
+            self._table.refused += 1
+            self._abort()
+            return
+        limits = self._limits
+        h2 = H2Connection(config=self.h2_config)
+        h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
+                SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEADER_BYTES,
+                SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+            },
+        )
+        h2.decoder.max_header_list_size = _MAX_HEADER_BYTES
+        h2.initiate_connection()
+        h2.increment_flow_control_window(limits.connection_window_bytes - 65_535)
+        self.connection = _GuardedConnection(h2, self._transport, config=self.config)
+        self.connection.max_message_bytes = limits.max_message_bytes
+        self.connection.flush()
+        self.connection.initialize()
+        self.processor = _GuardedEvents(cast(Handler, self.handler), self.connection, limits, self._flooded)
+        self._table.add(self)
+        self._hello = asyncio.get_running_loop().call_later(limits.hello_timeout_s, self._abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes, in slices."""
+        if len(data) <= _SLICE:
+            self._feed(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), _SLICE):
+            self._feed(bytes(view[start : start + _SLICE]))
+
+    def _feed(self, data: bytes) -> None:
+        if self._dead:
+            return
+        connection = self.connection
+        try:
+            events = connection.feed(data)
+        except ProtocolError as exc:
+            _LOG.debug("a peer broke the HTTP/2 protocol: %s", exc)
+            connection.flush()
+            self.processor.close("Protocol error")
+            self._abort()
+            return
+        connection.flush()
+        for event in events:
+            if self._dead:
+                return
+            if self._hello is not None and isinstance(event, RemoteSettingsChanged):
+                self._hello.cancel()
+                self._hello = None
+            if type(event) in self.processor.processors:
+                self.processor.process(event)
+        if not self._dead:
+            connection.flush()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Cancels what still runs for the peer."""
+        self._dead = True
+        self._table.discard(self)
+        if self._hello is not None:
+            self._hello.cancel()
+        if hasattr(self, "processor"):
+            super().connection_lost(exc)
+
+    def say_goodbye(self) -> None:
+        """Sends GOAWAY and closes; for a peer whose calls have ended."""
+        if not self._dead and not self.connection.is_closing():
+            self.connection._connection.close_connection(error_code=ErrorCodes.NO_ERROR)
+            self.connection.flush()
+            self.connection.close()
+
+    def _flooded(self, what: str) -> None:
+        _LOG.warning("closed a gRPC connection: a flood of %s", what)
+        self.connection._connection.close_connection(error_code=ErrorCodes.ENHANCE_YOUR_CALM)
+        self.connection.flush()
+        self._abort()
+
+    def _abort(self) -> None:
+        self._dead = True
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,97 @@
+"""The gRPC server: grpclib's, guarded, with a drain that loses no call.
+
+Owns the order of a stop: new connections and calls are refused, running handlers finish within their time, then peers
+get GOAWAY and their connections are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Collection
+from typing import Protocol
+
+import anyio
+from grpclib.const import Handler as Method
+from grpclib.protocol import H2Protocol
+from grpclib.server import Handler, Server
+
+from .codec import WireCodec
+from .guard import ConnectionTable, GuardedProtocol, Limits
+
+__all__ = ("GrpcServer", "Servable")
+
+_LOG = logging.getLogger(__name__)
+_CANCEL_GRACE_S = 5.0
+
+
+class Servable(Protocol):
+    """A service's methods by path."""
+
+    def __mapping__(self) -> dict[str, Method]:
+        """The methods."""
+
+
+class GrpcServer(Server):
+    """Serves ``services`` on sockets that are bound already.
+
+    Args:
+        services: What to serve.
+        limits: What peers may do.
+    """
+
+    def __init__(self, services: Collection[Servable], *, limits: Limits) -> None:
+        super().__init__(services, codec=WireCodec(), config=limits.configuration())
+        self._limits = limits
+        self._table = ConnectionTable()
+        self._listeners: list[asyncio.Server] = []
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._table)
+
+    @property
+    def running(self) -> int:
+        """Handlers that have not ended."""
+        return sum(not task.done() for handler in self._handlers for task in handler._tasks.values())
+
+    def _protocol_factory(self) -> H2Protocol:
+        self.__gc_step__()
+        handler = Handler(self._mapping, self._codec, None, self.__dispatch__)
+        self._handlers.add(handler)
+        return GuardedProtocol(handler, self._config, self._h2_config, self._limits, self._table)
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Begins to accept on ``sock``."""
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_server(self._protocol_factory, sock=sock, backlog=1024))
+
+    def stop_listening(self) -> None:
+        """Refuses new connections."""
+        for listener in self._listeners:
+            listener.close()
+
+    async def aclose(self, *, grace_s: float) -> int:
+        """Stops: handlers get ``grace_s`` seconds to end, then they are cancelled.
+
+        Returns:
+            How many had to be cancelled.
+        """
+        self.stop_listening()
+        with anyio.move_on_after(grace_s):
+            while self.running:
+                tasks = [task for handler in self._handlers for task in handler._tasks.values() if not task.done()]
+                await asyncio.wait(tasks)
+        cut_off = self.running
+        for protocol in self._table.all():
+            protocol.say_goodbye()
+        for handler in self._handlers:
+            handler.close()
+        with anyio.move_on_after(_CANCEL_GRACE_S, shield=True) as scope:
+            for handler in tuple(self._handlers):
+                await handler.wait_closed()
+        if scope.cancelled_caught:
+            _LOG.warning("gRPC handlers did not end within %s s after they were cancelled", _CANCEL_GRACE_S)
+        return cut_off

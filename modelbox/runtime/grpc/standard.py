@@ -1,0 +1,50 @@
+"""What gRPC tools expect of every server: health, reflection; and ServerService, which tells our clients the rest."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpclib.health.check import ServiceStatus
+from grpclib.health.service import OVERALL
+from grpclib.health.service import Health as HealthService
+from grpclib.reflection.service import ServerReflection
+
+from modelbox._proto.modelbox import v1 as pb
+from modelbox.runtime.health import Health
+
+from .server import Servable
+
+__all__ = ("ServerAdapter", "health_service", "reflection_service")
+
+
+class ServerAdapter(pb.ServerServiceBase):
+    """See ``protos/modelbox/v1/server.proto``."""
+
+    def __init__(self, info: pb.ServerInfo) -> None:
+        self._info = info
+
+    async def get_server_info(self, message: pb.GetServerInfoRequest) -> pb.ServerInfo:
+        """See the proto."""
+        return self._info
+
+
+def health_service(health: Health, services: list[Servable]) -> Servable:
+    """``grpc.health.v1.Health`` for the whole server and for each of ``services``."""
+    status = ServiceStatus()
+    health.on_change(status.set)
+    return HealthService({OVERALL: [status], **{service: [status] for service in services}})
+
+
+def reflection_service(names: list[str]) -> Servable:
+    """``grpc.reflection.v1`` for the services of these full names.
+
+    The descriptors are those that ``make proto`` keeps beside the generated code, in a pool of their own: the generated
+    classes have none.
+    """
+    pool = DescriptorPool()
+    raw = files("modelbox._proto").joinpath("descriptors.binpb").read_bytes()
+    for file in FileDescriptorSet.FromString(raw).file:
+        pool.Add(file)
+    return ServerReflection(_service_names=names, _pool=pool)
