@@ -40,7 +40,7 @@ from modelbox.loader.cache_state import Quarantined, RefState, load_state, save_
 from modelbox.loader.cache_upkeep import CacheEntry, CacheReport
 from modelbox.loader.verify import FileVerifier
 from modelbox.manifest import Manifest, ManifestFile
-from modelbox.refs import Digest, parse_digest, shown
+from modelbox.refs import Digest, parse_digest
 
 __all__ = (
     "BlobLock",
@@ -89,7 +89,7 @@ class Lease:
 class BlobWriter:
     """One blob on its way into the cache; bytes are hashed as they are written.
 
-    Concurrency: one thread at a time. The unfinished file is private to this writer and is locked, so that no
+    Concurrency: one thread at a time, but for `check` and `store`. The unfinished file is private to this writer and is locked, so that no
     clean-up takes it away; it goes with `abort`, or an hour after its process died.
     """
 
@@ -104,19 +104,32 @@ class BlobWriter:
 
     @property
     def offset(self) -> int:
-        """How many bytes are here: where a broken download goes on."""
+        """How many bytes were taken: where a broken download goes on."""
         return self._verifier.offset
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come."""
+        return self._verifier.missing
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Appends bytes.
 
         Raises:
-            IntegrityError: More bytes than the manifest declares.
+            IntegrityError: More bytes than the manifest declares; they were not taken.
             CacheError: The disk refused them; abort this writer.
         """
+        self.check(data)
+        self.store(data)
+
+    def check(self, data: bytes | bytearray | memoryview) -> None:
+        """The first half of `write`: counts and hashes. May run beside `store` of the bytes before."""
+        self._verifier.feed(data)
+
+    def store(self, data: bytes | bytearray | memoryview) -> None:
+        """The second half of `write`: appends what was checked to the file."""
         if self._fd is None:
             raise ValueError("the writer was committed or aborted")
-        self._verifier.feed(data)
         with disk.cache_errors("writing", self.path):
             disk.write_whole(self._fd, data)
 
