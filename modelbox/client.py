@@ -43,7 +43,7 @@ from .refs import ModelRef, shown
 from .signature import Signature
 
 if TYPE_CHECKING:
-    from ._transport.follow import Follower
+    from ._transport.follow import Batch, Follower
     from ._transport.source import RemoteSource
 
 __all__ = ("ChangeFeed", "Client")
@@ -428,9 +428,7 @@ class Client:
             )
         )
 
-    async def rollback(
-        self, ref: str | ModelRef, *, expected_mod_rev: int | None = None, reason: str = ""
-    ) -> Alias:
+    async def rollback(self, ref: str | ModelRef, *, expected_mod_rev: int | None = None, reason: str = "") -> Alias:
         """Points an alias back to what it pointed to before its last move.
 
         Raises:
@@ -444,9 +442,7 @@ class Client:
             )
         )
 
-    async def delete_alias(
-        self, ref: str | ModelRef, *, expected_mod_rev: int | None = None, reason: str = ""
-    ) -> None:
+    async def delete_alias(self, ref: str | ModelRef, *, expected_mod_rev: int | None = None, reason: str = "") -> None:
         """Deletes an alias; its history stays.
 
         Raises:
@@ -648,7 +644,9 @@ class ChangeFeed(AsyncIterator[Change | Resync]):
         self._start = (token, list_first)
         self._token = token
         self._follower: Follower | None = None
-        self._ready: list[tuple[Change | Resync, str | None]] = []
+        self._ready: list[Change | Resync] = []
+        self._received = 0
+        self._token_after = ""
         self._closed = False
 
     @property
@@ -668,28 +666,28 @@ class ChangeFeed(AsyncIterator[Change | Resync]):
         if self._closed:
             raise StopAsyncIteration
         while not self._ready:
-            items, token = await self._client._call(self._fetch)
-            self._ready = [(item, None) for item in items]
-            if self._ready:
-                # A revision is atomic: only behind its last change may a reader go on from the next one.
-                self._ready[-1] = (self._ready[-1][0], token)
-                self._ready.reverse()
-            else:
-                self._token = token
-        item, token_after = self._ready.pop()
-        if token_after is not None:
-            self._token = token_after
+            batch = await self._client._call(self._fetch)
+            self._received = batch.number
+            self._ready = list(batch.items)
+            # A revision is atomic: only behind its last change may a reader go on from the next one.
+            self._token_after = batch.token
+            if not self._ready:
+                self._token = batch.token
+        item = self._ready.pop(0)
+        if not self._ready:
+            self._token = self._token_after
         return item
 
-    async def _fetch(self, source: RemoteSource) -> tuple[tuple[Change | Resync, ...], str]:
+    async def _fetch(self, source: RemoteSource) -> Batch:
         if self._follower is None or self._follower.source is not source:
             from ._transport.follow import Follower
 
             token, list_first = self._start
+            self._received = 0
             self._follower = Follower(
                 source, self._wanted, token=self._token or token, list_first=list_first and not self._token
             )
-        return await self._follower.next()
+        return await self._follower.next(self._received)
 
     async def aclose(self) -> None:
         """Ends the stream. Idempotent."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from ..config import ClientConfig
-from ..feed import FeedItem, Filter
-from ..manifest import ManifestFile
-from ..objects import InstanceReport, ModelVersion, Resolved
-from ..ports import ByteStream
-from ..refs import ModelRef
+from modelbox.config import ClientConfig
+from modelbox.feed import FeedItem, Filter
+from modelbox.manifest import ManifestFile
+from modelbox.objects import InstanceReport, ModelVersion, Resolved
+from modelbox.ports import ByteStream
+from modelbox.refs import ModelRef
+
 from .grpc import Connection
 from .http import HttpFiles
 

@@ -1,0 +1,527 @@
+"""Every remote call, with our objects in and out.
+
+Owns the gRPC channels to one server: one for calls and one for watches, so that a stream that nobody reads never holds
+up a call. The address comes from ``GET {url}/api/v1/server`` and is asked for again after a failed connection, since a
+restarted server may listen elsewhere. Refuses to know about files: bytes travel over HTTP.
+
+Belongs to the event loop that it is first used on, and must not be used in a forked child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import anyio
+from grpclib.client import Channel, Stream
+from grpclib.config import Configuration
+from grpclib.const import Cardinality
+from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError
+from grpclib.metadata import decode_metadata
+from grpclib.protocol import H2Protocol
+
+from modelbox import _wire
+from modelbox._proto.modelbox import v1 as pb
+from modelbox.config import ClientConfig
+from modelbox.errors import InvalidError, ModelBoxError, ProtocolError, Unavailable
+from modelbox.feed import FeedItem, Filter, Snapshot
+from modelbox.objects import (
+    Alias,
+    AliasMove,
+    Artifact,
+    Created,
+    Instance,
+    InstanceReport,
+    Model,
+    ModelPatch,
+    ModelVersion,
+    Namespace,
+    NewArtifact,
+    NewModel,
+    NewVersion,
+    Page,
+    Resolved,
+    VersionPatch,
+)
+from modelbox.refs import Digest, ModelRef
+
+from .faults import Call, ConnectFailed, Retries, map_errors, unpacked
+from .http import HttpFiles, UploadState
+
+__all__ = ("WATCH_SILENCE_S", "Connection")
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+T = TypeVar("T")
+
+WATCH_SILENCE_S = 30.0
+"""Three bookmarks: a watch that is silent for longer is broken."""
+
+_GRACE_S = 0.5
+
+_KEEPALIVE = Configuration(
+    _keepalive_time=20.0,
+    _keepalive_timeout=10.0,
+    _keepalive_permit_without_calls=True,
+    _http2_max_pings_without_data=0,
+    _http2_min_sent_ping_interval_without_data=10.0,
+    http2_connection_window_size=64 << 20,
+    http2_stream_window_size=4 << 20,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Method(Generic[Q, A]):
+    """One rpc; ``idempotent`` calls may be repeated even if the first one arrived."""
+
+    path: str
+    request: type[Q]
+    answer: type[A]
+    idempotent: bool = False
+    streaming: bool = False
+
+
+def _rpc(
+    service: str, name: str, request: type[Q], answer: type[A], *, idempotent: bool = False, streaming: bool = False
+) -> _Method[Q, A]:
+    path = f"/modelbox.v1.{service}/{name}"
+    return _Method(path=path, request=request, answer=answer, idempotent=idempotent, streaming=streaming)
+
+
+_R = "RegistryService"
+# Creates and publishing are idempotent by contract. Moving an alias is not: the second attempt of a lost answer would
+# find its own move and call it a conflict, or roll back twice.
+_CREATE_MODEL = _rpc(_R, "CreateModel", pb.CreateModelRequest, pb.CreateModelResponse, idempotent=True)
+_GET_MODEL = _rpc(_R, "GetModel", pb.GetModelRequest, pb.Model, idempotent=True)
+_UPDATE_MODEL = _rpc(_R, "UpdateModel", pb.UpdateModelRequest, pb.Model, idempotent=True)
+_DELETE_MODEL = _rpc(_R, "DeleteModel", pb.DeleteModelRequest, pb.DeleteModelResponse)
+_LIST_MODELS = _rpc(_R, "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, idempotent=True)
+_LIST_NAMESPACES = _rpc(_R, "ListNamespaces", pb.ListNamespacesRequest, pb.ListNamespacesResponse, idempotent=True)
+_PUBLISH = _rpc(_R, "PublishVersion", pb.PublishVersionRequest, pb.PublishVersionResponse, idempotent=True)
+_GET_VERSION = _rpc(_R, "GetVersion", pb.GetVersionRequest, pb.ModelVersion, idempotent=True)
+_UPDATE_VERSION = _rpc(_R, "UpdateVersion", pb.UpdateVersionRequest, pb.ModelVersion, idempotent=True)
+_DELETE_VERSION = _rpc(_R, "DeleteVersion", pb.DeleteVersionRequest, pb.DeleteVersionResponse)
+_LIST_VERSIONS = _rpc(_R, "ListVersions", pb.ListVersionsRequest, pb.ListVersionsResponse, idempotent=True)
+_RESOLVE = _rpc(_R, "Resolve", pb.ResolveRequest, pb.ResolveResponse, idempotent=True)
+_MOVE_ALIAS = _rpc(_R, "MoveAlias", pb.MoveAliasRequest, pb.Alias)
+_ROLLBACK_ALIAS = _rpc(_R, "RollbackAlias", pb.RollbackAliasRequest, pb.Alias)
+_DELETE_ALIAS = _rpc(_R, "DeleteAlias", pb.DeleteAliasRequest, pb.DeleteAliasResponse)
+_LIST_ALIASES = _rpc(_R, "ListAliases", pb.ListAliasesRequest, pb.ListAliasesResponse, idempotent=True)
+_LIST_ALIAS_MOVES = _rpc(_R, "ListAliasMoves", pb.ListAliasMovesRequest, pb.ListAliasMovesResponse, idempotent=True)
+_A = "ArtifactService"
+_BEGIN_UPLOAD = _rpc(_A, "BeginUpload", pb.BeginUploadRequest, pb.BeginUploadResponse, idempotent=True)
+_BEGIN_DOWNLOAD = _rpc(_A, "BeginDownload", pb.BeginDownloadRequest, pb.BeginDownloadResponse)
+_CREATE_ARTIFACT = _rpc(_A, "CreateArtifact", pb.CreateArtifactRequest, pb.CreateArtifactResponse, idempotent=True)
+_GET_ARTIFACT = _rpc(_A, "GetArtifact", pb.GetArtifactRequest, pb.Artifact, idempotent=True)
+_LIST_ARTIFACTS = _rpc(_A, "ListArtifacts", pb.ListArtifactsRequest, pb.ListArtifactsResponse, idempotent=True)
+_DELETE_ARTIFACT = _rpc(_A, "DeleteArtifact", pb.DeleteArtifactRequest, pb.DeleteArtifactResponse)
+_REPORT = _rpc("FleetService", "Report", pb.ReportRequest, pb.ReportResponse, idempotent=True)
+_LIST_INSTANCES = _rpc(
+    "FleetService", "ListInstances", pb.ListInstancesRequest, pb.ListInstancesResponse, idempotent=True
+)
+_LIST = _rpc("WatchService", "List", pb.ListRequest, pb.ListResponse, idempotent=True)
+_WATCH = _rpc("WatchService", "Watch", pb.WatchRequest, pb.WatchResponse, streaming=True)
+
+
+class _Codec(CodecBase):
+    """Messages as bytes; bytes that are no message are the peer's fault."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return bytes(message)
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        try:
+            return _wire.decode_message(message_type, data)
+        except InvalidError as exc:
+            raise ProtocolError(f"the server sent an answer that cannot be read: {exc}") from exc
+
+
+class _Channel(Channel):
+    """A channel that gives up connecting after a while and says so."""
+
+    def __init__(self, host: str, port: int, *, connect_timeout_s: float) -> None:
+        super().__init__(host, port, codec=_Codec(), config=_KEEPALIVE)
+        self._connect_timeout_s = connect_timeout_s
+
+    async def _create_connection(self) -> H2Protocol:
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                return await super()._create_connection()
+        except TimeoutError as exc:
+            raise ConnectFailed(f"no connection to {self._authority} within {self._connect_timeout_s:g} s") from exc
+        except OSError as exc:
+            raise ConnectFailed(f"{self._authority}: {exc.strerror or exc}") from exc
+
+
+class Connection:
+    """The server's calls, one method each.
+
+    Concurrency: any number of tasks of one event loop.
+    Errors: what the server answers; `Unavailable`, `DeadlineExceeded` and `ProtocolError` of the transport. Lost calls
+        are repeated where that is safe, within ``request_timeout_s``.
+    """
+
+    def __init__(self, config: ClientConfig, http: HttpFiles) -> None:
+        self._config = config
+        self._http = http
+        self._peer = f"the server at {config.url}"
+        self._retries = Retries()
+        self._metadata = {_wire.ACTOR_KEY: config.actor}
+        self._address: tuple[str, int] | None = None
+        self._finding = asyncio.Lock()
+        self._channels: dict[bool, _Channel] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Closes the channels; calls that are under way fail. Idempotent."""
+        self._closed = True
+        self._forget()
+
+    # --- channels ------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        channels, self._channels, self._address = self._channels, {}, None
+        for channel in channels.values():
+            channel.close()
+
+    async def _channel(self, *, streaming: bool) -> _Channel:
+        if self._closed:
+            raise Unavailable(f"the connection to {self._peer} is closed")
+        if (channel := self._channels.get(streaming)) is not None:
+            return channel
+        async with self._finding:
+            if self._address is None:
+                self._address = (await self._http.server_info()).grpc_target(self._config.url)
+            host, port = self._address
+            if streaming not in self._channels:
+                self._channels[streaming] = _Channel(host, port, connect_timeout_s=self._config.connect_timeout_s)
+            return self._channels[streaming]
+
+    async def _unary(self, method: _Method[Q, A], request: Q, unpack: Callable[[A], T], timeout_s: float = 0) -> T:
+        async def attempt(call: Call) -> A:
+            return await self._once(method, request, call)
+
+        answer = await self._retries.run(
+            attempt,
+            timeout_s=timeout_s or self._config.request_timeout_s,
+            idempotent=method.idempotent,
+            what=self._peer,
+        )
+        return unpacked(unpack, answer, self._peer)
+
+    async def _once(self, method: _Method[Q, A], request: Q, call: Call) -> A:
+        channel = await self._channel(streaming=False)
+        stream = channel.request(
+            method.path,
+            Cardinality.UNARY_UNARY,
+            method.request,
+            method.answer,
+            # Tells the server how long we wait. Our own clock (see Retries) ends the call first.
+            timeout=max(0.0, call.remaining_s) + _GRACE_S,
+            metadata=self._metadata,
+        )
+        with map_errors(self._peer):
+            try:
+                async with stream:
+                    try:
+                        await stream.send_request()
+                    except ConnectFailed:
+                        self._forget_if(channel)
+                        raise
+                    call.sent = True
+                    await stream.send_message(request, end=True)
+                    answer = await stream.recv_message()
+                    await stream.recv_trailing_metadata()
+            except GRPCError as exc:
+                raise _answered(exc, stream) from exc
+            if answer is None:
+                raise ProtocolError(f"{self._peer} answered {method.path} with nothing")
+            return answer
+
+    def _forget_if(self, channel: _Channel) -> None:
+        """Asks for the address anew, unless somebody else already did."""
+        if channel in self._channels.values():
+            self._forget()
+
+    # --- the registry --------------------------------------------------------------------------------------------
+
+    async def create_model(self, new: NewModel) -> Created[Model]:
+        """Makes a model."""
+        return await self._unary(_CREATE_MODEL, _wire.pack_new_model(new), _wire.unpack_created_model)
+
+    async def get_model(self, namespace: str, name: str) -> Model:
+        """One model."""
+        return await self._unary(_GET_MODEL, pb.GetModelRequest(namespace=namespace, name=name), _wire.unpack_model)
+
+    async def update_model(self, namespace: str, name: str, patch: ModelPatch) -> Model:
+        """Edits a model."""
+        return await self._unary(_UPDATE_MODEL, _wire.pack_model_patch(namespace, name, patch), _wire.unpack_model)
+
+    async def delete_model(self, namespace: str, name: str) -> None:
+        """Deletes a model."""
+        await self._unary(_DELETE_MODEL, pb.DeleteModelRequest(namespace=namespace, name=name), _nothing)
+
+    async def list_models(self, namespace: str = "", *, page_size: int = 0, page_token: str = "") -> Page[Model]:
+        """One page of models."""
+        return await self._unary(
+            _LIST_MODELS,
+            pb.ListModelsRequest(namespace=namespace, page_size=page_size, page_token=page_token),
+            lambda answer: _page(answer.models, _wire.unpack_model, answer.next_page_token),
+        )
+
+    async def list_namespaces(self, *, page_size: int = 0, page_token: str = "") -> Page[Namespace]:
+        """One page of namespaces."""
+        return await self._unary(
+            _LIST_NAMESPACES,
+            pb.ListNamespacesRequest(page_size=page_size, page_token=page_token),
+            lambda answer: _page(answer.namespaces, _wire.unpack_namespace, answer.next_page_token),
+        )
+
+    async def publish_version(self, new: NewVersion) -> Created[ModelVersion]:
+        """Makes the next version of files that were uploaded before."""
+        return await self._unary(_PUBLISH, _wire.pack_new_version(new), _wire.unpack_created_version)
+
+    async def get_version(self, ref: ModelRef) -> ModelVersion:
+        """One version."""
+        return await self._unary(_GET_VERSION, pb.GetVersionRequest(ref=str(ref)), _wire.unpack_version)
+
+    async def update_version(self, namespace: str, model: str, version: int, patch: VersionPatch) -> ModelVersion:
+        """Edits a version."""
+        request = _wire.pack_version_patch(namespace, model, version, patch)
+        return await self._unary(_UPDATE_VERSION, request, _wire.unpack_version)
+
+    async def delete_version(self, namespace: str, model: str, version: int) -> None:
+        """Deletes a version."""
+        request = pb.DeleteVersionRequest(namespace=namespace, model=model, version=version)
+        await self._unary(_DELETE_VERSION, request, _nothing)
+
+    async def list_versions(
+        self, namespace: str, model: str, *, page_size: int = 0, page_token: str = ""
+    ) -> Page[ModelVersion]:
+        """One page of versions, newest first."""
+        return await self._unary(
+            _LIST_VERSIONS,
+            pb.ListVersionsRequest(namespace=namespace, model=model, page_size=page_size, page_token=page_token),
+            lambda answer: _page(answer.versions, _wire.unpack_version, answer.next_page_token),
+        )
+
+    async def resolve(self, ref: ModelRef) -> Resolved:
+        """What ``ref`` points to now."""
+        return await self._unary(_RESOLVE, pb.ResolveRequest(ref=str(ref)), _wire.unpack_resolved)
+
+    # --- aliases -------------------------------------------------------------------------------------------------
+
+    async def move_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        version: int,
+        *,
+        expected_mod_rev: int | None = None,
+        reason: str = "",
+    ) -> Alias:
+        """Moves or makes an alias."""
+        request = pb.MoveAliasRequest(
+            namespace=namespace,
+            model=model,
+            alias=alias,
+            version=version,
+            expected_mod_rev=expected_mod_rev,
+            reason=reason,
+        )
+        return await self._unary(_MOVE_ALIAS, request, _wire.unpack_alias)
+
+    async def rollback_alias(
+        self, namespace: str, model: str, alias: str, *, expected_mod_rev: int | None = None, reason: str = ""
+    ) -> Alias:
+        """Moves an alias back to where it was."""
+        request = pb.RollbackAliasRequest(
+            namespace=namespace, model=model, alias=alias, expected_mod_rev=expected_mod_rev, reason=reason
+        )
+        return await self._unary(_ROLLBACK_ALIAS, request, _wire.unpack_alias)
+
+    async def delete_alias(
+        self, namespace: str, model: str, alias: str, *, expected_mod_rev: int | None = None, reason: str = ""
+    ) -> None:
+        """Deletes an alias."""
+        request = pb.DeleteAliasRequest(
+            namespace=namespace, model=model, alias=alias, expected_mod_rev=expected_mod_rev, reason=reason
+        )
+        await self._unary(_DELETE_ALIAS, request, _nothing)
+
+    async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
+        """All aliases of a model."""
+        return await self._unary(
+            _LIST_ALIASES,
+            pb.ListAliasesRequest(namespace=namespace, model=model),
+            lambda answer: tuple(_wire.unpack_alias(alias) for alias in answer.aliases),
+        )
+
+    async def list_alias_moves(
+        self,
+        namespace: str,
+        model: str,
+        *,
+        alias: str = "",
+        at: datetime | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> Page[AliasMove]:
+        """One page of moves, newest first."""
+        request = pb.ListAliasMovesRequest(
+            namespace=namespace,
+            model=model,
+            alias=alias,
+            at_us=0 if at is None else _wire.pack_time(_aware(at)),
+            page_size=page_size,
+            page_token=page_token,
+        )
+        return await self._unary(
+            _LIST_ALIAS_MOVES,
+            request,
+            lambda answer: _page(answer.moves, _wire.unpack_alias_move, answer.next_page_token),
+        )
+
+    # --- artifacts -----------------------------------------------------------------------------------------------
+
+    async def begin_upload(self, namespace: str, digest: Digest, size_bytes: int) -> UploadState:
+        """Begins or resumes the upload of one file's bytes."""
+        return await self._unary(
+            _BEGIN_UPLOAD,
+            pb.BeginUploadRequest(namespace=namespace, digest=digest, size_bytes=size_bytes),
+            lambda answer: UploadState(upload_id=answer.upload_id, offset=answer.offset, complete=answer.complete),
+        )
+
+    async def begin_download(self, ref: ModelRef) -> str:
+        """Records a download in the change feed; returns its id."""
+        return await self._unary(
+            _BEGIN_DOWNLOAD, pb.BeginDownloadRequest(ref=str(ref)), lambda answer: answer.download_id
+        )
+
+    async def create_artifact(self, new: NewArtifact) -> Created[Artifact]:
+        """Attaches uploaded or tracked files to an object."""
+        return await self._unary(_CREATE_ARTIFACT, _wire.pack_new_artifact(new), _wire.unpack_created_artifact)
+
+    async def get_artifact(self, artifact_id: str) -> Artifact:
+        """One artifact."""
+        return await self._unary(_GET_ARTIFACT, pb.GetArtifactRequest(artifact_id=artifact_id), _wire.unpack_artifact)
+
+    async def list_artifacts(
+        self, *, parent: str = "", namespace: str = "", page_size: int = 0, page_token: str = ""
+    ) -> Page[Artifact]:
+        """One page of artifacts."""
+        return await self._unary(
+            _LIST_ARTIFACTS,
+            pb.ListArtifactsRequest(parent=parent, namespace=namespace, page_size=page_size, page_token=page_token),
+            lambda answer: _page(answer.artifacts, _wire.unpack_artifact, answer.next_page_token),
+        )
+
+    async def delete_artifact(self, artifact_id: str) -> None:
+        """Deletes an artifact."""
+        await self._unary(_DELETE_ARTIFACT, pb.DeleteArtifactRequest(artifact_id=artifact_id), _nothing)
+
+    # --- the fleet -----------------------------------------------------------------------------------------------
+
+    async def report(self, reports: Sequence[InstanceReport]) -> float:
+        """Tells what this instance serves; returns within how many seconds to report again."""
+        request = pb.ReportRequest(reports=[_wire.pack_report(report) for report in reports])
+        return await self._unary(_REPORT, request, lambda answer: answer.heartbeat_ms / 1000)
+
+    async def list_instances(
+        self, path: str = "", *, include_lost: bool = False, page_size: int = 0, page_token: str = ""
+    ) -> Page[Instance]:
+        """One page of the fleet."""
+        return await self._unary(
+            _LIST_INSTANCES,
+            pb.ListInstancesRequest(path=path, include_lost=include_lost, page_size=page_size, page_token=page_token),
+            lambda answer: _page(answer.instances, _wire.unpack_instance, answer.next_page_token),
+        )
+
+    # --- the change feed -----------------------------------------------------------------------------------------
+
+    async def list_state(self, wanted: Filter, *, page_size: int = 0, page_token: str = "") -> Snapshot:
+        """One page of the current state of everything that ``wanted`` lets through."""
+        return await self._unary(
+            _LIST,
+            pb.ListRequest(filter=_wire.pack_filter(wanted), page_size=page_size, page_token=page_token),
+            _wire.unpack_snapshot,
+        )
+
+    @asynccontextmanager
+    async def watch(self, wanted: Filter, token: str) -> AsyncIterator[AsyncIterator[FeedItem]]:
+        """Follows the change feed from ``token`` on (empty: from now on), as one stream; nothing is repeated here.
+
+        The iterator ends after a `Resync`; it raises `Unavailable` when the connection breaks, the server goes down,
+        or nothing was heard for `WATCH_SILENCE_S`.
+        """
+        request = pb.WatchRequest(filter=_wire.pack_filter(wanted), token=token)
+        channel = await self._channel(streaming=True)
+        with suppress(_Left):
+            async with channel.request(
+                _WATCH.path, Cardinality.UNARY_STREAM, _WATCH.request, _WATCH.answer, metadata=self._metadata
+            ) as stream:
+                with map_errors(self._peer):
+                    try:
+                        with anyio.fail_after(self._config.request_timeout_s):
+                            await stream.send_message(request, end=True)
+                    except ConnectFailed:
+                        self._forget_if(channel)
+                        raise
+                yield self._items(stream)
+                # An exception makes grpclib reset the stream without waiting for an end that never comes.
+                raise _Left
+
+    async def _items(self, stream: Stream[Any, pb.WatchResponse]) -> AsyncIterator[FeedItem]:
+        while True:
+            with map_errors(self._peer):
+                try:
+                    with anyio.fail_after(WATCH_SILENCE_S):
+                        message = await stream.recv_message()
+                        if message is None:
+                            await stream.recv_trailing_metadata()
+                except GRPCError as exc:
+                    raise _answered(exc, stream) from exc
+                except TimeoutError as exc:
+                    raise Unavailable(f"{self._peer} was silent for {WATCH_SILENCE_S:g} s in a watch") from exc
+            if message is None:
+                return
+            item = unpacked(_wire.unpack_feed_item, message, self._peer)
+            if item is not None:
+                yield item
+
+
+class _Left(Exception):
+    """The reader of a watch has left."""
+
+
+def _answered(exc: GRPCError, stream: Stream[Any, Any]) -> ModelBoxError:
+    """The error that the server sent in its trailers."""
+    trailer: bytes | None = None
+    metadata = stream.trailing_metadata
+    if metadata is None and getattr(stream, "_stream", None) is not None:
+        # The stream was reset after its trailers had come; grpclib then leaves them undecoded.
+        metadata = decode_metadata(stream._stream.trailers or stream._stream.headers or [])
+    if metadata is not None:
+        value = metadata.get(_wire.ERROR_KEY)
+        trailer = value if isinstance(value, bytes) else None
+    return _wire.unpack_error(exc.status.value, exc.message or "", trailer)
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def _page(items: Sequence[Q], unpack: Callable[[Q], T], next_token: str) -> Page[T]:
+    return Page(items=tuple(unpack(item) for item in items), next_token=next_token)
+
+
+def _aware(at: datetime) -> datetime:
+    return at if at.tzinfo is not None else at.astimezone()

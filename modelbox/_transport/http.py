@@ -1,0 +1,374 @@
+"""Bytes to and from the central server, over HTTP.
+
+Owns one aiohttp session for one server: where its gRPC listens, files of versions and artifacts from any offset, and
+uploads from any offset. Chunks are read from disk in threads and never pile up. Refuses to repeat anything (see
+`modelbox._transport.transfer`), to follow redirects and to use a proxy of the environment.
+
+Belongs to the event loop that it is first used on, and must not be used in a forked child.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import anyio
+import anyio.to_thread
+from yarl import URL
+
+from modelbox._wire import ACTOR_KEY
+from modelbox.config import ClientConfig
+from modelbox.errors import (
+    AuthError,
+    InvalidError,
+    LimitError,
+    ModelBoxError,
+    NotFoundError,
+    ProtocolError,
+    StorageError,
+    Unavailable,
+    error_from_dict,
+)
+from modelbox.manifest import ManifestFile
+from modelbox.ports import ByteStream
+from modelbox.refs import ModelRef, shown
+
+from .faults import map_errors
+
+__all__ = ("CHUNK_BYTES", "HttpFiles", "ServerInfo", "UploadState")
+
+CHUNK_BYTES = 1 << 20
+"""How much is read or written at once."""
+
+_MAX_JSON_BYTES = 1 << 20
+_BY_STATUS: Mapping[int, type[ModelBoxError]] = {
+    400: InvalidError,
+    401: AuthError,
+    403: AuthError,
+    404: ProtocolError,  # our server's own 404 carries an error in JSON
+    408: Unavailable,
+    413: LimitError,
+    429: Unavailable,
+    500: StorageError,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+    507: LimitError,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What a server says of itself.
+
+    Attributes:
+        server_id: Stays the same for the life of the installation.
+        version: ModelBox's release.
+        grpc_address: A port of the same host, or ``host:port``.
+        http_address: As it was bound or advertised.
+    """
+
+    server_id: str
+    version: str
+    grpc_address: str
+    http_address: str
+
+    def grpc_target(self, url: str) -> tuple[str, int]:
+        """Host and port to connect to, given that ``url`` reached the server.
+
+        A server that knows only where it is bound says "every address" or "loopback"; seen from elsewhere, that is the
+        host of ``url``.
+
+        Raises:
+            ProtocolError: The address is none.
+        """
+        url_host = urlsplit(url).hostname or ""
+        host, colon, port_text = self.grpc_address.rpartition(":")
+        host = host.strip("[]")
+        if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+            raise ProtocolError(f"the server at {url} gives {shown(self.grpc_address)} as its gRPC address")
+        if not host or not colon or _unspecified(host) or (_loopback(host) and not _loopback(url_host)):
+            host = url_host
+        return host, int(port_text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadState:
+    """How far an upload is: go on at ``offset``; with ``complete``, nothing is left to send."""
+
+    upload_id: str
+    offset: int
+    complete: bool
+
+
+class HttpFiles:
+    """The server's HTTP side.
+
+    Concurrency: any number of tasks of one event loop.
+    Errors: what the server answers; `Unavailable`, `DeadlineExceeded` and `ProtocolError` of the transport.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._peer = f"the server at {config.url}"
+        self._http: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Closes all connections; transfers that are under way fail. Idempotent."""
+        self._closed = True
+        if self._http is not None:
+            await self._http.close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise Unavailable(f"the connection to {self._peer} is closed")
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
+                auto_decompress=False,
+                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=20),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={ACTOR_KEY: self._config.actor, "Accept-Encoding": "identity"},
+                read_bufsize=CHUNK_BYTES,
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    sock_connect=self._config.connect_timeout_s,
+                    sock_read=self._config.stall_timeout_s,
+                ),
+                trust_env=False,
+            )
+        return self._http
+
+    def _url(self, *segments: str, **query: str) -> URL:
+        path = "/".join(quote(segment, safe="") for segment in segments)
+        text = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items() if value)
+        return URL(f"{self._config.url}/api/v1/{path}{'?' if text else ''}{text}", encoded=True)
+
+    # --- the server ----------------------------------------------------------------------------------------------
+
+    async def server_info(self) -> ServerInfo:
+        """What the server says of itself.
+
+        Raises:
+            ProtocolError: What answers at the address is no ModelBox server.
+        """
+        data = await self._json("GET", self._url("server"))
+        try:
+            return ServerInfo(
+                server_id=str(data["server_id"]),
+                version=str(data["version"]),
+                grpc_address=str(data["grpc_address"]),
+                http_address=str(data.get("http_address", "")),
+            )
+        except KeyError as exc:
+            raise ProtocolError(f"{self._peer} is no ModelBox server: its answer lacks {exc}") from exc
+
+    async def _json(self, method: str, url: URL) -> Mapping[str, Any]:
+        with map_errors(self._peer):
+            async with self._session().request(method, url, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                return await self._object(response)
+
+    async def _object(self, response: aiohttp.ClientResponse) -> Mapping[str, Any]:
+        body = await _limited(response)
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError) as exc:
+            raise ProtocolError(f"{self._peer} is no ModelBox server: {shown(body[:60])} is not JSON") from exc
+        if not isinstance(data, dict):
+            raise ProtocolError(f"{self._peer} is no ModelBox server: {shown(body[:60])} is not a JSON object")
+        return data
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ModelBoxError:
+        """The error in an answer that is none of the expected ones."""
+        body = await _limited(response)
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError):
+            data = None
+        if isinstance(data, dict) and isinstance(data.get("code"), str):
+            return error_from_dict(data)
+        cls = _BY_STATUS.get(response.status, ProtocolError)
+        hint = "; is it a ModelBox server?" if cls is ProtocolError else ""
+        return cls(f"{self._peer} answered {response.url.path} with HTTP status {response.status}{hint}")
+
+    # --- down ----------------------------------------------------------------------------------------------------
+
+    def open_version_file(
+        self, ref: ModelRef, file: ManifestFile, *, offset: int = 0, download_id: str = ""
+    ) -> AbstractAsyncContextManager[ByteStream]:
+        """The bytes of one file of a version from ``offset`` on.
+
+        Raises:
+            NotFoundError: Version or file do not exist.
+        """
+        path = ("models", ref.namespace, ref.model, "versions", ref.selector, "files", *file.path.split("/"))
+        return self._open(self._url(*path, download=download_id), file, offset)
+
+    def open_artifact_file(
+        self, artifact_id: str, file: ManifestFile, *, offset: int = 0
+    ) -> AbstractAsyncContextManager[ByteStream]:
+        """The bytes of one file of an artifact from ``offset`` on."""
+        return self._open(self._url("artifacts", artifact_id, "files", *file.path.split("/")), file, offset)
+
+    @asynccontextmanager
+    async def _open(self, url: URL, file: ManifestFile, offset: int) -> AsyncIterator[ByteStream]:
+        if offset >= file.size_bytes:
+            yield _empty()
+            return
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        async with AsyncExitStack() as stack:
+            with map_errors(self._peer):
+                request = self._session().get(url, headers=headers, allow_redirects=False)
+                response = await stack.enter_async_context(request)
+                if response.status == 404:
+                    error = await self._refusal(response)
+                    raise error if isinstance(error, NotFoundError) else NotFoundError(error.message)
+                if response.status != (206 if offset else 200):
+                    raise await self._refusal(response)
+                expected = f"bytes {offset}-"
+                if offset and not response.headers.get("Content-Range", "").startswith(expected):
+                    raise ProtocolError(f"{self._peer} did not begin {shown(file.path)} at byte {offset}")
+            yield self._chunks(response)
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        chunks = response.content.iter_chunked(CHUNK_BYTES)
+        while True:
+            with map_errors(self._peer):
+                try:
+                    chunk = await anext(chunks)
+                except StopAsyncIteration:
+                    return
+                except aiohttp.SocketTimeoutError as exc:
+                    raise Unavailable(
+                        f"{self._peer} sent nothing for {self._config.stall_timeout_s:g} s in a download"
+                    ) from exc
+            yield chunk
+
+    # --- up ------------------------------------------------------------------------------------------------------
+
+    async def send(
+        self, upload_id: str, local: Path, *, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
+    ) -> UploadState:
+        """Sends the bytes of ``local`` from ``offset`` to ``size_bytes``.
+
+        Args:
+            upload_id: Of the upload that the server has open.
+            local: The file; opened anew.
+            offset: Must be what the server holds.
+            size_bytes: Where the file ends.
+            on_bytes: Called with the offset of what was handed to the network.
+
+        Raises:
+            ConflictError: The server holds another offset (``fields["current"]``).
+            IntegrityError: What arrived is not what the digest says; the upload is gone.
+            InvalidError: The file is shorter than it was, or cannot be read.
+            Unavailable: The connection broke or stood still; what arrived is kept.
+        """
+        stall_s = self._config.stall_timeout_s
+        with anyio.CancelScope(deadline=anyio.current_time() + stall_s) as scope:
+
+            def alive(sent_to: int) -> None:
+                scope.deadline = anyio.current_time() + stall_s
+                on_bytes(sent_to)
+
+            body = _FileBody(local, offset, size_bytes, alive)
+            try:
+                with map_errors(self._peer):
+                    async with self._session().patch(
+                        self._url("uploads", upload_id),
+                        allow_redirects=False,
+                        data=body,
+                        headers={
+                            "Content-Length": str(size_bytes - offset),
+                            "Content-Type": "application/octet-stream",
+                            "Upload-Offset": str(offset),
+                        },
+                        timeout=aiohttp.ClientTimeout(
+                            total=None, sock_connect=self._config.connect_timeout_s, sock_read=None
+                        ),
+                    ) as response:
+                        if response.status not in (200, 201):
+                            raise await self._refusal(response)
+                        return _upload_state(await self._object(response), self._peer)
+            except ModelBoxError as exc:
+                if body.error is not None:
+                    raise body.error from exc
+                raise
+        raise Unavailable(f"{self._peer} took nothing for {stall_s:g} s in an upload")
+
+
+def _upload_state(data: Mapping[str, Any], peer: str) -> UploadState:
+    try:
+        return UploadState(
+            upload_id=str(data["upload_id"]), offset=int(data["offset"]), complete=data["complete"] is True
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ProtocolError(f"{peer} gave an answer to an upload that cannot be read") from exc
+
+
+class _FileBody:
+    """The rest of a file as the body of a request; keeps its own error, which aiohttp would hide in one of its own."""
+
+    def __init__(self, local: Path, offset: int, size_bytes: int, alive: Callable[[int], None]) -> None:
+        self._local = local
+        self._offset = offset
+        self._size_bytes = size_bytes
+        self._alive = alive
+        self.error: InvalidError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            fd = await anyio.to_thread.run_sync(os.open, self._local, os.O_RDONLY)
+            try:
+                while self._offset < self._size_bytes:
+                    count = min(CHUNK_BYTES, self._size_bytes - self._offset)
+                    chunk = await anyio.to_thread.run_sync(os.pread, fd, count, self._offset)
+                    if not chunk:
+                        raise OSError(0, "it became shorter while it was uploaded")
+                    yield chunk
+                    self._offset += len(chunk)
+                    self._alive(self._offset)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            self.error = InvalidError(f"{self._local} cannot be read: {exc.strerror}", path=str(self._local))
+            raise self.error from exc
+
+
+async def _empty() -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
+        yield chunk
+
+
+async def _limited(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        body += chunk
+        if len(body) > _MAX_JSON_BYTES:
+            raise ProtocolError(f"the answer of {response.url.host} is longer than {_MAX_JSON_BYTES} bytes")
+    return bytes(body)
+
+
+def _unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host == "*"
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
