@@ -1,0 +1,216 @@
+"""Makes a version ready to serve: fetch, verify, open, compare the interface, warm up.
+
+Owns the order of the stages and what is left behind when one fails: nothing but verified files in the cache. Knows
+nothing of references, retries or swaps; those are `reload`'s.
+
+Opening happens by path, in one thread at a time: from bytes it would hold the interpreter's lock for the whole copy,
+and two openings at once would need the memory of both.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from modelbox.errors import FormatRefused, LoadError, ModelBoxError, SignatureChanged
+from modelbox.loader import onnx_scan
+from modelbox.loader.cache import Cache, Lease
+from modelbox.loader.download import Downloader
+from modelbox.loader.optimise import find_optimised, optimised_key, write_optimised
+from modelbox.loader.session import Session
+from modelbox.loader.settings import LoaderSettings, LoadOptions
+from modelbox.manifest import Manifest
+from modelbox.objects import ModelVersion
+from modelbox.signature import Signature, find_incompatibilities
+
+__all__ = ("Prepared", "Preparer", "find_entrypoint")
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ENTRY_SUFFIXES = (".onnx", ".ort")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An open and warmed session, and what it stands on.
+
+    Attributes:
+        lease: Keeps the version's files in the cache; release it after the session is closed.
+        batching: Whether calls may be joined along the first dimension.
+        stage_s: Seconds by stage.
+        optimised: Whether it was opened from the form that the cache keeps.
+    """
+
+    version: ModelVersion
+    session: Session
+    lease: Lease
+    batching: bool
+    stage_s: dict[str, float]
+    model_path: Path
+    optimised: bool
+
+
+def find_entrypoint(manifest: Manifest) -> str:
+    """Path of the file to open.
+
+    Raises:
+        FormatRefused: The version is not of a format that ModelBox opens, or several files would do.
+    """
+    if manifest.framework != "onnx":
+        raise FormatRefused(
+            f"the version's framework is {manifest.framework!r}: ModelBox stores it, but serves ONNX only; "
+            "download it, or publish an ONNX export"
+        )
+    if manifest.entrypoint is not None:
+        found = [manifest.entrypoint]
+    else:
+        found = [file.path for file in manifest.files if file.path.endswith(ENTRY_SUFFIXES)]
+    if len(found) != 1 or not found[0].endswith(ENTRY_SUFFIXES):
+        names = ", ".join(found or [file.path for file in manifest.files[:5]])
+        raise FormatRefused(
+            f"cannot tell which file to open ({names}): publish with an entry point that ends in .onnx",
+            files=names,
+        )
+    return found[0]
+
+
+class Preparer:
+    """Runs the stages.
+
+    Concurrency: `prepare` may run for several versions at once; openings queue.
+    """
+
+    def __init__(self, *, cache: Cache, downloader: Downloader, settings: LoaderSettings) -> None:
+        self._cache = cache
+        self._downloader = downloader
+        self._settings = settings
+        self._opening = CapacityLimiter(1)
+
+    async def prepare(
+        self,
+        version: ModelVersion,
+        options: LoadOptions,
+        *,
+        replaces: Signature | None,
+        on_progress: Callable[[int, int], None],
+    ) -> Prepared:
+        """Fetches, opens and warms ``version``.
+
+        Args:
+            version: What to open.
+            options: How.
+            replaces: The interface that running callers rely on; None for a first load.
+            on_progress: Called with verified and total bytes.
+
+        Raises:
+            ModelBoxError: With ``fields["stage"]``: ``fetch``, ``verify``, ``open``, ``signature`` or ``warm``.
+
+        Cancellation: the session is closed and the lease released; verified files stay in the cache.
+        """
+        stage_s: dict[str, float] = {}
+        with _stage("verify", stage_s):
+            entry = find_entrypoint(version.manifest)
+        lease = await to_thread.run_sync(self._cache.lease, version.digest)
+        try:
+            with _stage("fetch", stage_s):
+                tree = await self._downloader.fetch(version, on_progress)
+            path = tree / entry
+            with _stage("verify", stage_s):
+                if entry.endswith(".onnx"):
+                    await to_thread.run_sync(onnx_scan.scan, path, version.manifest)
+            with _stage("open", stage_s):
+                session, optimised = await self._in_opener(self._open, version, path, options)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(lease.release)
+            raise
+        try:
+            await anyio.lowlevel.checkpoint()
+            with _stage("signature", stage_s):
+                _compare(replaces, session.signature, options)
+            with _stage("warm", stage_s):
+                golden = tree / "golden" if options.golden and (tree / "golden").is_dir() else None
+                report = await self._in_opener(session.warm, self._settings.warm_up_timeout_s, golden)
+                await anyio.lowlevel.checkpoint()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.discard(session, lease)
+            raise
+        wanted = options.batching if options.batching is not None else version.metadata.get("batching")
+        return Prepared(
+            version=version,
+            session=session,
+            lease=lease,
+            batching=report.rows_independent if wanted is None else bool(wanted),
+            stage_s=stage_s,
+            model_path=path,
+            optimised=optimised,
+        )
+
+    async def discard(self, session: Session, lease: Lease) -> None:
+        """Frees a session and gives its files back to the cache's care."""
+        await self._in_opener(session.close)
+        await to_thread.run_sync(lease.release)
+
+    async def keep_optimised(self, prepared: Prepared, options: LoadOptions) -> None:
+        """Writes what onnxruntime made of the model into the cache, so that the next opening is faster.
+
+        Only ever an improvement: a failure is logged and forgotten.
+        """
+        if prepared.optimised or not self._settings.keep_optimised:
+            return
+        try:
+            await self._in_opener(self._write_optimised, prepared.version, prepared.model_path, options)
+        except ModelBoxError as exc:
+            _log.info("the optimised form of %s is not kept: %s", prepared.version.ref, exc)
+
+    def _open(self, version: ModelVersion, path: Path, options: LoadOptions) -> tuple[Session, bool]:
+        kept = self._cache.find_derived(version.digest, optimised_key(options.session))
+        optimised = find_optimised(kept) if kept is not None else None
+        return Session.open(path, options=options.session, optimised=optimised), optimised is not None
+
+    def _write_optimised(self, version: ModelVersion, path: Path, options: LoadOptions) -> None:
+        key = optimised_key(options.session)
+        if self._cache.find_derived(version.digest, key) is None:
+            with self._cache.new_derived(version.digest, key) as writer:
+                write_optimised(path, writer.directory, options=options.session)
+                writer.commit()
+
+    async def _in_opener(self, fn: Callable[..., T], *args: object) -> T:
+        # Never abandoned: a thread that opens a session has to hand it over, or nobody would close it.
+        with anyio.CancelScope(shield=True):
+            return await to_thread.run_sync(fn, *args, limiter=self._opening)
+
+
+@contextmanager
+def _stage(name: str, stage_s: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    except ModelBoxError as exc:
+        exc.fields.setdefault("stage", name)
+        raise
+    except Exception as exc:
+        _log.exception("unexpected failure while preparing a model (%s)", name)
+        raise LoadError(f"unexpected {type(exc).__name__} in stage {name!r}: {exc}", stage=name) from exc
+    finally:
+        stage_s[name] = stage_s.get(name, 0.0) + time.perf_counter() - began
+
+
+def _compare(old: Signature | None, new: Signature, options: LoadOptions) -> None:
+    problems = [] if old is None else find_incompatibilities(old, new, options.compatibility)
+    if problems:
+        raise SignatureChanged(
+            f"the new version has another interface ({'; '.join(problems)}): publish it under another model, or load "
+            "with a wider `compatibility`",
+            problems=problems,
+        )

@@ -1,0 +1,250 @@
+"""The informer: knows at every moment what the movable references of this process point to.
+
+Owns one stream of the change feed per server, the cursor in it, and the loop that lists again, resumes and reconnects.
+Changes are taken as hints: a change that touches a reference makes the informer resolve it again and hand the answer,
+the newest whole state, to the reference's owner. So a change that comes twice or late does no harm, and one that is
+lost is found by the link between revisions (`Revision.prev_rev`) or by the periodic check of everything.
+
+Refuses to judge what it delivers, and never takes anything away: with the server gone, or its answer an error, what
+was delivered last stays in force.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+from anyio import CancelScope
+
+from modelbox.errors import AuthError, ModelBoxError, NotFoundError, ProtocolError
+from modelbox.feed import Action, Bookmark, Kind, ResumeToken, Resync, ResyncReason, Revision
+from modelbox.objects import Resolved
+from modelbox.ports import ModelSource
+from modelbox.refs import ModelRef
+
+__all__ = ("Informer", "InformerSettings", "Subscriber")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InformerSettings:
+    """When to try again.
+
+    Attributes:
+        backoff_base_s: The first pause after a broken stream is up to this; it doubles with each further failure.
+        backoff_max_s: The longest pause; the true one is drawn evenly from nothing to the current bound, so that a
+            thousand loaders do not return at once.
+        denied_pause_s: Pause while the server refuses this client.
+        healthy_s: A stream that lasted this long resets the pauses.
+        relist_s: Every reference is resolved anew about this often, whatever the stream says.
+    """
+
+    backoff_base_s: float = 0.5
+    backoff_max_s: float = 30.0
+    denied_pause_s: float = 60.0
+    healthy_s: float = 60.0
+    relist_s: float = 600.0
+
+
+class Subscriber(Protocol):
+    """Who holds a reference and wants to know what it points to."""
+
+    @property
+    def ref(self) -> ModelRef:
+        """The movable reference."""
+
+    def offer(self, resolved: Resolved, *, reset: bool = False) -> None:
+        """Takes the newest state; ``reset`` says that the server's history is another one than before."""
+
+    def missing(self, error: NotFoundError) -> None:
+        """The reference does not exist on the server (any more)."""
+
+
+class _Gap(Exception):
+    """The stream skipped a revision."""
+
+
+class Informer:
+    """Follows the change feed for a set of references.
+
+    Concurrency: all methods belong to the engine's loop.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        settings: InformerSettings | None = None,
+        on_contact: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._source = source
+        self._settings = settings or InformerSettings()
+        self._on_contact = on_contact
+        self._subscribers: dict[ModelRef, Subscriber] = {}
+        self._unlisted: set[ModelRef] = set()
+        self._cursor: str | None = None
+        self._reset = False
+        self._changed = anyio.Event()
+        self._stream_scope: CancelScope | None = None
+
+    def add(self, subscriber: Subscriber, token: str | None) -> None:
+        """Follows ``subscriber.ref`` from the snapshot ``token`` on; None lists it as soon as the server answers."""
+        self._subscribers[subscriber.ref] = subscriber
+        if token is None or (self._cursor is not None and not _same_history(self._cursor, token)):
+            self._unlisted.add(subscriber.ref)
+        elif self._cursor is None:
+            self._cursor = token
+        self._restart()
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Stops following a reference."""
+        if self._subscribers.get(subscriber.ref) is subscriber:
+            del self._subscribers[subscriber.ref]
+            self._unlisted.discard(subscriber.ref)
+            self._restart()
+
+    def _restart(self) -> None:
+        self._changed.set()
+        if self._stream_scope is not None:
+            self._stream_scope.cancel()
+
+    async def run(self) -> None:
+        """Follows for ever; every failure is waited out.
+
+        Cancellation: the stream is closed, nothing else is held.
+        """
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._check_periodically, name="modelbox informer check")
+            await self._run_streams()
+
+    async def _run_streams(self) -> None:
+        failures = gaps = 0
+        while True:
+            self._changed = anyio.Event()
+            if not self._subscribers:
+                self._cursor = None
+                await self._changed.wait()
+                continue
+            began = anyio.current_time()
+            try:
+                with CancelScope() as self._stream_scope:
+                    await self._list()
+                    await self._follow()
+                failures = gaps = 0
+                continue
+            except _Gap as exc:
+                gaps += 1
+                _log.warning("the change feed skipped something, resuming: %s", exc)
+                if gaps > 1:
+                    self._forget_cursor()
+                continue
+            except AuthError as exc:
+                pause = self._settings.denied_pause_s
+                self._lost(exc, pause)
+            except ModelBoxError as exc:
+                if anyio.current_time() - began > self._settings.healthy_s:
+                    failures = 0
+                bound = min(self._settings.backoff_max_s, self._settings.backoff_base_s * 2.0**failures)
+                pause = random.uniform(0, bound)
+                failures = min(failures + 1, 16)
+                self._lost(exc, pause)
+            finally:
+                self._stream_scope = None
+            with anyio.move_on_after(pause):
+                await self._changed.wait()
+
+    def _lost(self, error: ModelBoxError, pause_s: float) -> None:
+        _log.info("no change feed (%s); next attempt in %.1f s", error, pause_s)
+        self._on_contact(False)
+
+    def _forget_cursor(self) -> None:
+        self._cursor = None
+        self._unlisted.update(self._subscribers)
+
+    async def _list(self) -> None:
+        """Resolves what has no known state, and makes sure that there is a cursor."""
+        if self._cursor is None:
+            self._unlisted.update(self._subscribers)
+        first: str | None = None
+        for ref in sorted(self._unlisted, key=str):
+            token = await self._refresh(ref)
+            first = first or token
+        if self._cursor is None:
+            self._cursor = first
+        self._reset = False
+
+    async def _refresh(self, ref: ModelRef) -> str | None:
+        subscriber = self._subscribers.get(ref)
+        token = None
+        if subscriber is not None:
+            try:
+                resolved = await self._source.resolve(ref)
+                token = resolved.token
+                if self._subscribers.get(ref) is subscriber:
+                    subscriber.offer(resolved, reset=self._reset)
+            except NotFoundError as exc:
+                subscriber.missing(exc)
+        self._unlisted.discard(ref)
+        return token
+
+    async def _follow(self) -> None:
+        """Reads one stream to its end."""
+        models = sorted({ref.path for ref in self._subscribers})
+        cursor = self._cursor or ""
+        sent = ResumeToken.parse(cursor).rev if cursor else None
+        async with self._source.watch(models, cursor) as items:
+            async for item in items:
+                self._on_contact(True)
+                if isinstance(item, Revision):
+                    if sent is not None and item.prev_rev != sent:
+                        raise _Gap(f"expected a link to revision {sent}, got {item.prev_rev}")
+                    for ref in self._touched(item):
+                        await self._refresh(ref)
+                    sent = item.rev
+                    self._cursor = item.token
+                elif isinstance(item, Bookmark):
+                    if sent is not None and item.rev < sent:
+                        raise ProtocolError(f"a bookmark went back from revision {sent} to {item.rev}")
+                    if self._cursor is None:  # nothing that was asked for existed; it may have come since
+                        for ref in list(self._subscribers):
+                            await self._refresh(ref)
+                    self._cursor = item.token
+                elif isinstance(item, Resync):
+                    _log.info("the server asks to list again (%s): %s", item.reason, item.message)
+                    self._reset = item.reason in (ResyncReason.DIVERGED, ResyncReason.FUTURE)
+                    self._forget_cursor()
+                    return
+
+    def _touched(self, revision: Revision) -> list[ModelRef]:
+        """References whose target, or whose target's editable part, a revision may have changed."""
+        touched: dict[ModelRef, None] = {}
+        for change in revision.changes:
+            for ref in self._subscribers:
+                moved = change.kind == Kind.ALIAS and change.object == str(ref)
+                edited = (
+                    change.kind == Kind.VERSION
+                    and change.action == Action.UPDATED
+                    and change.object.startswith(f"{ref.path}@")
+                )
+                if moved or edited:
+                    touched[ref] = None
+        return list(touched)
+
+    async def _check_periodically(self) -> None:
+        while True:
+            await anyio.sleep(self._settings.relist_s * random.uniform(0.8, 1.2))
+            for ref in list(self._subscribers):
+                try:
+                    await self._refresh(ref)
+                except ModelBoxError as exc:
+                    _log.debug("could not check %s: %s", ref, exc)
+
+
+def _same_history(one: str, other: str) -> bool:
+    a, b = ResumeToken.parse(one), ResumeToken.parse(other)
+    return (a.server_id, a.epoch) == (b.server_id, b.epoch)

@@ -1,0 +1,263 @@
+"""The handle that an application holds: one reference that always answers with what it points to now.
+
+Owns nothing but its subscriptions: sessions, downloads and swaps belong to the loader, which lives in the engine's
+thread. `Model.predict` never goes there; it runs on the caller's loop, on the session that is active at that
+moment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import ArrayLike, NDArray
+
+from modelbox import _fork
+from modelbox._loops import Loop, Waiter, current_loop
+from modelbox.errors import ClientClosed
+from modelbox.events import DownloadProgress, ModelEvent
+from modelbox.loader.generation import Generation
+from modelbox.loader.reload import ModelState, Reloader
+from modelbox.loader.runner import Lease
+from modelbox.objects import JsonValue, ModelVersion
+from modelbox.otel import ModelMeter
+from modelbox.refs import Digest
+from modelbox.signature import Signature
+
+if TYPE_CHECKING:
+    from modelbox.loading import LoaderHost
+
+__all__ = ("LiveModel", "ModelState")
+
+_MAX_EVENTS = 256
+
+
+class LiveModel:
+    """A loaded reference; made by `modelbox.load` or `Client.load`.
+
+    Everything it says of itself (`version`, `digest`, `signature`, …) is true for the version that answers at this
+    moment. Where several calls or values must belong to one version, hold a `lease`.
+
+    Concurrency: may be shared by tasks, threads and event loops (asyncio, uvloop, trio), and goes on working in a
+    forked child.
+    """
+
+    def __init__(self, reloader: Reloader, host: LoaderHost) -> None:
+        self._reloader = reloader
+        self._host = host
+        self._runner = reloader.runner
+        self._subscriptions: set[_Subscription] = set()
+        self._closed = False
+        self._inherited = False
+        self._meter = ModelMeter(reloader.ref, lambda: self._active().version.version)
+        _fork.reset_in_child(self)
+
+    # -- what answers now
+
+    @property
+    def ref(self) -> str:
+        """The reference as it was asked for, in its canonical form."""
+        return str(self._reloader.ref)
+
+    @property
+    def version(self) -> int:
+        """Number of the version that answers now."""
+        return self._active().version.version
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of its manifest."""
+        return self._active().version.digest
+
+    @property
+    def signature(self) -> Signature:
+        """Its inputs and outputs, as the session reports them."""
+        return self._active().session.signature
+
+    @property
+    def metadata(self) -> Mapping[str, JsonValue]:
+        """Its metadata, as edited up to now."""
+        return self._active().version.metadata
+
+    @property
+    def info(self) -> ModelVersion:
+        """All that the registry says of it: manifest, labels, metrics."""
+        return self._active().version
+
+    @property
+    def state(self) -> ModelState:
+        """``active``, or ``reloading`` while a newer version is made ready, or ``closed``."""
+        return ModelState.CLOSED if self._closed else self._reloader.state
+
+    @property
+    def stale(self) -> bool:
+        """Whether the server cannot be reached, so that a newer version may exist."""
+        return self._reloader.stale
+
+    @property
+    def meter(self) -> ModelMeter:
+        """Business metrics, labelled with model, version and alias for you."""
+        return self._meter
+
+    # -- predictions
+
+    def predict(
+        self, inputs: Mapping[str, ArrayLike], *, timeout: float | None = None
+    ) -> Coroutine[Any, Any, dict[str, NDArray[Any]]]:
+        """Runs the model.
+
+        Args:
+            inputs: An array for each input of `signature`, C-contiguous or not; the dtype must be the signature's
+                (Python numbers and lists are converted), the rank and all fixed dimensions must match.
+            timeout: Seconds to wait for a turn; None waits for ever. A run that has begun is not ended by it.
+
+        Returns:
+            An array for each output, by name. All of them come from one version.
+
+        Raises:
+            InputError: Names, dtypes or shapes do not fit; says for each what was expected and what came.
+            DeadlineExceeded: No turn within ``timeout``.
+            LoadError: The runtime failed in the middle of the graph.
+
+        Cancellation: a call that waits for its turn leaves the queue; one that runs ends unseen. The lease is given
+        back either way.
+        """
+        if self._inherited:
+            self._rejoin()
+        return self._runner.predict(inputs, timeout=timeout)
+
+    def predict_sync(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+        """`predict` for code that is not async; runs in the calling thread."""
+        if self._inherited:
+            self._rejoin()
+        return self._runner.predict_sync(inputs)
+
+    def lease(self) -> Lease:
+        """Holds on to the version that answers now: ``async with model.lease() as lease: await lease.predict(…)``.
+
+        Works as ``with`` and ``async with``. For calls that must all be answered by one version, such as those that
+        carry a model's state from one to the next. Keep it short: a replaced version stays in memory until its last
+        lease ends, and is ended by force after the drain timeout.
+        """
+        if self._inherited:
+            self._rejoin()
+        return self._runner.lease()
+
+    # -- events
+
+    async def events(self) -> AsyncIterator[ModelEvent]:
+        """What happens to the reference from now on: reloads, refusals, loss of contact.
+
+        At most 256 undelivered events are kept: of a reader that is slower, the oldest are dropped, and of
+        `DownloadProgress` only the newest is kept in any case.
+        """
+        subscription = _Subscription(current_loop())
+        observers = self._reloader.observers
+        observers.append(subscription)
+        self._subscriptions.add(subscription)
+        try:
+            while True:
+                event = await subscription.next()
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._subscriptions.discard(subscription)
+            observers.remove(subscription)
+
+    # -- life
+
+    async def aclose(self) -> None:
+        """Gives the reference back; with the last handle its session is freed. Idempotent.
+
+        Cancellation: the handle is closed all the same, the freeing goes on in the engine.
+        """
+        if not self._closed:
+            self._closed = True
+            for subscription in list(self._subscriptions):
+                subscription.end()
+            await self._host.release(self._reloader)
+
+    def close_sync(self) -> None:
+        """`aclose` for code that is not async."""
+        if not self._closed:
+            self._closed = True
+            for subscription in list(self._subscriptions):
+                subscription.end()
+            self._host.release_sync(self._reloader)
+
+    async def __aenter__(self) -> LiveModel:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        active = self._runner.active
+        version = active.version.version if active is not None else None
+        return f"<LiveModel {self.ref} version={version} state={self.state}{' stale' if self.stale else ''}>"
+
+    def _active(self) -> Generation:
+        active = self._runner.active
+        if active is None:
+            raise ClientClosed(f"{self.ref} was closed")
+        return active
+
+    def _after_fork_in_child(self) -> None:
+        self._inherited = not self._closed
+
+    def _rejoin(self) -> None:
+        """First use in a forked child: serve what was inherited, and follow the reference from here on."""
+        self._inherited = False
+        self._host.adopt(self, self._reloader)
+
+
+class _Subscription:
+    """A bounded queue from the engine's thread to one reader on its own loop."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._events: deque[ModelEvent] = deque(maxlen=_MAX_EVENTS)
+        self._waiter: Waiter[None] | None = None
+        self._ended = False
+
+    def __call__(self, event: ModelEvent) -> None:
+        """Takes an event; called in the engine's thread."""
+        with self._lock:
+            if isinstance(event, DownloadProgress) and self._events and isinstance(self._events[-1], DownloadProgress):
+                self._events.pop()
+            self._events.append(event)
+        self._poke()
+
+    def end(self) -> None:
+        """Lets the reader finish what is queued, then stop."""
+        self._ended = True
+        self._poke()
+
+    def _poke(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            self._ended = True  # the reader's loop is gone
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> ModelEvent | None:
+        while True:
+            with self._lock:
+                if self._events:
+                    return self._events.popleft()
+            if self._ended:
+                return None
+            self._waiter = self._loop.make_waiter()
+            if self._events or self._ended:
+                continue
+            await self._waiter
