@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .refs import Digest
+from modelbox.refs import Digest
 
 __all__ = (
     "DownloadProgress",

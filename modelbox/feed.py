@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from .errors import InvalidError
-from .objects import JsonValue
-from .refs import shown
+from modelbox.errors import InvalidError
+from modelbox.objects import JsonValue
+from modelbox.refs import shown
 
 __all__ = (
     "Action",

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from .errors import InvalidError
-from .refs import Digest, parse_digest, shown
-from .signature import Signature, TensorSpec
+from modelbox.errors import InvalidError
+from modelbox.refs import Digest, parse_digest, shown
+from modelbox.signature import Signature, TensorSpec
 
 __all__ = ("MAX_FILES", "Manifest", "ManifestFile", "check_path")
 

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NewType, TypeVar, cast
 
-from .errors import InvalidError
-from .manifest import Manifest
-from .refs import Digest, ModelRef, shown
+from modelbox.errors import InvalidError
+from modelbox.manifest import Manifest
+from modelbox.refs import Digest, ModelRef, shown
 
 __all__ = (
     "Alias",

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from .feed import FeedItem
-from .manifest import ManifestFile
-from .objects import InstanceReport, ModelVersion, Resolved
-from .refs import ModelRef
+from modelbox.feed import FeedItem
+from modelbox.manifest import ManifestFile
+from modelbox.objects import InstanceReport, ModelVersion, Resolved
+from modelbox.refs import ModelRef
 
 __all__ = ("ByteStream", "ModelSource")
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import NewType
 
-from .errors import InvalidError, RefError
+from modelbox.errors import InvalidError, RefError
 
 __all__ = ("LATEST", "Digest", "ModelRef", "check_alias", "check_name", "parse_digest", "shown")
 

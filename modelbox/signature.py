@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .errors import InvalidError
-from .refs import shown
+from modelbox.errors import InvalidError
+from modelbox.refs import shown
 
 __all__ = ("DTYPES", "Compatibility", "Dim", "Signature", "TensorSpec", "find_incompatibilities")
 
