@@ -58,7 +58,7 @@ class SpeechBody(BaseModel):
 class Service:
     """What requests share: the model and the counter that the business looks at."""
 
-    def __init__(self, model: modelbox.Model) -> None:
+    def __init__(self, model: modelbox.LiveModel) -> None:
         self.model = model
         self.speech_seconds = model.meter.counter("speech.seconds", unit="s", description="Speech found in audio.")
 
@@ -84,7 +84,7 @@ class Service:
         )
 
 
-async def _log_changes(model: modelbox.Model) -> None:
+async def _log_changes(model: modelbox.LiveModel) -> None:
     """Writes what happens to the model to the log: reloads, refusals, contact lost and found."""
     async for event in model.events():
         _log.info("%s", event)
