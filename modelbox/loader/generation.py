@@ -36,8 +36,9 @@ class Generation:
         session: Opened and warmed; the generation does not close it.
         batching: Calls of one loop tick may run as one batch; only for models whose rows are independent.
 
+        stats: Where to count its calls; an aggregate of its own otherwise.
+
     Attributes:
-        stats: Of the calls that this generation answered.
         average_ns: Running average of one run, which decides where the next one runs.
     """
 
@@ -59,7 +60,15 @@ class Generation:
         "version",
     )
 
-    def __init__(self, *, number: int, version: ModelVersion, session: Session, batching: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        number: int,
+        version: ModelVersion,
+        session: Session,
+        batching: bool = False,
+        stats: CallStats | None = None,
+    ) -> None:
         self.number = number
         self.version = version
         self.session = session
@@ -68,7 +77,7 @@ class Generation:
         self.output_names = tuple(spec.name for spec in session.signature.outputs)
         self.check = self.checker.check
         self.run = session.run
-        self.stats = CallStats()
+        self.stats = stats if stats is not None else CallStats()
         # Not known without a warm-up; then the first run happens in the pool.
         self.average_ns: float = math.inf if session.run_s is None else session.run_s * 1e9
         self._lock = threading.Lock()

@@ -2,7 +2,7 @@
 
 Owns opening (by path), running, stopping and freeing a session, and the translation of what onnxruntime raises. Refuses
 to open anything that was not verified before: that external data stays inside the version's directory is the caller's
-check. Warming up is in `warmup.py`, the runtime's own optimised form of a model in `optimised.py`.
+check. Warming up is in `warmup.py`, the runtime's own optimised form of a model in `optimise.py`.
 
 Invariants: everything but `Session.run` and `Session.terminate` blocks and belongs to a loader thread. Importing this
 module does not import onnxruntime.
@@ -150,10 +150,10 @@ class Session:
             )
         if optimised is not None:
             try:
-                return cls(_inference(optimised, native_options(options, optimised=True), options), options)
+                return cls(open_native(optimised, runtime_options(options, optimised=True), options), options)
             except LoadError as exc:
                 _log.warning("the optimised form of a model does not open, its original is used: %s", exc)
-        return cls(_inference(path, native_options(options), options), options)
+        return cls(open_native(path, runtime_options(options), options), options)
 
     @property
     def options(self) -> SessionOptions:
@@ -255,7 +255,7 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(name=node.name, dtype=_DTYPES.get(match[1], match[1]), shape=tuple(dims))
 
 
-def native_options(options: SessionOptions, *, optimised: bool = False) -> Any:
+def runtime_options(options: SessionOptions, *, optimised: bool = False) -> Any:
     """The runtime's own options; ``optimised`` for a file that went through the optimiser already."""
     ort = runtime()
     native = ort.SessionOptions()
@@ -279,7 +279,8 @@ def new_run_options() -> Any:
     return options
 
 
-def _inference(path: Path, native: Any, options: SessionOptions) -> Any:
+def open_native(path: Path, native: Any, options: SessionOptions) -> Any:
+    """An ``onnxruntime.InferenceSession`` on a file, or our error."""
     with map_open_errors():
         # By path: opening from bytes copies them under the interpreter's lock.
         return runtime().InferenceSession(os.fspath(path), native, providers=list(options.providers), enable_fallback=0)
