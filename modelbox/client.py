@@ -43,6 +43,10 @@ from .refs import ModelRef, shown
 from .signature import Signature
 
 if TYPE_CHECKING:
+    from modelbox.loader.settings import LoadOptions
+    from modelbox.loading import LoaderHost
+    from modelbox.model import LiveModel
+
     from ._transport.follow import Batch, Follower
     from ._transport.source import RemoteSource
 
@@ -99,6 +103,7 @@ class Client:
         self._source_pid = 0
         self._of_parent: list[RemoteSource] = []
         self._closed = False
+        self._host: LoaderHost | None = None
 
     @property
     def config(self) -> ClientConfig:
@@ -135,6 +140,9 @@ class Client:
             return
         self._closed = True
         with anyio.move_on_after(_CLOSE_S, shield=True):
+            if self._host is not None:
+                with suppress(ClientClosed):
+                    await self._engine.call(self._host.aclose)
             if self._source is not None and self._source_pid == os.getpid():
                 with suppress(ClientClosed):
                     await self._engine.call(self._source.aclose)
@@ -179,6 +187,51 @@ class Client:
             token = page.next_token
             if not token:
                 return
+
+    # --- loading -------------------------------------------------------------------------------------------------
+
+    async def load(
+        self, ref: str | ModelRef, *, options: LoadOptions | None = None, timeout: float | None = None
+    ) -> LiveModel:
+        """Brings a model into service, and keeps it at what ``ref`` points to for as long as the handle lives.
+
+        The version is streamed into the local cache, verified, opened with onnxruntime and warmed up before this
+        returns. When an alias moves, the new version goes through the same and replaces the old one without a failed
+        call; one that does not pass is refused, and the old version goes on. With the server out of reach, the last
+        version that served on this machine is opened from the cache and marked stale.
+
+        Args:
+            ref: ``namespace/model@prod``, ``…@7``, ``…@sha256:…``; without a suffix, ``@latest``.
+            options: How to open and run it; handles of one reference share the options of the first.
+            timeout: Seconds until the first version has to be ready; None for the transports' own timeouts.
+
+        Raises:
+            RefError: ``ref`` is not a reference.
+            NotFoundError: The model, alias or version does not exist; says what does.
+            LoadError: It cannot be served (format, broken file, unknown operator, warm-up).
+            IntegrityError: Its bytes are not what the manifest says.
+            CacheError: The cache cannot be used: disk full, read-only, not ours.
+            Unavailable: The server cannot be reached and the cache holds nothing for ``ref``.
+            DeadlineExceeded: It was not ready within ``timeout``.
+            ConfigError: onnxruntime is not installed.
+
+        Cancellation: the work ends when nobody else waits for the same reference; verified files stay in the cache.
+        """
+        return await self._loading().load(ModelRef.parse(ref), options, timeout=timeout)
+
+    def load_sync(
+        self, ref: str | ModelRef, *, options: LoadOptions | None = None, timeout: float | None = None
+    ) -> LiveModel:
+        """`load` for code that is not async; see `modelbox.sync`."""
+        return self._loading().load_sync(ModelRef.parse(ref), options, timeout=timeout)
+
+    def _loading(self) -> LoaderHost:
+        self._check_open()
+        if self._host is None:
+            from modelbox.loading import LoaderHost
+
+            self._host = LoaderHost(self._engine, config=lambda: self.config, source=self.source)
+        return self._host
 
     # --- models --------------------------------------------------------------------------------------------------
 

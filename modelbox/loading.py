@@ -55,20 +55,20 @@ class LoaderHost:
         self._settings = settings or LoaderSettings()
         self._life: _Life | None = None
 
-    async def load(self, ref: ModelRef, options: LoadOptions, *, timeout: float | None) -> LiveModel:
+    async def load(self, ref: ModelRef, options: LoadOptions | None, *, timeout: float | None) -> LiveModel:
         """Brings ``ref`` into service and returns a handle; see `Client.load`."""
         try:
             with anyio.fail_after(timeout):
-                reloader = await self._engine.call(self._load, ref, options)
+                reloader = await self._engine.call(self._load, ref, options or LoadOptions())
         except DeadlineExceeded:
             raise
         except TimeoutError as exc:
             raise DeadlineExceeded(f"{ref} was not ready within {timeout} s", timeout_s=timeout) from exc
         return LiveModel(reloader, self)
 
-    def load_sync(self, ref: ModelRef, options: LoadOptions, *, timeout: float | None) -> LiveModel:
+    def load_sync(self, ref: ModelRef, options: LoadOptions | None, *, timeout: float | None) -> LiveModel:
         """The same for code that is not async."""
-        return LiveModel(self._engine.call_sync(self._load, ref, options, timeout=timeout), self)
+        return LiveModel(self._engine.call_sync(self._load, ref, options or LoadOptions(), timeout=timeout), self)
 
     async def release(self, reloader: Reloader) -> None:
         """Gives a handle's reference back."""
