@@ -30,6 +30,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelbox.errors import CacheError, IntegrityError, InvalidError, NotFoundError
@@ -55,6 +56,7 @@ __all__ = (
 )
 
 BlobLock = disk.FileLock
+Chunk = bytes | bytearray | memoryview
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
@@ -112,26 +114,27 @@ class BlobWriter:
         """How many bytes are still to come."""
         return self._verifier.missing
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: Chunk) -> None:
         """Appends bytes.
 
         Raises:
             IntegrityError: More bytes than the manifest declares; they were not taken.
             CacheError: The disk refused them; abort this writer.
         """
-        self.check(data)
-        self.store(data)
+        self.check((data,))
+        self.store((data,))
 
-    def check(self, data: bytes | bytearray | memoryview) -> None:
+    def check(self, chunks: Sequence[Chunk]) -> None:
         """The first half of `write`: counts and hashes. May run beside `store` of the bytes before."""
-        self._verifier.feed(data)
+        for chunk in chunks:
+            self._verifier.feed(chunk)
 
-    def store(self, data: bytes | bytearray | memoryview) -> None:
+    def store(self, chunks: Sequence[Chunk]) -> None:
         """The second half of `write`: appends what was checked to the file."""
         if self._fd is None:
             raise ValueError("the writer was committed or aborted")
         with disk.cache_errors("writing", self.path):
-            disk.write_whole(self._fd, data)
+            disk.write_chunks(self._fd, chunks)
 
     def commit(self) -> Path:
         """Verifies what was written and gives it its name; durable on return.

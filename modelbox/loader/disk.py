@@ -18,13 +18,14 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from modelbox.errors import CacheError
 from modelbox.refs import Digest
 
 READ_BYTES = 1 << 20
+_IOV_MAX = 512
 _SEAL_NS = 1_000_000_000 * 10**9
 _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 _DENIED = (errno.EACCES, errno.EPERM)
@@ -129,6 +130,18 @@ def write_whole(fd: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def write_chunks(fd: int, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
+    """Writes all chunks in order, many with one call."""
+    for start in range(0, len(chunks), _IOV_MAX):
+        group = chunks[start : start + _IOV_MAX]
+        written = os.writev(fd, group)
+        if written < sum(map(len, group)):  # Interrupted, or the disk is nearly full: the rest one by one.
+            for chunk in group:
+                skip = min(written, len(chunk))
+                written -= skip
+                write_whole(fd, memoryview(chunk)[skip:])
 
 
 def hash_file(path: Path) -> Digest:

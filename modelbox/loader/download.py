@@ -126,13 +126,18 @@ class Downloader(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Downloader, None]:
         # Two stages per file, and a few for whoever looks something up beside them.
         self._threads = anyio.CapacityLimiter(2 * self._options.files_at_once + 4)
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
                 yield self
+            except Exception as exc:
+                failure = exc  # Raised below, where the task group does not wrap it.
             finally:
                 self._tasks = None
                 tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def fetch(self, version: ModelVersion, on_progress: ProgressCallback | None = None) -> Path:
         """Returns the directory with all files of ``version``, complete and verified; fetches what is missing.

@@ -77,13 +77,13 @@ async def receive(
     async def check() -> None:
         with checks, to_store:
             async for batch in checks:
-                await thread(_each, writer.check, batch)
+                await thread(writer.check, batch)
                 await to_store.send(batch)
 
     async def store() -> None:
         with stores:
             async for batch in stores:
-                await thread(_each, writer.store, batch)
+                await thread(writer.store, batch)
                 advance(sum(map(len, batch)))
 
     broken: Exception | None = None
@@ -103,11 +103,6 @@ async def receive(
         raise failures[0]
     if broken is not None:
         raise broken
-
-
-def _each(take: Callable[[bytes], None], batch: Batch) -> None:
-    for chunk in batch:
-        take(chunk)
 
 
 class _Reader:
