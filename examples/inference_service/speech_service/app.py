@@ -19,6 +19,7 @@ from typing import Annotated, cast
 import anyio
 import anyio.to_thread
 import modelbox
+import modelbox.otel
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, status
 from fastapi.responses import JSONResponse
 from modelbox.errors import ModelBoxError
@@ -28,7 +29,7 @@ from starlette.datastructures import UploadFile
 from .audio import AudioError, decode_wav
 from .detector import WINDOW_S, speech_probabilities
 from .segments import find_segments
-from .telemetry import PROMETHEUS_CONTENT_TYPE, configure_telemetry
+from .telemetry import PROMETHEUS_CONTENT_TYPE, configure_telemetry, flush_telemetry
 
 __all__ = ("app",)
 
@@ -102,6 +103,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.service = Service(model)
             yield
             tasks.cancel_scope.cancel()
+        await anyio.to_thread.run_sync(flush_telemetry)
     finally:
         await modelbox.aclose()
 
