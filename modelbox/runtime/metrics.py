@@ -36,8 +36,8 @@ class Metrics:
         )
         self._database = Histogram(
             "modelbox_database_duration_seconds",
-            "Time of a database operation, waiting for its turn included.",
-            ["operation"],
+            "Time of a database operation: a function that reads or writes, or a commit.",
+            ["operation", "outcome"],
             buckets=_SECONDS,
             registry=self._registry,
         )
@@ -65,9 +65,9 @@ class Metrics:
         """Counts a call."""
         self._calls.labels(protocol, method, status).observe(seconds)
 
-    def observe_database(self, operation: str, seconds: float) -> None:
+    def observe_database(self, operation: str, seconds: float, succeeded: bool) -> None:
         """Counts a database operation."""
-        self._database.labels(operation).observe(seconds)
+        self._database.labels(operation, "ok" if succeeded else "failed").observe(seconds)
 
     def count_bytes(self, protocol: str, direction: str, size_bytes: int) -> None:
         """Counts transferred bytes."""

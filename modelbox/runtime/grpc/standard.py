@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import cast
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -16,7 +17,7 @@ from modelbox.runtime.health import Health
 
 from .server import Servable
 
-__all__ = ("ServerAdapter", "health_service", "reflection_service")
+__all__ = ("ServerAdapter", "health_service", "reflection_services")
 
 
 class ServerAdapter(pb.ServerServiceBase):
@@ -37,8 +38,8 @@ def health_service(health: Health, services: list[Servable]) -> Servable:
     return HealthService({OVERALL: [status], **{service: [status] for service in services}})
 
 
-def reflection_service(names: list[str]) -> Servable:
-    """``grpc.reflection.v1`` for the services of these full names.
+def reflection_services(services: list[Servable]) -> list[Servable]:
+    """``grpc.reflection`` in both versions that tools use, for ``services``.
 
     The descriptors are those that ``make proto`` keeps beside the generated code, in a pool of their own: the generated
     classes have none.
@@ -47,4 +48,4 @@ def reflection_service(names: list[str]) -> Servable:
     raw = files("modelbox._proto").joinpath("descriptors.binpb").read_bytes()
     for file in FileDescriptorSet.FromString(raw).file:
         pool.Add(file)
-    return ServerReflection(_service_names=names, _pool=pool)
+    return cast("list[Servable]", ServerReflection.extend(services, pool=pool)[len(services) :])

@@ -1,0 +1,90 @@
+"""The HTTP application: which route leads to which handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from modelbox.objects import to_json
+from modelbox.runtime.health import Health
+from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.services.artifacts import ArtifactService
+from modelbox.runtime.services.feed import FeedService
+from modelbox.runtime.services.registry import RegistryService
+
+from .boundary import boundary, json_response
+from .changes import ChangeRoutes
+from .files import FileRoutes, ref_of
+from .hello import HelloWatch
+
+__all__ = ("build_app",)
+
+_MAX_BODY_BYTES = 1 << 20
+_VERSION = "/api/v1/models/{ns}/{model}/versions/{selector}"
+
+
+def build_app(
+    *,
+    registry: RegistryService,
+    artifacts: ArtifactService,
+    feed: FeedService,
+    health: Health,
+    hello: HelloWatch,
+    metrics: Metrics,
+    server_info: Mapping[str, str],
+    loopback: bool,
+    send_timeout_s: float,
+    stall_timeout_s: float,
+) -> web.Application:
+    """Wires routes to services; starts nothing.
+
+    Args:
+        registry: A service.
+        artifacts: A service.
+        feed: A service.
+        health: What the probes say.
+        hello: Told of every request.
+        metrics: Where requests are counted.
+        server_info: What GET /api/v1/server answers; an address that begins with a colon is completed with the host
+            that the client used.
+        loopback: Whether only this machine can reach the server.
+        send_timeout_s: See `ChangeRoutes`.
+        stall_timeout_s: See `FileRoutes`.
+    """
+    files = FileRoutes(artifacts, metrics, stall_timeout_s=stall_timeout_s)
+    changes = ChangeRoutes(feed, metrics, send_timeout_s=send_timeout_s)
+
+    async def healthz(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="ok\n")
+
+    async def readyz(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="ok\n") if health.ready else web.Response(text=f"{health.reason}\n", status=503)
+
+    async def server(request: web.Request) -> web.StreamResponse:
+        name = request.url.host or ""
+        host = f"[{name}]" if ":" in name else name
+        return json_response({k: host + v if v.startswith(":") else v for k, v in server_info.items()})
+
+    async def version(request: web.Request) -> web.StreamResponse:
+        return json_response(to_json(await registry.get_version(ref_of(request))))
+
+    app = web.Application(
+        client_max_size=_MAX_BODY_BYTES,
+        middlewares=[boundary(metrics=metrics, health=health, hello=hello, loopback=loopback)],
+    )
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/api/v1/server", server),
+            web.post("/api/v1/uploads", files.begin_upload),
+            web.get("/api/v1/uploads/{id}", files.get_upload),
+            web.patch("/api/v1/uploads/{id}", files.write_upload),
+            web.get(_VERSION, version),
+            web.get(_VERSION + "/files/{path:.+}", files.get_version_file),
+            web.get("/api/v1/artifacts/{id}/files/{path:.+}", files.get_artifact_file),
+            web.get("/api/v1/changes", changes.follow),
+        ]
+    )
+    return app

@@ -1,0 +1,135 @@
+"""The boundary that every HTTP request passes: errors become JSON, calls are counted, other sites are kept out.
+
+Owns the middleware and nothing of any route. Unexpected exceptions are logged here, once, and leave as a 500 without
+details.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from modelbox._wire import ACTOR_KEY
+from modelbox.errors import AuthError, InvalidError, LimitError, ModelBoxError, NotFoundError, ServerBusy
+from modelbox.refs import shown
+from modelbox.runtime.health import Health
+from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.status import statuses_of
+
+from .hello import HelloWatch
+
+__all__ = ("actor_of", "boundary", "json_response")
+
+_LOG = logging.getLogger(__name__)
+_MAX_ACTOR_CHARS = 128
+_ALWAYS = ("/healthz", "/readyz")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def actor_of(request: web.Request) -> str:
+    """Who makes the request; empty if it does not say."""
+    return request.headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS]
+
+
+def json_response(data: object, *, status: int = 200) -> web.Response:
+    """``data`` as JSON."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return web.Response(text=text, status=status, content_type="application/json")
+
+
+def boundary(*, metrics: Metrics, health: Health, hello: HelloWatch, loopback: bool) -> Middleware:
+    """The middleware.
+
+    Args:
+        metrics: Where requests are counted.
+        health: While it is not ready, requests are refused as busy, but those for health.
+        hello: Told of every request.
+        loopback: The server listens on loopback only, so a host name that is not this machine's own comes from a page
+            of another site that made its name point here (DNS rebinding).
+    """
+
+    @web.middleware
+    async def pass_boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
+        begun = time.monotonic()
+        hello.greet(request)
+        resource = request.match_info.route.resource
+        route = f"{request.method} {resource.canonical}" if resource is not None else "unknown"
+        status = "CANCELLED"
+        try:
+            with metrics.running("http"):
+                response = await _guard(request, handler)
+                status = str(response.status)
+                return response
+        finally:
+            metrics.observe_call("http", route, status, time.monotonic() - begun)
+
+    async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            _check_origin(request, loopback=loopback)
+            if not health.ready and request.path not in _ALWAYS:
+                raise ServerBusy(f"the server is {health.reason}: try again", retry_after_s=1.0)
+            response = await handler(request)
+        except ModelBoxError as exc:
+            response = _failed(request, exc)
+        except web.HTTPException as exc:
+            response = _failed(request, _translated(request, exc), status=exc.status)
+            if "Allow" in exc.headers:
+                response.headers["Allow"] = exc.headers["Allow"]
+        except ConnectionError:
+            raise
+        except Exception:
+            request_id = secrets.token_hex(6)
+            _LOG.exception("%s %s failed unexpectedly (request %s)", request.method, shown(request.path), request_id)
+            response = _failed(
+                request, ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
+            )
+        if not response.prepared:
+            response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
+
+    return pass_boundary
+
+
+def _failed(request: web.Request, error: ModelBoxError, *, status: int | None = None) -> web.Response:
+    response = json_response(error.to_dict(), status=status or statuses_of(error).http)
+    if isinstance(error, ServerBusy):
+        response.headers["Retry-After"] = "1"
+    if request.can_read_body and not request.content.is_eof():
+        # What is still on its way could be gigabytes; nobody will read it.
+        response.force_close()
+    return response
+
+
+def _translated(request: web.Request, error: web.HTTPException) -> ModelBoxError:
+    what = f"{request.method} {shown(request.path)}"
+    if error.status == 404:
+        return NotFoundError(f"there is nothing at {what}: the API is below /api/v1")
+    if error.status == 413:
+        return LimitError(f"the body of {what} is too large")
+    return InvalidError(f"{what}: {error.reason}")
+
+
+def _check_origin(request: web.Request, *, loopback: bool) -> None:
+    host = request.headers.get("Host", "")
+    if loopback and not _is_local(host):
+        raise AuthError(f"the host {shown(host)} is not this server's: use its address, such as 127.0.0.1")
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise AuthError(f"requests from pages of {shown(origin)} are not taken")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

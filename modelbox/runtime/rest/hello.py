@@ -1,0 +1,52 @@
+"""Ends HTTP connections whose peer never sends a request.
+
+aiohttp waits for the first request's head without a limit, so that a few hundred silent sockets would stay for ever.
+Later requests are bounded by its keep-alive timeout.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+
+import anyio
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+__all__ = ("HelloWatch",)
+
+
+class HelloWatch:
+    """Watches the connections of one server.
+
+    Args:
+        timeout_s: Until the whole head of the first request.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._since: weakref.WeakKeyDictionary[RequestHandler, float] = weakref.WeakKeyDictionary()
+        self._greeted: weakref.WeakSet[RequestHandler] = weakref.WeakSet()
+
+    def greet(self, request: web.BaseRequest) -> None:
+        """Notes that a connection has sent a request."""
+        self._greeted.add(request.protocol)
+
+    def sweep(self, server: web.Server) -> int:
+        """Ends those that had their time; returns how many."""
+        now = time.monotonic()
+        ended = 0
+        for connection in server.connections:
+            if connection in self._greeted:
+                continue
+            since = self._since.setdefault(connection, now)
+            if now - since >= self._timeout_s and connection.transport is not None:
+                connection.transport.abort()
+                ended += 1
+        return ended
+
+    async def run(self, server: web.Server) -> None:
+        """Sweeps until it is cancelled."""
+        while True:
+            await anyio.sleep(self._timeout_s / 4)
+            self.sweep(server)
