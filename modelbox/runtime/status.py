@@ -64,6 +64,8 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.UnsupportedOperator: _UNPROCESSABLE,
     errors.SignatureChanged: _UNPROCESSABLE,
     errors.WarmupFailed: _UNPROCESSABLE,
+    errors.PredictError: _INTERNAL,
+    errors.RunTerminated: Statuses(GrpcStatus.UNAVAILABLE, 503),
     errors.StorageError: _INTERNAL,
     errors.ServerBusy: Statuses(GrpcStatus.UNAVAILABLE, 503),
     errors.ConfigError: _INTERNAL,
