@@ -9,9 +9,9 @@ import json
 import math
 from collections.abc import Mapping
 
-from ..errors import InvalidError, LimitError
-from ..objects import JsonValue
-from ..refs import shown
+from modelbox.errors import InvalidError, LimitError
+from modelbox.objects import JsonValue
+from modelbox.refs import shown
 
 __all__ = (
     "MAX_DEPTH",

@@ -8,10 +8,10 @@ Invariants of every implementation:
 * A method that changes something is one transaction and, where `modelbox.feed` knows the kind, one revision of the
   change feed. When it returns, the change is on disk.
 * A method that reads sees one snapshot.
-* Arguments were checked by the service; rules that depend on stored state (compare-and-set, what an alias holds, limits
-  of merged metadata) are enforced here, inside the transaction.
-* Errors are those of `modelbox.errors`: `LimitError` when the disk is full, `ServerBusy` when a lock could not be had in
-  time, `StorageError` for everything unexpected.
+* Arguments were checked by the service; rules that depend on stored state (compare-and-set, what an alias holds,
+  limits of merged metadata) are enforced here, inside the transaction.
+* Errors are those of `modelbox.errors`: `LimitError` when the disk is full, `ServerBusy` when a lock could not be had
+  in time, `StorageError` for everything unexpected.
 
 Cancellation: a cancelled change either did not begin or is carried out to its end, unseen.
 """
@@ -25,8 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from ..feed import Change, Filter
-from ..objects import (
+from modelbox.feed import Change, Filter
+from modelbox.objects import (
     Alias,
     AliasMove,
     Artifact,
@@ -44,7 +44,7 @@ from ..objects import (
     Resolved,
     VersionPatch,
 )
-from ..refs import Digest, ModelRef
+from modelbox.refs import Digest, ModelRef
 
 __all__ = (
     "ArtifactStore",
@@ -149,7 +149,7 @@ class FeedListing:
 
 
 class RegistryStore(Protocol):
-    """Namespaces, models, versions, aliases. See `modelbox.runtime.services.registry` for the meaning of each method."""
+    """Namespaces, models, versions, aliases; `modelbox.runtime.services.registry` says what each method means."""
 
     async def create_model(self, new: NewModel, *, actor: str, at: datetime) -> Created[Model]:
         """Makes a model and, if need be, its namespace."""
@@ -323,7 +323,7 @@ class FeedStore(Protocol):
         """The head, and the chain at ``rev`` where it is still known, of one snapshot."""
 
     async def read_after(self, rev: int, *, limit: int, max_bytes: int) -> FeedBatch:
-        """Up to ``limit`` whole revisions after ``rev``, at least one if there is one, about ``max_bytes`` of states."""
+        """Up to ``limit`` whole revisions after ``rev`` with about ``max_bytes`` of states; one, if there is one."""
 
     async def list_states(self, wanted: Filter, *, limit: int, after: Key | None) -> FeedListing:
         """Current states that the filter lets through. Key: (kind's place, internal number)."""

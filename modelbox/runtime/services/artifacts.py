@@ -14,12 +14,13 @@ from pathlib import Path
 
 import anyio
 
-from ...errors import ConflictError, IntegrityError, InvalidError, LimitError, NotFoundError, StorageError
-from ...manifest import MAX_FILES, check_path
-from ...objects import Artifact, Created, Download, NewArtifact, Page
-from ...refs import Digest, ModelRef, check_name, parse_digest, shown
-from ..limits import check_labels, check_metadata, check_text
-from ..ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
+from modelbox.errors import ConflictError, IntegrityError, InvalidError, LimitError, NotFoundError, StorageError
+from modelbox.manifest import MAX_FILES, check_path
+from modelbox.objects import Artifact, Created, Download, NewArtifact, Page
+from modelbox.refs import Digest, ModelRef, check_name, parse_digest, shown
+from modelbox.runtime.limits import check_labels, check_metadata, check_text
+from modelbox.runtime.ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
+
 from .paging import decode_key, page_of, page_size_of
 
 __all__ = ("MAX_FILE_BYTES", "UPLOAD_IDLE_S", "ArtifactService", "OpenFile", "Upload")

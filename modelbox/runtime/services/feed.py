@@ -1,8 +1,8 @@
 """The change feed's use cases: list what is, then watch what changes.
 
 Owns the tailer (one task that reads committed revisions into one ring) and the rules of the contract in
-`modelbox.feed`. A watcher is a cursor into the ring, never a queue, so a thousand of them cost no memory; one that falls
-off the ring reads the database in batches, and one behind the compaction gets a `Resync`.
+`modelbox.feed`. A watcher is a cursor into the ring, never a queue, so a thousand of them cost no memory; one that
+falls off the ring reads the database in batches, and one behind the compaction gets a `Resync`.
 
 Refuses to judge who is slow: an adapter closes a stream whose send takes too long, and the cursor is gone with it.
 """
@@ -10,20 +10,35 @@ Refuses to judge who is slow: an adapter closes a stream whose send takes too lo
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskStatus
 
-from ...errors import ServerBusy
-from ...feed import FeedItem, Filter, ResumeToken, Snapshot
-from ..ports import FeedStore, StoredRevision
+from modelbox.errors import InvalidError, ModelBoxError, ServerBusy
+from modelbox.feed import (
+    Bookmark,
+    FeedItem,
+    Filter,
+    Kind,
+    ResumeToken,
+    Resync,
+    ResyncReason,
+    Revision,
+    Snapshot,
+)
+from modelbox.refs import check_name, shown
+from modelbox.runtime.limits import check_text
+from modelbox.runtime.ports import FeedHead, FeedStore, StoredRevision
+
 from .paging import decode_key, encode_key, page_size_of
 
-__all__ = ("FeedService",)
+__all__ = ("FeedService", "check_filter")
 
 _LOG = logging.getLogger(__name__)
 _BATCH_REVS = 500
@@ -166,7 +181,7 @@ class FeedService:
         key = decode_key(scope, page_token, int, int, str)
         after, first = (None, "") if key is None else (key[:2], str(key[2]))
         listing = await self._store.list_states(wanted, limit=page_size_of(page_size), after=after)
-        token = first or str(_token(listing.head, listing.head.rev, listing.head.chain))
+        token = first or _token(listing.head, listing.head.rev, listing.head.chain[:8].hex())
         return Snapshot(
             items=listing.items,
             next_token=encode_key(scope, None if listing.next_key is None else (*listing.next_key, token)),
@@ -199,5 +214,167 @@ class FeedService:
             self._watchers -= 1
             await stream.aclose()
 
-    async def _stream(self, wanted: Filter, asked: ResumeToken | None):  # type: ignore[no-untyped-def]
-        raise NotImplementedError
+    async def _stream(self, wanted: Filter, asked: ResumeToken | None) -> AsyncGenerator[FeedItem, None]:
+        head, refused = await self._start_of(asked)
+        if refused is not None:
+            yield refused
+            return
+        cursor, chain = (head.rev, head.chain[:8].hex()) if asked is None else (asked.rev, asked.chain)
+        sent = cursor
+        # What is older than the ring's end comes now; a second bookmark says where "now" begins.
+        behind = cursor < head.rev
+        yield self._bookmark(head, cursor, chain)
+        due = anyio.current_time() + self._bookmark_interval_s
+        while True:
+            news, draining = self._news, self._draining
+            revisions = await self._next_after(cursor)
+            if revisions is None:
+                yield Resync(
+                    reason=ResyncReason.COMPACTED,
+                    message=f"revision {cursor + 1} is not kept any more: list again",
+                )
+                return
+            for revision in revisions:
+                changes = tuple(change for change in revision.changes if wanted.matches(change))
+                cursor, chain = revision.rev, revision.chain[:8].hex()
+                if changes:
+                    token = _token(head, cursor, chain)
+                    yield Revision(rev=cursor, prev_rev=sent, changes=changes, token=token)
+                    sent = cursor
+                if anyio.current_time() >= due:
+                    yield self._bookmark(head, cursor, chain)
+                    due = anyio.current_time() + self._bookmark_interval_s
+            if revisions:
+                if behind and cursor >= head.rev:
+                    behind = False
+                    yield self._bookmark(head, cursor, chain)
+                continue
+            if draining:
+                yield self._bookmark(head, cursor, chain)
+                return
+            with anyio.move_on_after(max(0.0, due - anyio.current_time())) as scope:
+                await news.wait()
+            if scope.cancelled_caught:
+                yield self._bookmark(head, cursor, chain)
+                due = anyio.current_time() + self._bookmark_interval_s
+
+    async def _start_of(self, asked: ResumeToken | None) -> tuple[FeedHead, Resync | None]:
+        """The head, and why the token cannot be honoured."""
+        if asked is None:
+            return await self._store.head(), None
+        head, chain = await self._store.check(asked.rev)
+        if asked.server_id != head.server_id or asked.epoch != head.epoch:
+            return head, Resync(reason=ResyncReason.DIVERGED, message="the token is of another history: list again")
+        if asked.rev > head.rev:
+            return head, Resync(
+                reason=ResyncReason.FUTURE,
+                message=f"the token is of revision {asked.rev}, but history ends at {head.rev}: list again",
+            )
+        if asked.rev < head.compact_rev or chain is None:
+            return head, Resync(
+                reason=ResyncReason.COMPACTED,
+                message=f"revisions up to {head.compact_rev} are not kept any more: list again",
+            )
+        if asked.chain != chain[:8].hex():
+            return head, Resync(
+                reason=ResyncReason.DIVERGED,
+                message=f"history was another one at revision {asked.rev}, as after a restore: list again",
+            )
+        return head, None
+
+    async def _next_after(self, cursor: int) -> tuple[StoredRevision, ...] | None:
+        """Revisions after the cursor: out of the ring, or of the database; None if they were compacted."""
+        if cursor >= self._ring.last:
+            return ()
+        found = self._ring.find(cursor + 1)
+        if found is not None:
+            return (found,)
+        batch = await self._store.read_after(cursor, limit=_BATCH_REVS, max_bytes=_BATCH_BYTES)
+        if cursor < batch.head.compact_rev:
+            return None
+        return batch.revisions
+
+    def _bookmark(self, head: FeedHead, rev: int, chain: str) -> Bookmark:
+        return Bookmark(rev=rev, head_rev=max(rev, head.rev, self._ring.last), token=_token(head, rev, chain))
+
+    # -- the tailer ------------------------------------------------------------------------------------------------
+
+    def _on_commit(self) -> None:
+        self._wake.set()
+
+    def _tell(self) -> None:
+        """Wakes up every watcher."""
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def _tail(self, *, task_status: TaskStatus[None]) -> None:
+        self._ring.start((await self._store.head()).rev)
+        task_status.started()
+        pause_s = self._poll_interval_s
+        while True:
+            with anyio.move_on_after(pause_s):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            try:
+                await self._read_news()
+                pause_s = self._poll_interval_s
+            except ModelBoxError as exc:
+                # Streams stay open and silent, which their readers notice by the missing bookmarks' head.
+                _LOG.warning("the change feed cannot be read: %s", exc)
+                pause_s = min(5.0, pause_s * 2)
+
+    async def _read_news(self) -> None:
+        while True:
+            batch = await self._store.read_after(self._ring.last, limit=_BATCH_REVS, max_bytes=_BATCH_BYTES)
+            for revision in batch.revisions:
+                self._ring.append(revision)
+            if batch.revisions:
+                self._tell()
+            elif self._ring.last < batch.head.compact_rev:
+                self._ring.start(batch.head.rev)
+                self._tell()
+            if self._ring.last >= batch.head.rev:
+                return
+
+    async def _compact_for_ever(self) -> None:
+        while True:
+            await anyio.sleep(self._compact_interval_s)
+            try:
+                await self.compact()
+            except ModelBoxError as exc:
+                _LOG.warning("the change feed cannot be compacted: %s", exc)
+
+    async def compact(self) -> int:
+        """Drops revisions that are both old and many enough, in short transactions; runs by itself now and then.
+
+        Returns:
+            How many revisions were dropped.
+        """
+        total = 0
+        while dropped := await self._store.compact(
+            keep_revs=self._keep_revs, before=self._clock() - self._keep, batch=_COMPACT_BATCH
+        ):
+            total += dropped
+            await anyio.lowlevel.checkpoint()
+        return total
+
+
+def check_filter(wanted: Filter) -> None:
+    """Checks what a caller wants to see.
+
+    Raises:
+        InvalidError: A name or kind is not valid, or there are more than 1000 objects.
+    """
+    if wanted.namespace:
+        check_name(wanted.namespace, "namespace")
+    if len(wanted.objects) > _MAX_OBJECTS:
+        raise InvalidError(f"a filter names at most {_MAX_OBJECTS} objects, got {len(wanted.objects)}")
+    for path in wanted.objects:
+        check_text(path, "object", max_chars=255)
+    for kind in wanted.kinds:
+        if kind not in set(Kind):
+            raise InvalidError(f"{shown(kind)} is not a kind of object: expected one of {', '.join(Kind)}")
+
+
+def _token(head: FeedHead, rev: int, chain: str) -> str:
+    return str(ResumeToken(server_id=head.server_id, epoch=head.epoch, rev=rev, chain=chain))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ...errors import InvalidError, LimitError
-from ...objects import Instance, InstanceReport, Page
-from ...refs import ModelRef, check_name, shown
-from ..limits import check_text
-from ..ports import FleetStore
+from modelbox.errors import InvalidError, LimitError
+from modelbox.objects import Instance, InstanceReport, Page
+from modelbox.refs import ModelRef, check_name, shown
+from modelbox.runtime.limits import check_text
+from modelbox.runtime.ports import FleetStore
+
 from .paging import decode_key, page_of, page_size_of
 
 __all__ = ("HEARTBEAT_S", "LEASE_S", "FleetService")

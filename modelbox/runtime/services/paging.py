@@ -11,10 +11,10 @@ import binascii
 import json
 from typing import TypeVar
 
-from ...errors import InvalidError
-from ...objects import Page
-from ...refs import shown
-from ..ports import Key, Listed
+from modelbox.errors import InvalidError
+from modelbox.objects import Page
+from modelbox.refs import shown
+from modelbox.runtime.ports import Key, Listed
 
 __all__ = ("DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "decode_key", "encode_key", "page_of", "page_size_of")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from ...errors import InvalidError, NotFoundError
-from ...objects import (
+from modelbox.errors import InvalidError, NotFoundError
+from modelbox.objects import (
     Alias,
     AliasMove,
     Created,
@@ -27,9 +27,10 @@ from ...objects import (
     Resolved,
     VersionPatch,
 )
-from ...refs import LATEST, ModelRef, check_alias, check_name, shown
-from ..limits import check_labels, check_metadata, check_metrics, check_text
-from ..ports import BlobStore, RegistryStore
+from modelbox.refs import LATEST, ModelRef, check_alias, check_name, shown
+from modelbox.runtime.limits import check_labels, check_metadata, check_metrics, check_text
+from modelbox.runtime.ports import BlobStore, RegistryStore
+
 from .paging import decode_key, page_of, page_size_of
 
 __all__ = ("RegistryService",)

@@ -1,0 +1,387 @@
+"""Blobs as files of a directory.
+
+Layout: ``blobs/sha256/ab/<64 hex>``, mode 0444, and ``uploads/<id>`` for what is on its way. Invariants:
+
+* A name below ``blobs`` appears by rename only, after size and hash were checked and the bytes were synced; then the
+  directories are synced. A crash leaves a whole blob or none.
+* Names are made of digests and of ids that the server made, never of user text.
+* An fsync that failed is never repeated on the same file: the upload is discarded.
+
+Hashing and writing run in threads while the next bytes arrive; an upload holds at most 4 MiB in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from modelbox.errors import ConfigError, IntegrityError, InvalidError, LimitError, ModelBoxError, StorageError
+from modelbox.refs import Digest, parse_digest, shown
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+__all__ = ("CHUNK_BYTES", "FilesystemBlobs")
+
+K = TypeVar("K", bound=str)
+
+CHUNK_BYTES = 1 << 20
+_QUEUED_BLOCKS = 2
+_UPLOAD_ID = re.compile(r"[a-z]{1,8}_[0-9a-f]{8,32}")
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+_KNOWN_HASHES = 256
+
+
+class FilesystemBlobs:
+    """`modelbox.runtime.ports.BlobStore` in a directory of this host.
+
+    Use as an async context manager: entering makes the directories.
+
+    Args:
+        directory: Holds ``blobs`` and ``uploads``; one file system.
+        reserve_bytes: Room on the disk that uploads leave to others (the database).
+        threads: How many blobs are written or read at the same moment.
+    """
+
+    def __init__(self, directory: Path, *, reserve_bytes: int = 64 << 20, threads: int = 16) -> None:
+        self._blobs = directory / "blobs" / "sha256"
+        self._uploads = directory / "uploads"
+        self._reserve_bytes = reserve_bytes
+        self._limiter = anyio.CapacityLimiter(threads)
+        # What uploads of this process hashed so far, so that going on need not read their files again.
+        self._hashes: OrderedDict[str, tuple[int, _Hash]] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        await to_thread.run_sync(self._make_directories)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hashes.clear()
+
+    def _make_directories(self) -> None:
+        try:
+            for directory in (self._blobs, self._uploads):
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise ConfigError(f"cannot keep blobs in {self._blobs.parent.parent}: {exc.strerror}") from exc
+
+    # -- blobs -----------------------------------------------------------------------------------------------------
+
+    async def find_size(self, digest: Digest) -> int | None:
+        """See `BlobStore.find_size`."""
+        return (await self.find_sizes([digest])).get(digest)
+
+    async def find_sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """See `BlobStore.find_sizes`."""
+        paths = {digest: self._path(digest) for digest in digests}
+        return await to_thread.run_sync(_sizes, paths, limiter=self._limiter)
+
+    async def check_room(self, size_bytes: int) -> None:
+        """See `BlobStore.check_room`."""
+        found = await to_thread.run_sync(os.statvfs, self._uploads, limiter=self._limiter)
+        free = found.f_bavail * found.f_frsize
+        if free < size_bytes + self._reserve_bytes:
+            raise LimitError(
+                f"{size_bytes} bytes do not fit: {free} are free, {self._reserve_bytes} of them are kept in reserve",
+                free=free,
+            )
+
+    def local_path(self, digest: Digest) -> Path | None:
+        """See `BlobStore.local_path`."""
+        return self._path(digest)
+
+    async def read(self, digest: Digest, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """See `BlobStore.read`."""
+        fd = await to_thread.run_sync(_open_blob, self._path(digest), digest, limiter=self._limiter)
+        try:
+            left = length
+            while left is None or left > 0:
+                wanted = CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)
+                try:
+                    chunk = await to_thread.run_sync(os.pread, fd, wanted, offset, limiter=self._limiter)
+                except OSError as exc:
+                    raise StorageError(f"reading {digest} failed: {exc.strerror}") from exc
+                if not chunk:
+                    if left:
+                        raise StorageError(f"{digest} ends at byte {offset}, {left} bytes too early")
+                    return
+                offset += len(chunk)
+                left = None if left is None else left - len(chunk)
+                yield chunk
+        finally:
+            os.close(fd)
+
+    # -- uploads ---------------------------------------------------------------------------------------------------
+
+    async def upload_offset(self, upload_id: str) -> int:
+        """See `BlobStore.upload_offset`."""
+        path = self._upload_path(upload_id)
+        return (await to_thread.run_sync(_sizes, {upload_id: path}, limiter=self._limiter)).get(upload_id, 0)
+
+    def open_upload(self, upload_id: str) -> _Writer:
+        """See `BlobStore.open_upload`."""
+        return _Writer(self, upload_id, self._upload_path(upload_id), self._limiter)
+
+    async def discard_upload(self, upload_id: str) -> None:
+        """See `BlobStore.discard_upload`."""
+        self._hashes.pop(upload_id, None)
+        await to_thread.run_sync(_unlink, self._upload_path(upload_id), limiter=self._limiter)
+
+    async def sweep_uploads(self, *, idle_s: float) -> frozenset[str]:
+        """See `BlobStore.sweep_uploads`."""
+        return await to_thread.run_sync(_sweep, self._uploads, time.time() - idle_s, limiter=self._limiter)
+
+    def _upload_path(self, upload_id: str) -> Path:
+        if not _UPLOAD_ID.fullmatch(upload_id):
+            raise InvalidError(f"{shown(upload_id)} is not an upload id")
+        return self._uploads / upload_id
+
+    def _path(self, digest: Digest) -> Path:
+        name = parse_digest(digest).removeprefix("sha256:")
+        return self._blobs / name[:2] / name
+
+    def _take_hash(self, upload_id: str, size: int) -> _Hash | None:
+        offset, known = self._hashes.pop(upload_id, (-1, None))
+        return known if offset == size else None
+
+    def _keep_hash(self, upload_id: str, size: int, known: _Hash) -> None:
+        self._hashes[upload_id] = (size, known)
+        while len(self._hashes) > _KNOWN_HASHES:
+            self._hashes.popitem(last=False)
+
+    def _publish(self, part: Path, digest: Digest) -> None:
+        target = self._path(digest)
+        fresh = not target.parent.exists()
+        target.parent.mkdir(exist_ok=True, mode=0o700)
+        os.replace(part, target)
+        _fsync_directory(target.parent)
+        if fresh:
+            _fsync_directory(self._blobs)
+
+
+class _Writer:
+    """One upload's `modelbox.runtime.ports.BlobWriter`: a task feeds a thread while the next bytes arrive.
+
+    The task is shielded and ends when the block is left, after the few blocks that are queued; so what was taken from
+    the peer is kept whatever ends the block.
+    """
+
+    def __init__(self, store: FilesystemBlobs, upload_id: str, path: Path, limiter: anyio.CapacityLimiter) -> None:
+        self._store = store
+        self._id = upload_id
+        self._path = path
+        self._limiter = limiter
+        self._fd = -1
+        self._hash = hashlib.sha256()
+        self._offset = 0
+        self._buffer = bytearray()
+        self._queued = 0
+        self._error: ModelBoxError | None = None
+        self._published = False
+        self._send, self._receive = anyio.create_memory_object_stream[bytes](_QUEUED_BLOCKS)
+        self._progress = anyio.Event()
+        self._tasks = anyio.create_task_group()
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are written and hashed."""
+        return self._offset
+
+    async def __aenter__(self) -> Self:
+        await to_thread.run_sync(self._open, limiter=self._limiter)
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._consume, name=f"upload {self._id}")
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._send.close()
+        try:
+            # An ordinary failure of the block is not the task group's business, and must not come out wrapped.
+            if isinstance(exc, Exception):
+                await self._tasks.__aexit__(None, None, None)
+            else:
+                await self._tasks.__aexit__(exc_type, exc, traceback)
+        finally:
+            self._receive.close()
+            os.close(self._fd)
+            if not self._published and self._error is None:
+                self._store._keep_hash(self._id, self._offset, self._hash)
+
+    async def write(self, data: bytes) -> None:
+        """See `BlobWriter.write`."""
+        self._raise_error()
+        if not self._buffer and len(data) >= CHUNK_BYTES:
+            await self._hand_over(data)
+            return
+        self._buffer += data
+        if len(self._buffer) >= CHUNK_BYTES:
+            block = bytes(self._buffer)
+            self._buffer.clear()
+            await self._hand_over(block)
+
+    async def flush(self) -> None:
+        """See `BlobWriter.flush`."""
+        if self._buffer:
+            block = bytes(self._buffer)
+            self._buffer.clear()
+            await self._hand_over(block)
+        while self._queued:
+            await self._progress.wait()
+        self._raise_error()
+
+    async def commit(self, digest: Digest, size_bytes: int) -> None:
+        """See `BlobWriter.commit`."""
+        await self.flush()
+        await to_thread.run_sync(self._finish, digest, size_bytes, limiter=self._limiter)
+
+    async def _hand_over(self, block: bytes) -> None:
+        self._queued += 1
+        try:
+            await self._send.send(block)
+        except BaseException:
+            self._queued -= 1
+            raise
+
+    async def _consume(self) -> None:
+        with anyio.CancelScope(shield=True):
+            async for block in self._receive:
+                await self._append(block)
+                self._queued -= 1
+                self._progress.set()
+                self._progress = anyio.Event()
+            if self._buffer:
+                await self._append(bytes(self._buffer))
+
+    async def _append(self, block: bytes) -> None:
+        if self._error is not None:
+            return
+        try:
+            await to_thread.run_sync(self._append_in_thread, block, limiter=self._limiter)
+        except ModelBoxError as exc:
+            self._error = exc
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # -- in a thread -----------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._fd = os.open(self._path, flags, 0o600)
+        except OSError as exc:
+            raise _failure(exc, "opening an upload") from exc
+        try:
+            size = os.fstat(self._fd).st_size
+            known = self._store._take_hash(self._id, size)
+            if known is not None:
+                self._hash = known
+            else:
+                while block := os.pread(self._fd, CHUNK_BYTES, self._offset):
+                    self._hash.update(block)
+                    self._offset += len(block)
+            self._offset = size
+        except OSError as exc:
+            os.close(self._fd)
+            raise _failure(exc, "reading an upload") from exc
+
+    def _append_in_thread(self, block: bytes) -> None:
+        view = memoryview(block)
+        written = 0
+        try:
+            while written < len(view):
+                written += os.pwrite(self._fd, view[written:], self._offset + written)
+        except OSError as exc:
+            # Keep what is whole and hashed; the file and the hash must not part ways.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._offset)
+            raise _failure(exc, "writing an upload") from exc
+        self._hash.update(view)
+        self._offset += len(view)
+
+    def _finish(self, digest: Digest, size_bytes: int) -> None:
+        actual = f"sha256:{self._hash.hexdigest()}"
+        if self._offset != size_bytes or actual != digest:
+            raise IntegrityError(
+                f"the upload has {self._offset} bytes of {actual}, but {size_bytes} bytes of {digest} were announced",
+                expected=digest,
+                actual=actual,
+            )
+        try:
+            os.fsync(self._fd)
+            os.fchmod(self._fd, stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+            self._store._publish(self._path, digest)
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._error = _failure(exc, "storing an upload")
+            raise self._error from exc
+        self._published = True
+
+
+def _failure(exc: OSError, doing: str) -> ModelBoxError:
+    if exc.errno in _FULL:
+        return LimitError(f"{doing} failed, the disk is full: make room, then continue", reason=exc.strerror)
+    return StorageError(f"{doing} failed: {exc.strerror}")
+
+
+def _sizes(paths: dict[K, Path]) -> dict[K, int]:
+    found = {}
+    for key, path in paths.items():
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found[key] = status.st_size
+    return found
+
+
+def _open_blob(path: Path, digest: Digest) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as exc:
+        raise StorageError(f"{digest} cannot be opened: {exc.strerror}") from exc
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _sweep(uploads: Path, before: float) -> frozenset[str]:
+    kept = set()
+    for entry in os.scandir(uploads):
+        try:
+            if entry.stat(follow_symlinks=False).st_mtime < before:
+                os.unlink(entry.path)
+            else:
+                kept.add(entry.name)
+        except FileNotFoundError:
+            continue
+    return frozenset(kept)
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,392 @@
+"""Uploads, holdings, downloads and artifacts in SQL.
+
+Uploads and holdings are not in the change feed: they become visible by what is published or attached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from modelbox.errors import ConflictError, InvalidError, NotFoundError
+from modelbox.feed import Action, Kind
+from modelbox.objects import Artifact, Created, Download, Namespace, NewArtifact, to_json
+from modelbox.refs import Digest, ModelRef, shown
+from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
+
+from .database import Database
+from .feed import NewChange, append, next_rev
+from .lookups import find_namespace_id, model_row, ref_row, version_row
+from .rows import ARTIFACTS, artifact_of, dump, from_us, new_uid, to_us, version_of
+from .schema import artifact_blobs, artifacts, blobs, downloads, holdings, namespaces, uploads
+
+__all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs")
+
+_IN_CHUNK = 500
+
+_HELD = (
+    select(blobs.c.digest, blobs.c.id, blobs.c.size_bytes)
+    .join(holdings, holdings.c.blob_id == blobs.c.id)
+    .where(holdings.c.namespace == bindparam("ns"), blobs.c.digest.in_(bindparam("digests", expanding=True)))
+)
+_BLOB = select(blobs.c.id, blobs.c.size_bytes).where(blobs.c.digest == bindparam("content"))
+_UPLOAD = select(uploads).where(uploads.c.uid == bindparam("the_uid"))
+_DOWNLOAD = select(downloads.c.id).where(
+    downloads.c.uid == bindparam("the_uid"),
+    downloads.c.namespace == bindparam("ns"),
+    downloads.c.model == bindparam("name"),
+    downloads.c.version == bindparam("number"),
+)
+_ARTIFACT = ARTIFACTS.where(artifacts.c.uid == bindparam("the_uid"))
+
+
+def held_blobs(conn: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, tuple[int, int]]:
+    """Row id and size of each of these blobs that the namespace holds."""
+    unique = list(dict.fromkeys(digests))
+    held: dict[Digest, tuple[int, int]] = {}
+    for start in range(0, len(unique), _IN_CHUNK):
+        rows = conn.execute(_HELD, {"ns": namespace, "digests": unique[start : start + _IN_CHUNK]})
+        held |= {Digest(row.digest): (row.id, row.size_bytes) for row in rows}
+    return held
+
+
+def delete_artifacts_of(conn: Connection, parent: str) -> list[Artifact]:
+    """Deletes the artifacts of one object, and returns what they were; the caller notes the changes."""
+    rows = conn.execute(ARTIFACTS.where(artifacts.c.parent == parent).order_by(artifacts.c.id)).all()
+    for row in rows:
+        _delete_row(conn, row.id)
+    return [artifact_of(row) for row in rows]
+
+
+def _delete_row(conn: Connection, row_id: int) -> None:
+    conn.execute(delete(artifact_blobs).where(artifact_blobs.c.artifact_id == row_id))
+    conn.execute(delete(artifacts).where(artifacts.c.id == row_id))
+
+
+# -- uploads -------------------------------------------------------------------------------------------------------
+
+
+def _record(row: Any) -> UploadRecord:
+    return UploadRecord(
+        id=row.uid,
+        namespace=row.namespace,
+        digest=Digest(row.digest),
+        size_bytes=row.size_bytes,
+        done=bool(row.done),
+    )
+
+
+def _open_upload(
+    conn: Connection, namespace: str, digest: Digest, size_bytes: int, uid: str, at_us: int
+) -> UploadRecord:
+    query = select(uploads).where(
+        uploads.c.namespace == namespace,
+        uploads.c.digest == digest,
+        uploads.c.size_bytes == size_bytes,
+        uploads.c.done.is_(False),
+    )
+    row = conn.execute(query.order_by(uploads.c.id).limit(1)).first()
+    if row is not None:
+        return _record(row)
+    conn.execute(
+        insert(uploads).values(
+            uid=uid, namespace=namespace, digest=digest, size_bytes=size_bytes, done=False, created_at_us=at_us
+        )
+    )
+    return UploadRecord(id=uid, namespace=namespace, digest=digest, size_bytes=size_bytes, done=False)
+
+
+def _get_upload(conn: Connection, upload_id: str) -> UploadRecord:
+    row = conn.execute(_UPLOAD, {"the_uid": upload_id}).first()
+    if row is None:
+        raise NotFoundError(
+            f"no upload {shown(upload_id)}: it was discarded or idle for too long; begin again", what="upload"
+        )
+    return _record(row)
+
+
+def _finish_upload(conn: Connection, upload_id: str, at_us: int) -> None:
+    record = _get_upload(conn, upload_id)
+    blob = conn.execute(_BLOB, {"content": record.digest}).first()
+    if blob is None:
+        conn.execute(insert(blobs).values(digest=record.digest, size_bytes=record.size_bytes, created_at_us=at_us))
+        blob = conn.execute(_BLOB, {"content": record.digest}).one()
+    if not held_blobs(conn, record.namespace, [record.digest]):
+        conn.execute(insert(holdings).values(namespace=record.namespace, blob_id=blob.id, created_at_us=at_us))
+    conn.execute(update(uploads).where(uploads.c.uid == upload_id).values(done=True))
+
+
+def _drop_uploads(conn: Connection, before_us: int, keep: frozenset[str]) -> int:
+    rows = conn.execute(select(uploads.c.id, uploads.c.uid).where(uploads.c.created_at_us < before_us)).all()
+    gone = [{"row_id": row.id} for row in rows if row.uid not in keep]
+    if gone:
+        conn.execute(delete(uploads).where(uploads.c.id == bindparam("row_id")), gone)
+    return len(gone)
+
+
+# -- downloads -----------------------------------------------------------------------------------------------------
+
+
+def _begin_download(conn: Connection, ref: ModelRef, uid: str, actor: str, at: datetime) -> Download:
+    row = ref_row(conn, ref)
+    rev = next_rev(conn)
+    download = Download(
+        id=uid,
+        namespace=row.namespace,
+        model=row.model,
+        version=row.version,
+        by=actor,
+        started_at=from_us(to_us(at)),
+        mod_rev=rev,
+    )
+    conn.execute(
+        insert(downloads).values(
+            uid=uid,
+            namespace=row.namespace,
+            model=row.model,
+            version=row.version,
+            actor=actor,
+            started_at_us=to_us(at),
+            mod_rev=rev,
+        )
+    )
+    change = NewChange(
+        namespace=row.namespace,
+        object=f"{row.namespace}/{row.model}@{row.version}",
+        kind=Kind.DOWNLOAD,
+        action=Action.CREATED,
+        state=download,
+    )
+    append(conn, rev, [change], actor=actor, at=at)
+    return download
+
+
+def _find_version_file(conn: Connection, ref: ModelRef, path: str, download_id: str) -> StoredFile:
+    version = version_of(ref_row(conn, ref))
+    file = version.manifest.file(path)
+    if file is None:
+        raise _no_file(str(version.ref), path, [other.path for other in version.manifest.files])
+    known = (
+        download_id
+        and conn.execute(
+            _DOWNLOAD,
+            {"the_uid": download_id, "ns": version.namespace, "name": version.model, "number": version.version},
+        ).first()
+    )
+    return StoredFile(
+        namespace=version.namespace,
+        size_bytes=file.size_bytes,
+        digest=file.digest,
+        media_type=file.media_type,
+        download_known=bool(known),
+    )
+
+
+def _find_artifact_file(conn: Connection, artifact_id: str, path: str) -> StoredFile:
+    artifact = artifact_of(_artifact_row(conn, artifact_id))
+    file = next((other for other in artifact.files if other.path == path), None)
+    if file is None:
+        raise _no_file(artifact.id, path, [other.path for other in artifact.files])
+    return StoredFile(
+        namespace=artifact.namespace,
+        size_bytes=file.size_bytes,
+        digest=file.digest,
+        media_type=file.media_type,
+        uri=file.uri,
+    )
+
+
+def _no_file(owner: str, path: str, exists: list[str]) -> NotFoundError:
+    some = exists[:10]
+    return NotFoundError(
+        f"{owner} has no file {shown(path)}: files there are: {', '.join(shown(other) for other in some)}",
+        what="file",
+        name=path,
+        exists=some,
+    )
+
+
+# -- artifacts -----------------------------------------------------------------------------------------------------
+
+
+def _artifact_row(conn: Connection, artifact_id: str) -> Any:
+    row = conn.execute(_ARTIFACT, {"the_uid": artifact_id}).first()
+    if row is None:
+        raise NotFoundError(f"no artifact {shown(artifact_id)}", what="artifact", name=artifact_id)
+    return row
+
+
+def _locked_parent(conn: Connection, parent: str) -> tuple[str, int | None]:
+    """Namespace and model's row id of a parent that exists (a namespace need not)."""
+    if "/" not in parent:
+        return parent, None
+    ref = ModelRef.parse(parent)
+    model = model_row(conn, ref.namespace, ref.model, lock=True)
+    if ref.version is not None:
+        version_row(conn, model, ref.version)
+    return ref.namespace, model.id
+
+
+def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, at: datetime) -> Created[Artifact]:
+    namespace, model_id = _locked_parent(conn, new.parent)
+    there = conn.execute(ARTIFACTS.where(artifacts.c.parent == new.parent, artifacts.c.name == new.name)).first()
+    files = tuple(sorted(new.files, key=lambda file: file.path))
+    if there is not None:
+        artifact = artifact_of(there)
+        if artifact.files == files:
+            return Created(item=artifact, existed=True)
+        raise ConflictError(
+            f"{new.parent} has an artifact {new.name} of other files: choose another name, or delete it first",
+            current=to_json(artifact),
+        )
+    stored = [file for file in files if not file.uri]
+    held = held_blobs(conn, namespace, [file.digest for file in stored])
+    missing = [file.path for file in stored if file.digest not in held]
+    if missing:
+        raise NotFoundError(
+            f"{len(missing)} files were not uploaded to {namespace}, such as {shown(missing[0])}: upload them first",
+            what="file",
+            missing=missing[:10],
+        )
+    for file in stored:
+        if held[file.digest][1] != file.size_bytes:
+            raise InvalidError(
+                f"{shown(file.path)} is said to have {file.size_bytes} bytes, but they are {held[file.digest][1]}",
+                expected=held[file.digest][1],
+                actual=file.size_bytes,
+            )
+    rev = next_rev(conn)
+    changes: list[NewChange] = []
+    namespace_id = find_namespace_id(conn, namespace)
+    if namespace_id is None:
+        conn.execute(insert(namespaces).values(name=namespace, created_at_us=to_us(at), mod_rev=rev))
+        namespace_id = find_namespace_id(conn, namespace)
+        state = Namespace(name=namespace, created_at=at, mod_rev=rev)
+        changes.append(
+            NewChange(namespace=namespace, object=namespace, kind=Kind.NAMESPACE, action=Action.CREATED, state=state)
+        )
+    conn.execute(
+        insert(artifacts).values(
+            uid=uid,
+            namespace_id=namespace_id,
+            model_id=model_id,
+            parent=new.parent,
+            name=new.name,
+            files=json.dumps(to_json(files), ensure_ascii=False, separators=(",", ":")),
+            labels=dump(new.labels),
+            metadata=dump(new.metadata),
+            created_at_us=to_us(at),
+            created_by=actor,
+            mod_rev=rev,
+        )
+    )
+    row = _artifact_row(conn, uid)
+    if held:
+        conn.execute(
+            insert(artifact_blobs), [{"artifact_id": row.id, "blob_id": blob_id} for blob_id, _ in held.values()]
+        )
+    artifact = artifact_of(row)
+    changes.append(
+        NewChange(namespace=namespace, object=uid, kind=Kind.ARTIFACT, action=Action.CREATED, state=artifact)
+    )
+    append(conn, rev, changes, actor=actor, at=at)
+    return Created(item=artifact, existed=False)
+
+
+def _list_artifacts(conn: Connection, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
+    query = ARTIFACTS.order_by(artifacts.c.id).limit(limit + 1)
+    if parent:
+        query = query.where(artifacts.c.parent == parent)
+    if namespace:
+        query = query.where(namespaces.c.name == namespace)
+    if after is not None:
+        query = query.where(artifacts.c.id > after[0])
+    found = conn.execute(query).all()
+    page = found[:limit]
+    return Listed(
+        items=tuple(artifact_of(row) for row in page), next_key=(page[-1].id,) if len(found) > limit else None
+    )
+
+
+def _delete_artifact(conn: Connection, artifact_id: str, actor: str, at: datetime) -> None:
+    row = conn.execute(_ARTIFACT.with_for_update(of=artifacts), {"the_uid": artifact_id}).first()
+    if row is None:
+        row = _artifact_row(conn, artifact_id)
+    rev = next_rev(conn)
+    artifact = artifact_of(row)
+    _delete_row(conn, row.id)
+    change = NewChange(
+        namespace=artifact.namespace,
+        object=artifact.id,
+        kind=Kind.ARTIFACT,
+        action=Action.DELETED,
+        state=artifact,
+    )
+    append(conn, rev, [change], actor=actor, at=at)
+
+
+class SqlArtifactStore:
+    """`modelbox.runtime.ports.ArtifactStore` over a database; see there for each method."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def find_held(self, namespace: str, digest: Digest) -> int | None:
+        """See the port."""
+        held = await self._db.read(lambda conn: held_blobs(conn, namespace, [digest]))
+        return held[digest][1] if digest in held else None
+
+    async def open_upload(self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime) -> UploadRecord:
+        """See the port."""
+        uid = new_uid("upl")
+        return await self._db.write(lambda conn: _open_upload(conn, namespace, digest, size_bytes, uid, to_us(at)))
+
+    async def get_upload(self, upload_id: str) -> UploadRecord:
+        """See the port."""
+        return await self._db.read(lambda conn: _get_upload(conn, upload_id))
+
+    async def finish_upload(self, upload_id: str, *, at: datetime) -> None:
+        """See the port."""
+        await self._db.write(lambda conn: _finish_upload(conn, upload_id, to_us(at)))
+
+    async def delete_upload(self, upload_id: str) -> None:
+        """See the port."""
+        await self._db.write(lambda conn: conn.execute(delete(uploads).where(uploads.c.uid == upload_id)).rowcount)
+
+    async def drop_uploads(self, *, before: datetime, keep: frozenset[str]) -> int:
+        """See the port."""
+        return await self._db.write(lambda conn: _drop_uploads(conn, to_us(before), keep))
+
+    async def begin_download(self, ref: ModelRef, *, actor: str, at: datetime) -> Download:
+        """See the port."""
+        uid = new_uid("dnl")
+        return await self._db.write(lambda conn: _begin_download(conn, ref, uid, actor, at))
+
+    async def find_version_file(self, ref: ModelRef, path: str, download_id: str) -> StoredFile:
+        """See the port."""
+        return await self._db.read(lambda conn: _find_version_file(conn, ref, path, download_id))
+
+    async def find_artifact_file(self, artifact_id: str, path: str) -> StoredFile:
+        """See the port."""
+        return await self._db.read(lambda conn: _find_artifact_file(conn, artifact_id, path))
+
+    async def create_artifact(self, new: NewArtifact, *, actor: str, at: datetime) -> Created[Artifact]:
+        """See the port."""
+        uid = new_uid("art")
+        return await self._db.write(lambda conn: _create_artifact(conn, new, uid, actor, at))
+
+    async def get_artifact(self, artifact_id: str) -> Artifact:
+        """See the port."""
+        return await self._db.read(lambda conn: artifact_of(_artifact_row(conn, artifact_id)))
+
+    async def list_artifacts(self, *, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
+        """See the port."""
+        return await self._db.read(lambda conn: _list_artifacts(conn, parent, namespace, limit, after))
+
+    async def delete_artifact(self, artifact_id: str, *, actor: str, at: datetime) -> None:
+        """See the port."""
+        await self._db.write(lambda conn: _delete_artifact(conn, artifact_id, actor, at))

@@ -1,0 +1,45 @@
+"""The seam between the stores and a database: transactions as functions.
+
+A transaction is a plain synchronous function over a SQLAlchemy `Connection`. It neither begins nor commits, awaits
+nothing and uses portable Core only; so one set of functions serves every database, whether it runs in a writer's own
+thread (SQLite) or under `AsyncConnection.run_sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+__all__ = ("Database",)
+
+T = TypeVar("T")
+
+
+class Database(AbstractAsyncContextManager[Any, None], Protocol):
+    """A database whose tables are those of `modelbox.runtime.store.schema`.
+
+    Concurrency: all methods may be called by many tasks of one event loop at once.
+    Errors: `LimitError` when the disk is full, `ServerBusy` when a lock is not to be had in time, `StorageError` for
+    everything else; what the function raises on purpose (`ModelBoxError`) passes through and rolls its changes back.
+    """
+
+    async def write(self, fn: Callable[[Connection], T]) -> T:
+        """Runs ``fn`` in a transaction that may change things, and commits it durably before it returns.
+
+        ``fn`` may run more than once (another writer's conflict) and may share its commit with other functions, but
+        never its failure.
+
+        Cancellation: a function that has not begun does not run; one that has is carried out and committed, unseen.
+        """
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        """Runs ``fn``, which only reads, in a transaction of its own that sees one snapshot.
+
+        The snapshot holds every `write` that returned before.
+        """
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Has ``callback`` called on the event loop after commits: a hint that there is something new to read."""

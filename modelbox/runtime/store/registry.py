@@ -1,0 +1,699 @@
+"""The registry in SQL: transaction functions, and the store that runs them.
+
+Every function that changes something keeps one order: lock the model's row, read and check, take the next revision,
+write, append to the feed. What it writes carries that revision as ``mod_rev``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+
+from modelbox.errors import ConflictError, InUseError, InvalidError, NotFoundError
+from modelbox.feed import Action, Kind
+from modelbox.objects import (
+    Alias,
+    AliasMove,
+    Created,
+    Model,
+    ModelPatch,
+    ModelVersion,
+    Namespace,
+    NewModel,
+    NewVersion,
+    Resolved,
+    VersionPatch,
+    to_json,
+)
+from modelbox.refs import LATEST, Digest, ModelRef, shown
+from modelbox.runtime.limits import check_labels, check_metadata, check_metrics
+from modelbox.runtime.ports import Key, Listed
+
+from .artifacts import delete_artifacts_of, held_blobs
+from .database import Database
+from .feed import NewChange, append, next_rev, read_head, token_of
+from .lookups import alias_row, find_alias_row, find_model_row, find_namespace_id, model_row, ref_row, version_row
+from .rows import (
+    ALIASES,
+    MODELS,
+    NAMESPACES,
+    VERSIONS,
+    alias_of,
+    dump,
+    from_us,
+    model_of,
+    move_of,
+    namespace_of,
+    new_uid,
+    to_us,
+    version_of,
+)
+from .schema import alias_moves, aliases, models, namespaces, version_blobs, versions
+
+__all__ = ("SqlRegistryStore",)
+
+_MODEL_BY_ID = MODELS.where(models.c.id == bindparam("row_id"))
+_VERSION_BY_ID = VERSIONS.where(versions.c.id == bindparam("row_id"))
+_ADD_MOVE = insert(alias_moves)
+_ADD_ALIAS = insert(aliases)
+_SET_ALIAS = (
+    update(aliases)
+    .where(aliases.c.id == bindparam("row_id"))
+    .values(
+        version_id=bindparam("new_version_id"),
+        moved_at_us=bindparam("new_moved_at_us"),
+        moved_by=bindparam("new_moved_by"),
+        reason=bindparam("new_reason"),
+        mod_rev=bindparam("new_mod_rev"),
+    )
+)
+_LAST_MOVE = (
+    select(alias_moves.c.from_version)
+    .where(alias_moves.c.model_id == bindparam("row_id"), alias_moves.c.name == bindparam("alias"))
+    .order_by(alias_moves.c.id.desc())
+    .limit(1)
+)
+
+
+class _Writing:
+    """One transaction's revision: gathers its changes, and writes them at the end."""
+
+    def __init__(self, conn: Connection, *, actor: str, at: datetime) -> None:
+        self.conn = conn
+        self.actor = actor
+        self.at = at
+        self.at_us = to_us(at)
+        self.rev = next_rev(conn)
+        self._changes: list[NewChange] = []
+
+    def note(self, namespace: str, path: str, kind: Kind, action: Action, state: object) -> None:
+        """Adds a change."""
+        self._changes.append(NewChange(namespace=namespace, object=path, kind=kind, action=action, state=state))
+
+    def finish(self) -> None:
+        """Writes the changes into the feed."""
+        append(self.conn, self.rev, self._changes, actor=self.actor, at=self.at)
+
+    def namespace_id(self, name: str) -> int:
+        """The row id of the namespace, made if need be."""
+        found = find_namespace_id(self.conn, name)
+        if found is not None:
+            return found
+        self.conn.execute(insert(namespaces).values(name=name, created_at_us=self.at_us, mod_rev=self.rev))
+        self.note(
+            name, name, Kind.NAMESPACE, Action.CREATED, Namespace(name=name, created_at=self.at, mod_rev=self.rev)
+        )
+        made = find_namespace_id(self.conn, name)
+        assert made is not None
+        return made
+
+    def make_model(self, new: NewModel) -> Any:
+        """Inserts a model and returns its row; the caller notes the change once the state is final."""
+        namespace_id = self.namespace_id(new.namespace)
+        self.conn.execute(
+            insert(models).values(
+                uid=new_uid("mdl"),
+                namespace_id=namespace_id,
+                name=new.name,
+                owner=new.owner,
+                task=new.task,
+                description=new.description,
+                labels=dump(new.labels),
+                metadata=dump(new.metadata),
+                latest_version=0,
+                last_version=0,
+                created_at_us=self.at_us,
+                mod_rev=self.rev,
+            )
+        )
+        return find_model_row(self.conn, new.namespace, new.name)
+
+    def note_model(self, model_id: int, action: Action) -> Model:
+        """Notes the model's state as it is now."""
+        model = model_of(self.conn.execute(_MODEL_BY_ID, {"row_id": model_id}).one())
+        self.note(model.namespace, model.path, Kind.MODEL, action, model)
+        return model
+
+    def point(self, model: Any, name: str, target: Any, reason: str) -> Alias:
+        """Moves or makes an alias of the model's row to a version's row, and notes it."""
+        before = find_alias_row(self.conn, model, name)
+        values = {
+            "version_id": target.id,
+            "moved_at_us": self.at_us,
+            "moved_by": self.actor,
+            "reason": reason,
+            "mod_rev": self.rev,
+        }
+        if before is None:
+            self.conn.execute(_ADD_ALIAS, {"model_id": model.id, "name": name, **values})
+        else:
+            new = {f"new_{key}": value for key, value in values.items()}
+            self.conn.execute(_SET_ALIAS, {"row_id": before.id, **new})
+        self._moved(model, name, None if before is None else before.version, target.version, reason)
+        alias = Alias(
+            namespace=model.namespace,
+            model=model.name,
+            name=name,
+            version=target.version,
+            digest=Digest(target.digest),
+            moved_at=self.at,
+            moved_by=self.actor,
+            reason=reason,
+            mod_rev=self.rev,
+        )
+        action = Action.CREATED if before is None else Action.MOVED
+        self.note(model.namespace, f"{model.namespace}/{model.name}@{name}", Kind.ALIAS, action, alias)
+        return alias
+
+    def drop_alias(self, model: Any, row: Any, reason: str) -> None:
+        """Deletes an alias's row (`ALIASES`), and notes it."""
+        self.conn.execute(delete(aliases).where(aliases.c.id == row.id))
+        self._moved(model, row.name, row.version, None, reason)
+        path = f"{model.namespace}/{model.name}@{row.name}"
+        self.note(model.namespace, path, Kind.ALIAS, Action.DELETED, alias_of(row))
+
+    def drop_version(self, row: Any) -> None:
+        """Deletes a version's row (`VERSIONS`) with its artifacts, and notes it."""
+        path = f"{row.namespace}/{row.model}@{row.version}"
+        for artifact in delete_artifacts_of(self.conn, path):
+            self.note(row.namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
+        self.conn.execute(delete(version_blobs).where(version_blobs.c.version_id == row.id))
+        self.conn.execute(delete(versions).where(versions.c.id == row.id))
+        self.note(row.namespace, path, Kind.VERSION, Action.DELETED, version_of(row))
+
+    def _moved(self, model: Any, name: str, old: int | None, new: int | None, reason: str) -> None:
+        self.conn.execute(
+            _ADD_MOVE,
+            {
+                "model_id": model.id,
+                "name": name,
+                "from_version": old,
+                "to_version": new,
+                "moved_at_us": self.at_us,
+                "moved_by": self.actor,
+                "reason": reason,
+                "rev": self.rev,
+            },
+        )
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def _create_model(conn: Connection, new: NewModel, actor: str, at: datetime) -> Created[Model]:
+    row = find_model_row(conn, new.namespace, new.name, lock=True)
+    if row is not None:
+        return Created(item=model_of(row), existed=True)
+    writing = _Writing(conn, actor=actor, at=at)
+    made = writing.make_model(new)
+    model = writing.note_model(made.id, Action.CREATED)
+    writing.finish()
+    return Created(item=model, existed=False)
+
+
+def _patched(old: Mapping[str, Any], new: Mapping[str, Any], remove: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in {**old, **new}.items() if key not in remove or key in new}
+
+
+def _update_model(conn: Connection, namespace: str, name: str, patch: ModelPatch, actor: str, at: datetime) -> Model:
+    row = model_row(conn, namespace, name, lock=True)
+    old = model_of(row)
+    values = {
+        "owner": old.owner if patch.owner is None else patch.owner,
+        "task": old.task if patch.task is None else patch.task,
+        "description": old.description if patch.description is None else patch.description,
+        "labels": dump(check_labels(_patched(old.labels, patch.labels, patch.remove_labels))),
+        "metadata": dump(check_metadata(_patched(old.metadata, patch.metadata, patch.remove_metadata))),
+    }
+    if all(getattr(row, key) == value for key, value in values.items()):
+        return old
+    writing = _Writing(conn, actor=actor, at=at)
+    conn.execute(update(models).where(models.c.id == row.id).values(mod_rev=writing.rev, **values))
+    model = writing.note_model(row.id, Action.UPDATED)
+    writing.finish()
+    return model
+
+
+def _held_by(conn: Connection, row: Any, *, version_id: int | None = None) -> list[str]:
+    query = ALIASES.where(aliases.c.model_id == row.id, aliases.c.name != LATEST).order_by(aliases.c.name)
+    if version_id is not None:
+        query = query.where(aliases.c.version_id == version_id)
+    return [f"{alias.namespace}/{alias.model}@{alias.name}" for alias in conn.execute(query)]
+
+
+def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: datetime) -> None:
+    row = model_row(conn, namespace, name, lock=True)
+    held_by = _held_by(conn, row)
+    if held_by:
+        raise InUseError(
+            f"{namespace}/{name} is in use by {', '.join(held_by)}: delete these aliases first", held_by=held_by
+        )
+    latest = find_alias_row(conn, row, LATEST)
+    writing = _Writing(conn, actor=actor, at=at)
+    if latest is not None:
+        writing.drop_alias(row, latest, "the model was deleted")
+    query = VERSIONS.where(versions.c.model_id == row.id).order_by(versions.c.version)
+    for version in conn.execute(query).all():
+        writing.drop_version(version)
+    for artifact in delete_artifacts_of(conn, f"{namespace}/{name}"):
+        writing.note(namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
+    conn.execute(delete(alias_moves).where(alias_moves.c.model_id == row.id))
+    conn.execute(delete(models).where(models.c.id == row.id))
+    writing.note(namespace, f"{namespace}/{name}", Kind.MODEL, Action.DELETED, model_of(row))
+    writing.finish()
+
+
+def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
+    query = MODELS.order_by(namespaces.c.name, models.c.name).limit(limit + 1)
+    if namespace:
+        if find_namespace_id(conn, namespace) is None:
+            return Listed(items=(), next_key=None)
+        query = query.where(namespaces.c.name == namespace)
+    if after is not None:
+        last_namespace, last = after
+        query = query.where(
+            or_(
+                namespaces.c.name > last_namespace,
+                and_(namespaces.c.name == last_namespace, models.c.name > last),
+            )
+        )
+    found = [model_of(row) for row in conn.execute(query)]
+    return _listed(found, limit, lambda model: (model.namespace, model.name))
+
+
+def _list_namespaces(conn: Connection, limit: int, after: Key | None) -> Listed[Namespace]:
+    query = NAMESPACES.order_by(namespaces.c.name).limit(limit + 1)
+    if after is not None:
+        query = query.where(namespaces.c.name > after[0])
+    found = [namespace_of(row) for row in conn.execute(query)]
+    return _listed(found, limit, lambda namespace: (namespace.name,))
+
+
+def _listed(found: list[Any], limit: int, key: Any) -> Listed[Any]:
+    items = tuple(found[:limit])
+    return Listed(items=items, next_key=key(items[-1]) if len(found) > limit else None)
+
+
+# -- versions ------------------------------------------------------------------------------------------------------
+
+
+def _publish_version(conn: Connection, new: NewVersion, actor: str, at: datetime) -> Created[ModelVersion]:
+    row = find_model_row(conn, new.namespace, new.model, lock=True)
+    blob_ids = _check_files(conn, new)
+    digest = new.manifest.digest
+    newest = version_row(conn, row, row.latest_version) if row is not None and row.latest_version else None
+    if newest is not None and newest.digest == digest:
+        return _publish_again(conn, new, row, newest, actor, at)
+    writing = _Writing(conn, actor=actor, at=at)
+    action = Action.UPDATED
+    if row is None:
+        row = writing.make_model(NewModel(namespace=new.namespace, name=new.model))
+        action = Action.CREATED
+    number = row.last_version + 1
+    uid = new_uid("ver")
+    conn.execute(
+        insert(versions).values(
+            uid=uid,
+            model_id=row.id,
+            version=number,
+            digest=digest,
+            manifest=new.manifest.to_json().decode(),
+            description=new.description,
+            labels=dump(new.labels),
+            metadata=dump(new.metadata),
+            metrics=dump({key: float(value) for key, value in new.metrics.items()}),
+            created_at_us=writing.at_us,
+            created_by=actor,
+            mod_rev=writing.rev,
+        )
+    )
+    target = version_row(conn, row, number)
+    conn.execute(insert(version_blobs), [{"version_id": target.id, "blob_id": blob_id} for blob_id in blob_ids])
+    conn.execute(
+        update(models)
+        .where(models.c.id == row.id)
+        .values(latest_version=number, last_version=number, mod_rev=writing.rev)
+    )
+    version = version_of(target)
+    writing.note_model(row.id, action)
+    writing.note(new.namespace, str(version.ref), Kind.VERSION, Action.CREATED, version)
+    writing.point(row, LATEST, target, "published")
+    for alias in dict.fromkeys(new.aliases):
+        writing.point(row, alias, target, new.reason)
+    writing.finish()
+    return Created(item=version, existed=False)
+
+
+def _check_files(conn: Connection, new: NewVersion) -> list[int]:
+    """Row ids of the manifest's blobs, all of them held by the namespace and of the right size."""
+    held = held_blobs(conn, new.namespace, [file.digest for file in new.manifest.files])
+    missing = [file.path for file in new.manifest.files if file.digest not in held]
+    if missing:
+        raise NotFoundError(
+            f"{len(missing)} of the manifest's files were not uploaded to {new.namespace}, such as "
+            f"{shown(missing[0])}: upload them first",
+            what="file",
+            missing=missing[:10],
+        )
+    for file in new.manifest.files:
+        if held[file.digest][1] != file.size_bytes:
+            raise InvalidError(
+                f"the manifest says that {shown(file.path)} has {file.size_bytes} bytes, but they are "
+                f"{held[file.digest][1]}",
+                expected=held[file.digest][1],
+                actual=file.size_bytes,
+            )
+    return [blob_id for blob_id, _ in held.values()]
+
+
+def _publish_again(
+    conn: Connection, new: NewVersion, row: Any, newest: Any, actor: str, at: datetime
+) -> Created[ModelVersion]:
+    there = {alias.name: alias.version for alias in conn.execute(ALIASES.where(aliases.c.model_id == row.id))}
+    to_move = [alias for alias in dict.fromkeys(new.aliases) if there.get(alias) != newest.version]
+    if to_move:
+        writing = _Writing(conn, actor=actor, at=at)
+        for alias in to_move:
+            writing.point(row, alias, newest, new.reason)
+        writing.finish()
+    return Created(item=version_of(newest), existed=True)
+
+
+def _update_version(
+    conn: Connection, namespace: str, model: str, version: int, patch: VersionPatch, actor: str, at: datetime
+) -> ModelVersion:
+    row = version_row(conn, model_row(conn, namespace, model, lock=True), version)
+    old = version_of(row)
+    metrics = check_metrics(_patched(old.metrics, patch.metrics, patch.remove_metrics))
+    values = {
+        "description": old.description if patch.description is None else patch.description,
+        "labels": dump(check_labels(_patched(old.labels, patch.labels, patch.remove_labels))),
+        "metadata": dump(check_metadata(_patched(old.metadata, patch.metadata, patch.remove_metadata))),
+        "metrics": dump({key: float(value) for key, value in metrics.items()}),
+    }
+    if all(getattr(row, key) == value for key, value in values.items()):
+        return old
+    writing = _Writing(conn, actor=actor, at=at)
+    conn.execute(update(versions).where(versions.c.id == row.id).values(mod_rev=writing.rev, **values))
+    new = version_of(conn.execute(_VERSION_BY_ID, {"row_id": row.id}).one())
+    writing.note(namespace, str(new.ref), Kind.VERSION, Action.UPDATED, new)
+    writing.finish()
+    return new
+
+
+def _delete_version(conn: Connection, namespace: str, model: str, version: int, actor: str, at: datetime) -> None:
+    owner = model_row(conn, namespace, model, lock=True)
+    row = version_row(conn, owner, version)
+    held_by = _held_by(conn, owner, version_id=row.id)
+    if held_by:
+        raise InUseError(
+            f"{namespace}/{model}@{version} is in use by {', '.join(held_by)}: move or delete these aliases first",
+            held_by=held_by,
+        )
+    latest = find_alias_row(conn, owner, LATEST)
+    was_latest = latest is not None and latest.version_id == row.id
+    successor = None
+    if was_latest:
+        others = VERSIONS.where(versions.c.model_id == owner.id, versions.c.version < version)
+        successor = conn.execute(others.order_by(versions.c.version.desc()).limit(1)).first()
+    writing = _Writing(conn, actor=actor, at=at)
+    if was_latest and successor is None:
+        writing.drop_alias(owner, latest, f"version {version} was deleted")
+    elif was_latest:
+        writing.point(owner, LATEST, successor, f"version {version} was deleted")
+    writing.drop_version(row)
+    if was_latest:
+        conn.execute(
+            update(models)
+            .where(models.c.id == owner.id)
+            .values(latest_version=0 if successor is None else successor.version, mod_rev=writing.rev)
+        )
+        writing.note_model(owner.id, Action.UPDATED)
+    writing.finish()
+
+
+def _list_versions(conn: Connection, namespace: str, model: str, limit: int, after: Key | None) -> Listed[ModelVersion]:
+    row = model_row(conn, namespace, model)
+    query = VERSIONS.where(versions.c.model_id == row.id).order_by(versions.c.version.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(versions.c.version < after[0])
+    found = [version_of(version) for version in conn.execute(query)]
+    return _listed(found, limit, lambda version: (version.version,))
+
+
+def _resolve(conn: Connection, ref: ModelRef) -> Resolved:
+    row = ref_row(conn, ref)
+    version = version_of(row)
+    alias = None
+    if ref.alias is not None:
+        alias = Alias(
+            namespace=version.namespace,
+            model=version.model,
+            name=row.alias_name,
+            version=version.version,
+            digest=version.digest,
+            moved_at=from_us(row.alias_moved_at_us),
+            moved_by=row.alias_moved_by,
+            reason=row.alias_reason,
+            mod_rev=row.alias_mod_rev,
+        )
+    head = read_head(conn)
+    return Resolved(ref=ref, version=version, alias=alias, token=token_of(head), server_id=head.server_id)
+
+
+# -- aliases -------------------------------------------------------------------------------------------------------
+
+
+def _compare(row: Any | None, path: str, expected_mod_rev: int | None) -> None:
+    """The compare of compare-and-set, under the lock of the model's row."""
+    if expected_mod_rev is None or expected_mod_rev == (0 if row is None else row.mod_rev):
+        return
+    if row is None:
+        raise ConflictError(f"{path} does not exist any more: it was at revision {expected_mod_rev}", current=None)
+    state = "exists already" if expected_mod_rev == 0 else "was moved meanwhile"
+    raise ConflictError(
+        f"{path} {state}: {row.moved_by or 'somebody'} pointed it to version {row.version} in revision {row.mod_rev}",
+        current=to_json(alias_of(row)),
+    )
+
+
+def _move_alias(
+    conn: Connection,
+    namespace: str,
+    model: str,
+    alias: str,
+    version: int,
+    expected_mod_rev: int | None,
+    reason: str,
+    actor: str,
+    at: datetime,
+) -> Alias:
+    row = model_row(conn, namespace, model, lock=True)
+    before = find_alias_row(conn, row, alias)
+    _compare(before, f"{namespace}/{model}@{alias}", expected_mod_rev)
+    target = version_row(conn, row, version)
+    if before is not None and before.version_id == target.id:
+        return alias_of(before)
+    writing = _Writing(conn, actor=actor, at=at)
+    moved = writing.point(row, alias, target, reason)
+    writing.finish()
+    return moved
+
+
+def _rollback_alias(
+    conn: Connection,
+    namespace: str,
+    model: str,
+    alias: str,
+    expected_mod_rev: int | None,
+    reason: str,
+    actor: str,
+    at: datetime,
+) -> Alias:
+    row = model_row(conn, namespace, model, lock=True)
+    path = f"{namespace}/{model}@{alias}"
+    before = find_alias_row(conn, row, alias)
+    _compare(before, path, expected_mod_rev)
+    if before is None:
+        before = alias_row(conn, row, alias)
+    earlier = conn.execute(_LAST_MOVE, {"row_id": row.id, "alias": alias}).scalar()
+    if earlier is None:
+        raise ConflictError(
+            f"{path} has always pointed to version {before.version}: there is nothing to roll back to",
+            current=to_json(alias_of(before)),
+        )
+    target = version_row(conn, row, earlier)
+    writing = _Writing(conn, actor=actor, at=at)
+    moved = writing.point(row, alias, target, reason or f"rolled back from version {before.version}")
+    writing.finish()
+    return moved
+
+
+def _delete_alias(
+    conn: Connection,
+    namespace: str,
+    model: str,
+    alias: str,
+    expected_mod_rev: int | None,
+    reason: str,
+    actor: str,
+    at: datetime,
+) -> None:
+    row = model_row(conn, namespace, model, lock=True)
+    before = find_alias_row(conn, row, alias)
+    _compare(before, f"{namespace}/{model}@{alias}", expected_mod_rev)
+    if before is None:
+        before = alias_row(conn, row, alias)
+    writing = _Writing(conn, actor=actor, at=at)
+    writing.drop_alias(row, before, reason)
+    writing.finish()
+
+
+def _list_aliases(conn: Connection, namespace: str, model: str) -> tuple[Alias, ...]:
+    row = model_row(conn, namespace, model)
+    query = ALIASES.where(aliases.c.model_id == row.id).order_by(aliases.c.name)
+    return tuple(alias_of(alias) for alias in conn.execute(query))
+
+
+def _list_alias_moves(
+    conn: Connection,
+    namespace: str,
+    model: str,
+    alias: str,
+    at: datetime | None,
+    limit: int,
+    after: Key | None,
+) -> Listed[AliasMove]:
+    row = model_row(conn, namespace, model)
+    query = select(alias_moves).where(alias_moves.c.model_id == row.id).order_by(alias_moves.c.id.desc())
+    if alias:
+        query = query.where(alias_moves.c.name == alias)
+    if at is not None:
+        query = query.where(alias_moves.c.moved_at_us <= to_us(at))
+    if after is not None:
+        query = query.where(alias_moves.c.id < after[0])
+    found = conn.execute(query.limit(limit + 1)).all()
+    page = found[:limit]
+    return Listed(
+        items=tuple(move_of(move, namespace, model) for move in page),
+        next_key=(page[-1].id,) if len(found) > limit else None,
+    )
+
+
+class SqlRegistryStore:
+    """`modelbox.runtime.ports.RegistryStore` over a database; see there for each method."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def create_model(self, new: NewModel, *, actor: str, at: datetime) -> Created[Model]:
+        """See the port."""
+        return await self._db.write(lambda conn: _create_model(conn, new, actor, at))
+
+    async def get_model(self, namespace: str, name: str) -> Model:
+        """See the port."""
+        return await self._db.read(lambda conn: model_of(model_row(conn, namespace, name)))
+
+    async def update_model(self, namespace: str, name: str, patch: ModelPatch, *, actor: str, at: datetime) -> Model:
+        """See the port."""
+        return await self._db.write(lambda conn: _update_model(conn, namespace, name, patch, actor, at))
+
+    async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> None:
+        """See the port."""
+        await self._db.write(lambda conn: _delete_model(conn, namespace, name, actor, at))
+
+    async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
+        """See the port."""
+        return await self._db.read(lambda conn: _list_models(conn, namespace, limit, after))
+
+    async def list_namespaces(self, *, limit: int, after: Key | None) -> Listed[Namespace]:
+        """See the port."""
+        return await self._db.read(lambda conn: _list_namespaces(conn, limit, after))
+
+    async def publish_version(self, new: NewVersion, *, actor: str, at: datetime) -> Created[ModelVersion]:
+        """See the port."""
+        return await self._db.write(lambda conn: _publish_version(conn, new, actor, at))
+
+    async def get_version(self, ref: ModelRef) -> ModelVersion:
+        """See the port."""
+        return await self._db.read(lambda conn: version_of(ref_row(conn, ref)))
+
+    async def update_version(
+        self, namespace: str, model: str, version: int, patch: VersionPatch, *, actor: str, at: datetime
+    ) -> ModelVersion:
+        """See the port."""
+        return await self._db.write(lambda conn: _update_version(conn, namespace, model, version, patch, actor, at))
+
+    async def delete_version(self, namespace: str, model: str, version: int, *, actor: str, at: datetime) -> None:
+        """See the port."""
+        await self._db.write(lambda conn: _delete_version(conn, namespace, model, version, actor, at))
+
+    async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
+        """See the port."""
+        return await self._db.read(lambda conn: _list_versions(conn, namespace, model, limit, after))
+
+    async def resolve(self, ref: ModelRef) -> Resolved:
+        """See the port."""
+        return await self._db.read(lambda conn: _resolve(conn, ref))
+
+    async def move_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        version: int,
+        *,
+        expected_mod_rev: int | None,
+        reason: str,
+        actor: str,
+        at: datetime,
+    ) -> Alias:
+        """See the port."""
+        return await self._db.write(
+            lambda conn: _move_alias(conn, namespace, model, alias, version, expected_mod_rev, reason, actor, at)
+        )
+
+    async def rollback_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        *,
+        expected_mod_rev: int | None,
+        reason: str,
+        actor: str,
+        at: datetime,
+    ) -> Alias:
+        """See the port."""
+        return await self._db.write(
+            lambda conn: _rollback_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
+        )
+
+    async def delete_alias(
+        self,
+        namespace: str,
+        model: str,
+        alias: str,
+        *,
+        expected_mod_rev: int | None,
+        reason: str,
+        actor: str,
+        at: datetime,
+    ) -> None:
+        """See the port."""
+        await self._db.write(
+            lambda conn: _delete_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
+        )
+
+    async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
+        """See the port."""
+        return await self._db.read(lambda conn: _list_aliases(conn, namespace, model))
+
+    async def list_alias_moves(
+        self, namespace: str, model: str, *, alias: str, at: datetime | None, limit: int, after: Key | None
+    ) -> Listed[AliasMove]:
+        """See the port."""
+        return await self._db.read(lambda conn: _list_alias_moves(conn, namespace, model, alias, at, limit, after))
