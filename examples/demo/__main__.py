@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plays the demo in a temporary directory; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--clients", type=int, default=8, help="how many call at once (8)")
-    parser.add_argument("--calls", type=int, default=120, help="answers to wait for in each phase (120)")
+    parser.add_argument("--calls", type=int, default=100, help="answers to wait for in each phase (100)")
     parser.add_argument("--keep", action="store_true", help="keep the directory with all data and logs")
     parser.add_argument("--json", type=Path, help="write claims and figures to this file as well")
     options = parser.parse_args(arguments)

@@ -50,8 +50,8 @@ class DemoSettings:
     """
 
     clients: int = 8
-    calls: int = 120
-    period_s: float = 0.32
+    calls: int = 100
+    period_s: float = 0.4
 
 
 async def play(report: Report, directory: Path, settings: DemoSettings) -> None:
