@@ -72,8 +72,8 @@ def _set_up_logging(config: ServerConfig) -> None:
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # They log every event of a connection and every lost peer.
-    for noisy in ("hpack", "grpclib", "aiohttp", "asyncio"):
+    # They log every event of a connection, every lost peer and every plugin.
+    for noisy in ("aiohttp", "alembic", "asyncio", "grpclib", "hpack"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 

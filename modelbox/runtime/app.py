@@ -24,7 +24,7 @@ from aiohttp import web
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import ConfigError, StorageError
 
-from .blobs.filesystem import FilesystemBlobStore
+from .blobs.filesystem import FilesystemBlobs
 from .config import ServerConfig
 from .grpc.artifacts import ArtifactAdapter
 from .grpc.calls import Boundary, CallLimits
@@ -116,7 +116,7 @@ class _Server:
         self._database = await self._stack.enter_async_context(
             SqliteDatabase(config.data_dir, observe=metrics.observe_database)
         )
-        blobs = FilesystemBlobStore(config.data_dir)
+        blobs = await self._stack.enter_async_context(FilesystemBlobs(config.data_dir))
         feed_store = SqlFeedStore(self._database)
         registry = RegistryService(SqlRegistryStore(self._database), blobs)
         artifacts = ArtifactService(SqlArtifactStore(self._database), blobs)
