@@ -118,10 +118,10 @@ class Publication:
                 return None
             found = ", ".join(f.path for f in models) or "none"
             raise InvalidError(f"the signature comes from one ONNX file, and there are: {found}; name the entry point")
-        from modelbox.loader.onnx_scan import read_signature
+        from modelbox.loader.onnx_scan import scan
 
         try:
-            return await anyio.to_thread.run_sync(read_signature, models[0].local)
+            return (await anyio.to_thread.run_sync(scan, models[0].local.resolve())).signature
         except ModelBoxError:
             if self.signature is None:
                 return None

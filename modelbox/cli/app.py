@@ -1,0 +1,143 @@
+"""The tree of commands, and what becomes of their errors.
+
+Every command is there twice: as ``modelbox models …`` and, as in the earlier project, as ``modelbox client models …``.
+Invariant: whatever happens, the last thing on stderr is one line (or one JSON object) that says what went wrong, and
+the exit code is one of `modelbox.cli.exits`; a traceback is printed only where MODELBOX_TRACEBACK is set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from modelbox.errors import InvalidError, ModelBoxError
+
+from . import artifacts, cache, changes, doctor, models, predict, settings
+from .exits import Exit, exit_code
+from .output import OutputFormat, note, print_error, print_line
+
+__all__ = ("app", "run")
+
+# Old and new releases of typer, with click inside or beside, have this in common.
+_CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        print_line(f"modelbox {version('modelbox')}")
+        raise typer.Exit
+
+
+def _add_commands(group: typer.Typer) -> None:
+    group.add_typer(models.app, name="models")
+    group.add_typer(artifacts.app, name="artifacts")
+    group.add_typer(cache.app, name="cache")
+    group.command("watch")(changes.watch)
+    group.command("fleet")(changes.fleet)
+    group.command("predict")(predict.predict)
+    group.command("doctor")(doctor.doctor)
+
+
+def _build() -> typer.Typer:
+    root = typer.Typer(
+        name="modelbox",
+        help="Publish models, point aliases at them, and watch who serves what.",
+        epilog="Example: modelbox models publish langtech/wav2vec model.onnx --alias prod",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @root.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the release and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
+    _add_commands(root)
+    client = typer.Typer(
+        help="The same commands, and the client's settings file.",
+        epilog="Example: modelbox client init-config --url http://models.example:8080",
+        no_args_is_help=True,
+    )
+    _add_commands(client)
+    client.command("init-config")(settings.init_config)
+    root.add_typer(client, name="client")
+    try:
+        from .server import server_app
+    except ModuleNotFoundError as exc:
+        if exc.name != "modelbox.cli.server":
+            raise
+    else:
+        root.add_typer(server_app, name="server")
+    return root
+
+
+app = _build()
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    output = OutputFormat.JSON if _wants_json(argv) else OutputFormat.TABLE
+    try:
+        result: Any = typer.main.get_command(app)(list(argv), prog_name="modelbox", standalone_mode=False)
+        sys.stdout.flush()
+    except ModelBoxError as exc:
+        _trace()
+        print_error(exc, output)
+        return exit_code(exc)
+    except (KeyboardInterrupt, typer.Abort):
+        note("interrupted")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except _CLICK_ERROR as exc:
+        return _usage(exc, output)
+    except Exception as exc:
+        _trace()
+        print_error(
+            ModelBoxError(
+                f"an error in ModelBox itself: {type(exc).__name__}: {exc} (MODELBOX_TRACEBACK=1 shows where; "
+                "please report it)"
+            ),
+            output,
+        )
+        return Exit.FAILED
+    return result if isinstance(result, int) else Exit.OK
+
+
+def _usage(exc: Exception, output: OutputFormat) -> int:
+    context = getattr(exc, "ctx", None)
+    if type(exc).__name__ == "NoArgsIsHelpError" and context is not None:
+        print(context.get_help(), file=sys.stderr)
+        return Exit.USAGE
+    text = exc.format_message() if hasattr(exc, "format_message") else str(exc)
+    where = context.command_path if context is not None else "modelbox"
+    print_error(InvalidError(f"{text.rstrip('.')} (see: {where} --help)"), output)
+    return Exit.USAGE
+
+
+def _trace() -> None:
+    if os.environ.get("MODELBOX_TRACEBACK"):
+        traceback.print_exc()
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    # Also where the command line itself is wrong and nothing was parsed.
+    return any(
+        arg in ("--output=json", "-ojson") or (arg in ("--output", "-o") and after == "json")
+        for arg, after in itertools.pairwise((*argv, ""))
+    )

@@ -1,0 +1,171 @@
+"""What commands print: results on stdout, progress and errors on stderr.
+
+Owns the two forms, ``table`` for people and ``json`` for programs, and the options that every command shares. Text that
+came from elsewhere is printed without its control characters, so that no model's description drives a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelbox.errors import ModelBoxError
+from modelbox.objects import to_json
+
+if TYPE_CHECKING:
+    from modelbox._local_files import Progress
+
+__all__ = (
+    "OutputFormat",
+    "OutputOption",
+    "UrlOption",
+    "fields",
+    "local_time",
+    "note",
+    "pairs_text",
+    "plain",
+    "print_error",
+    "print_json",
+    "print_line",
+    "print_table",
+    "progress_bar",
+    "short_digest",
+    "size_text",
+)
+
+
+class OutputFormat(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[
+    OutputFormat,
+    typer.Option("--output", "-o", help="How to print the result; errors on stderr take the same form."),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="HTTP address of the server, instead of MODELBOX_URL and the settings."),
+]
+
+
+def plain(value: object) -> str:
+    """``value`` as one line without control characters."""
+    text = "" if value is None else str(value)
+    return text if text.isprintable() else "".join(ch if ch.isprintable() else _escaped(ch) for ch in text)
+
+
+def _escaped(ch: str) -> str:
+    return " " if ch in "\n\r\t" else ascii(ch)[1:-1]
+
+
+def print_line(text: str) -> None:
+    """One line on stdout, at once."""
+    sys.stdout.write(f"{plain(text)}\n")
+    sys.stdout.flush()
+
+
+def print_json(value: object, *, lines: bool = False) -> None:
+    """A value of the library, or plain JSON, on stdout; with ``lines`` on one line of its own."""
+    indent = None if lines else 2
+    sys.stdout.write(json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=True) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """A table on stdout; ``empty`` says on stderr that there is nothing."""
+    if not rows:
+        note(empty)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in ("SIZE", "FILES", "REV") else "left")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    # A pipe has no width; a line per row is what grep and awk want.
+    Console(width=None if sys.stdout.isatty() else 4096, highlight=False).print(table)
+
+
+def fields(pairs: Mapping[str, object]) -> None:
+    """Names and values on stdout, one a line; empty values are left out."""
+    shown = {name: plain(value) for name, value in pairs.items() if value not in (None, "", (), {})}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
+        sys.stdout.write(f"{name:<{width}}  {value}\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    sys.stderr.write(f"{plain(text)}\n")
+    sys.stderr.flush()
+
+
+def print_error(error: ModelBoxError, output: OutputFormat) -> None:
+    """An error on stderr: one line, or a JSON object."""
+    if output is OutputFormat.JSON:
+        sys.stderr.write(json.dumps(to_json(error.to_dict()), ensure_ascii=False, default=str) + "\n")
+    else:
+        note(f"error: {error}")
+
+
+@contextmanager
+def progress_bar(text: str, output: OutputFormat) -> Iterator[Progress | None]:
+    """A bar on stderr, where somebody is looking; yields what to call with bytes done and bytes in all."""
+    if output is OutputFormat.JSON or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(plain(text), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def size_text(size_bytes: int) -> str:
+    """A size as people read it."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    value = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= 1024
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.1f} TiB"
+
+
+def local_time(value: datetime) -> str:
+    """A time in the local zone, to the second."""
+    return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short_digest(digest: str) -> str:
+    """The first 12 digits."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def pairs_text(values: Mapping[str, Any]) -> str:
+    """``key=value`` pairs on one line."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()))

@@ -1,0 +1,78 @@
+"""From a command to the library: runs one coroutine with a client, and reads ``KEY=VALUE`` arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from modelbox.errors import InvalidError
+from modelbox.objects import JsonValue
+from modelbox.refs import shown
+
+if TYPE_CHECKING:
+    from modelbox.client import Client
+
+__all__ = ("json_pairs", "number_pairs", "text_pairs", "with_client")
+
+T = TypeVar("T")
+
+
+def with_client(url: str | None, fn: Callable[[Client], Awaitable[T]]) -> T:
+    """Runs ``fn`` with a client that is closed afterwards."""
+    import anyio
+
+    from modelbox.client import Client
+
+    async def run() -> T:
+        async with Client(url) as client:
+            return await fn(client)
+
+    return anyio.run(run)
+
+
+def text_pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """``KEY=VALUE`` arguments as a mapping.
+
+    Raises:
+        InvalidError: One is not of this form, or a key comes twice.
+    """
+    pairs: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise InvalidError(f"{option} is {shown(value)}: expected KEY=VALUE")
+        if key in pairs:
+            raise InvalidError(f"{option} names {shown(key)} twice")
+        pairs[key] = text
+    return pairs
+
+
+def json_pairs(values: Sequence[str], option: str) -> dict[str, JsonValue]:
+    """``KEY=JSON`` arguments; what is no JSON is taken as text."""
+    return {key: _json(text) for key, text in text_pairs(values, option).items()}
+
+
+def _json(text: str) -> JsonValue:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def number_pairs(values: Sequence[str], option: str) -> dict[str, float]:
+    """``KEY=NUMBER`` arguments.
+
+    Raises:
+        InvalidError: A value is no finite number.
+    """
+    numbers: dict[str, float] = {}
+    for key, text in text_pairs(values, option).items():
+        try:
+            numbers[key] = float(text)
+        except ValueError as exc:
+            raise InvalidError(f"{option} is {shown(f'{key}={text}')}: expected KEY=NUMBER") from exc
+        if not math.isfinite(numbers[key]):
+            raise InvalidError(f"{option} is {shown(f'{key}={text}')}: expected a finite number")
+    return numbers

@@ -1,0 +1,50 @@
+"""``modelbox client init-config``: writes the client's settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelbox.errors import ConfigError
+
+from .output import OutputFormat, OutputOption, print_json, print_line
+
+__all__ = ("init_config",)
+
+
+def init_config(
+    path: Annotated[
+        Path | None, typer.Option("--config-path", metavar="FILE", help="Where to write; default: the user's own.")
+    ] = None,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="HTTP address of the server.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloaded models are kept.")
+    ] = None,
+    actor: Annotated[str | None, typer.Option("--actor", help="Who is named in histories.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Write a commented settings file.
+
+    Example: modelbox client init-config --url http://models.example:8080
+    """
+    from modelbox.config import client_config_path, client_config_toml, load_client_config
+
+    target = (path or client_config_path()).expanduser()
+    given: dict[str, Any] = {"url": url, "cache_dir": cache_dir, "actor": actor}
+    # Refuses what could not be read back.
+    load_client_config(env={"HOME": "/"}, **given)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("w" if force else "x", encoding="utf-8") as stream:
+            stream.write(client_config_toml(given))
+    except FileExistsError as exc:
+        raise ConfigError(f"{target} exists already: edit it, or replace it with --force", path=str(target)) from exc
+    except OSError as exc:
+        raise ConfigError(f"{target} cannot be written: {exc.strerror}", path=str(target)) from exc
+    if output is OutputFormat.JSON:
+        print_json({"path": str(target)})
+    else:
+        print_line(f"wrote {target}")
