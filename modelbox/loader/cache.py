@@ -91,8 +91,10 @@ class Lease:
 class BlobWriter:
     """One blob on its way into the cache; bytes are hashed as they are written.
 
-    Concurrency: one thread at a time, but for `check` and `store`. The unfinished file is private to this writer and is locked, so that no
-    clean-up takes it away; it goes with `abort`, or an hour after its process died.
+    The unfinished file is private to this writer and locked, so that no clean-up takes it away; it goes with `abort`,
+    or an hour after its process died.
+
+    Concurrency: one thread at a time, but for `check` and `store`, which may run side by side.
     """
 
     def __init__(self, layout: Layout, file: ManifestFile) -> None:
