@@ -117,7 +117,7 @@ def scan(
         UnsupportedOperator: An operator of another domain that is no function of the model.
     """
     with _mapped(path) as data:
-        return _Scan(data, ExternalData(path, manifest, entry), limits or ScanLimits()).run(domains)
+        return _Scan(Buffer(data), ExternalData(path, manifest, entry), limits or ScanLimits()).run(domains)
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ class _Scan:
         metadata: dict[str, str] = {}
         signature: Signature | None = None
         graphs = 0
-        for part in fields(self._data, 0, len(self._data)):
+        for part in fields(self._data, 0, len(self._data.bytes)):
             if part.number == 1 and part.wire == VARINT:
                 ir_version = signed(part.value)
             elif part.number == 7:
@@ -341,8 +341,8 @@ class _Scan:
         if wrong:
             held = tensor.raw_bytes if tensor.raw_bytes is not None else tensor.typed_bytes
             raise ModelInvalid(
-                f"tensor {shown(tensor.name)} declares {expected} bytes with its shape {shown(tensor.dims)}, and the file "
-                f"holds {held} for it",
+                f"tensor {shown(tensor.name)} declares {expected} bytes with its shape {shown(tensor.dims)}, and the "
+                f"file holds {held} for it",
                 stage="verify",
             )
 
@@ -460,7 +460,7 @@ class _Tensor:
         if self.data_type != 7 or math.prod(self.dims) > _MAX_DIMS or self.location == _EXTERNAL:
             return None
         if self.raw is not None:
-            raw = data[self.raw.start : self.raw.end]
+            raw = data.bytes[self.raw.start : self.raw.end]
             return [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
         return [number for part in self.small for number in varints(data, part, _MAX_DIMS)]
 

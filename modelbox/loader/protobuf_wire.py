@@ -18,8 +18,20 @@ __all__ = ("Buffer", "Field", "broken", "fields", "signed", "text", "varints")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-Buffer = bytes | mmap.mmap
-"""Bytes, or a file mapped into memory."""
+_MAX_FIELDS = 10_000_000
+
+
+class Buffer:
+    """Bytes, or a file mapped into memory, and how many more fields may be read of it.
+
+    The limit bounds time and memory: two bytes of a hostile file are enough for a field.
+    """
+
+    __slots__ = ("bytes", "left")
+
+    def __init__(self, data: bytes | mmap.mmap, max_fields: int = _MAX_FIELDS) -> None:
+        self.bytes = data
+        self.left = max_fields
 
 
 class Field(NamedTuple):
@@ -45,6 +57,9 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
     """
     position = start
     while position < end:
+        data.left -= 1
+        if data.left < 0:
+            raise broken(position, "more fields than any model has")
         tag, position = varint(data, position, end)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
@@ -75,8 +90,9 @@ def varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
         ModelInvalid: It is longer than ten bytes, or cut off.
     """
     value = shift = 0
+    raw = data.bytes
     while position < end and shift < 70:
-        byte = data[position]
+        byte = raw[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
@@ -117,7 +133,7 @@ def text(data: Buffer, field: Field, limit: int = 1 << 16) -> str:
     if field.size > limit:
         raise broken(field.start, f"a name of {field.size} bytes")
     try:
-        return data[field.start : field.end].decode()
+        return data.bytes[field.start : field.end].decode()
     except UnicodeDecodeError as exc:
         raise broken(field.start, "text that is not UTF-8") from exc
 
