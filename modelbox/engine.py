@@ -332,8 +332,8 @@ def _start_thread(name: str) -> _Running:
 
     def run() -> None:
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(main())
+            # Not asyncio.Runner: anyio must know which loop it is on in callbacks, too, where no task says so.
+            anyio.run(main, backend="asyncio", backend_options={"loop_factory": _loop_factory()})
         except BaseException as exc:
             if ready.is_set():
                 raise
