@@ -7,7 +7,6 @@ Later requests are bounded by its keep-alive timeout.
 from __future__ import annotations
 
 import time
-import weakref
 
 import anyio
 from aiohttp import web
@@ -25,8 +24,8 @@ class HelloWatch:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._since: weakref.WeakKeyDictionary[RequestHandler, float] = weakref.WeakKeyDictionary()
-        self._greeted: weakref.WeakSet[RequestHandler] = weakref.WeakSet()
+        self._since: dict[RequestHandler, float] = {}
+        self._greeted: set[RequestHandler] = set()
 
     def greet(self, request: web.BaseRequest) -> None:
         """Notes that a connection has sent a request."""
@@ -35,15 +34,14 @@ class HelloWatch:
     def sweep(self, server: web.Server) -> int:
         """Ends those that had their time; returns how many."""
         now = time.monotonic()
-        ended = 0
-        for connection in server.connections:
-            if connection in self._greeted:
-                continue
-            since = self._since.setdefault(connection, now)
-            if now - since >= self._timeout_s and connection.transport is not None:
+        live = set(server.connections)
+        self._greeted &= live
+        self._since = {connection: self._since.get(connection, now) for connection in live - self._greeted}
+        late = [connection for connection, since in self._since.items() if now - since >= self._timeout_s]
+        for connection in late:
+            if connection.transport is not None:
                 connection.transport.abort()
-                ended += 1
-        return ended
+        return len(late)
 
     async def run(self, server: web.Server) -> None:
         """Sweeps until it is cancelled."""
