@@ -203,7 +203,12 @@ class _Writer:
         return self._offset
 
     async def __aenter__(self) -> Self:
-        await to_thread.run_sync(self._open, limiter=self._limiter)
+        try:
+            await to_thread.run_sync(self._open, limiter=self._limiter)
+        except BaseException:
+            self._send.close()
+            self._receive.close()
+            raise
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._consume, name=f"upload {self._id}")
         return self

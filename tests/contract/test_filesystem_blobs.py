@@ -1,0 +1,115 @@
+"""Blobs in a directory: the contract on every loop, and what is on the disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelbox.errors import LimitError, StorageError
+from modelbox.runtime.blobs.filesystem import FilesystemBlobs
+
+from .blob_stores import DATA, UPLOAD, BlobStoreContract, digest_of, get, put
+
+
+@pytest.fixture
+async def blobs(tmp_path: Path) -> AsyncIterator[FilesystemBlobs]:
+    async with FilesystemBlobs(tmp_path) as opened:
+        yield opened
+
+
+class TestBlobs(BlobStoreContract):
+    pass
+
+
+async def test_a_blob_is_read_only_and_named_by_its_digest(tmp_path: Path, blobs: FilesystemBlobs) -> None:
+    digest = await put(blobs, DATA)
+    name = digest.removeprefix("sha256:")
+    path = tmp_path / "blobs" / "sha256" / name[:2] / name
+    assert blobs.local_path(digest) == path
+    assert path.read_bytes() == DATA
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+async def test_another_process_goes_on_with_an_upload(tmp_path: Path, blobs: FilesystemBlobs) -> None:
+    async with blobs.open_upload(UPLOAD) as writer:
+        await writer.write(DATA[:2_000_000])
+    async with FilesystemBlobs(tmp_path) as other:
+        async with other.open_upload(UPLOAD) as writer:
+            assert writer.offset == 2_000_000
+            await writer.write(DATA[2_000_000:])
+            await writer.commit(digest_of(DATA), len(DATA))
+        assert await get(other, digest_of(DATA)) == DATA
+
+
+async def test_bytes_that_rotted_between_two_processes_are_found(tmp_path: Path, blobs: FilesystemBlobs) -> None:
+    async with blobs.open_upload(UPLOAD) as writer:
+        await writer.write(DATA[:2_000_000])
+    with (tmp_path / "uploads" / UPLOAD).open("r+b") as file:
+        file.write(bytes([DATA[0] ^ 1]))
+    async with FilesystemBlobs(tmp_path) as other:
+        with pytest.raises(Exception, match="were announced"):
+            async with other.open_upload(UPLOAD) as writer:
+                await writer.write(DATA[2_000_000:])
+                await writer.commit(digest_of(DATA), len(DATA))
+        assert await other.find_size(digest_of(DATA)) is None
+
+
+async def test_a_full_disk_keeps_what_fits_and_goes_on_later(blobs: FilesystemBlobs) -> None:
+    # A file size limit fails writes as a full disk does: a short write first, then an error.
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, old[1]))
+        with pytest.raises(LimitError, match="full"):
+            async with blobs.open_upload(UPLOAD) as writer:
+                for start in range(0, len(DATA), 1 << 20):
+                    await writer.write(DATA[start : start + (1 << 20)])
+                await writer.commit(digest_of(DATA), len(DATA))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    kept = await blobs.upload_offset(UPLOAD)
+    assert kept == 2 << 20
+    async with blobs.open_upload(UPLOAD) as writer:
+        assert writer.offset == kept
+        await writer.write(DATA[kept:])
+        await writer.commit(digest_of(DATA), len(DATA))
+    assert await get(blobs, digest_of(DATA)) == DATA
+
+
+async def test_an_fsync_that_fails_discards_the_upload(
+    tmp_path: Path, blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        await put(blobs, DATA)
+    assert await blobs.find_size(digest_of(DATA)) is None
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+async def test_symlinks_are_not_followed(tmp_path: Path, blobs: FilesystemBlobs) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "uploads" / UPLOAD).symlink_to(victim)
+    with pytest.raises(StorageError):
+        async with blobs.open_upload(UPLOAD) as writer:
+            await writer.write(b"x")
+    assert victim.read_bytes() == b"precious"
+    path = blobs.local_path(digest_of(b"precious"))
+    assert path is not None
+    path.parent.mkdir()
+    path.symlink_to(victim)
+    assert await blobs.find_size(digest_of(b"precious")) is None
+    with pytest.raises(StorageError):
+        await get(blobs, digest_of(b"precious"))

@@ -1,0 +1,39 @@
+"""The stores over SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelbox.runtime.store.sqlite import SqliteDatabase
+
+from .metadata_stores import ArtifactStoreContract, FeedStoreContract, FleetStoreContract, RegistryStoreContract
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    async with SqliteDatabase(tmp_path / "data") as opened:
+        yield opened
+
+
+class TestRegistry(RegistryStoreContract):
+    pass
+
+
+class TestArtifacts(ArtifactStoreContract):
+    pass
+
+
+class TestFleet(FleetStoreContract):
+    pass
+
+
+class TestFeed(FeedStoreContract):
+    pass
