@@ -6,13 +6,14 @@ It is the port's real contract behind a switchboard, not a mock: the loader unde
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 
 from modelbox.errors import NotFoundError, Unavailable
 from modelbox.feed import Bookmark, FeedItem
@@ -140,13 +141,14 @@ class MemorySource:
             self.open_now -= 1
             await stream.aclose()
 
-    async def _send(self, file: ManifestFile, offset: int):  # type: ignore[no-untyped-def]
+    async def _send(self, file: ManifestFile, offset: int) -> AsyncGenerator[bytes, None]:
         faults = self.faults
         sent = 0
         resets = faults.reset_after is not None and faults.resets_left != 0
         if resets and faults.resets_left is not None:
             faults.resets_left -= 1
-        async for chunk in self._read(file, offset):
+        for chunk in self._read(file, offset):
+            await anyio.lowlevel.checkpoint()
             if self.gate is not None:
                 await self.gate.wait()
             if resets and faults.reset_after is not None and sent + len(chunk) > faults.reset_after:
@@ -163,7 +165,7 @@ class MemorySource:
         if faults.extra:
             yield faults.extra
 
-    async def _read(self, file: ManifestFile, offset: int):  # type: ignore[no-untyped-def]
+    def _read(self, file: ManifestFile, offset: int) -> Generator[bytes, None, None]:
         faults = self.faults
         content = self.contents[file.digest]
         end = file.size_bytes if faults.truncate is None else min(file.size_bytes, faults.truncate)
@@ -184,7 +186,6 @@ class MemorySource:
                     at = flip - position
                     chunk = chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
                 position += length
-                await anyio.lowlevel.checkpoint()
                 yield chunk
         finally:
             if handle is not None:
