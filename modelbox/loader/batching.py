@@ -30,6 +30,9 @@ __all__ = ("Collector", "Entry", "run_rows")
 
 Outputs = list[Any]
 
+_WORTH_A_THREAD_NS = 150e3
+"""Run time that pays for the way to a thread and back, a few times over."""
+
 
 class Entry:
     """One call in a batch."""
@@ -79,7 +82,8 @@ class Collector:
         pool: Where batches run that take longer than ``inline_below_ns``.
         max_batch: Most rows in one run; a single call may have more.
         max_delay_s: How long the first call of a batch may wait for others; 0 for the end of the loop's tick.
-        inline_below_ns: Average run time below which batches run on the loop.
+        inline_below_ns: Expected run time below which batches run on the loop. What takes longer is spread over the
+            free threads, in parts that are worth the way there.
         ceiling_ns: See `Generation.observe`.
     """
 
@@ -98,6 +102,7 @@ class Collector:
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._inline_below_ns = inline_below_ns
+        self._threads = pool.threads
         self._ceiling_ns = ceiling_ns
         self._groups: dict[object, _Group] = {}
         self._scheduled = False
@@ -160,12 +165,15 @@ class Collector:
         self._timer = None
         for group_key, group in list(self._groups.items()):
             generation = group.generation
+            limit = self._max_batch
+            inline = generation.row_ns * min(group.rows, limit) < self._inline_below_ns
+            if not inline:
+                limit = self._part(generation, group.rows)
             while group.entries:
-                inline = generation.average_ns < self._inline_below_ns
-                if not inline and self._running >= self._pool.threads:
+                if not inline and self._running >= self._threads:
                     # What comes until a thread is free joins the next batch.
                     break
-                entries = self._take(group)
+                entries = _take(group, limit)
                 if group.entries:
                     generation.share()
                 else:
@@ -175,28 +183,15 @@ class Collector:
                 else:
                     self._run_in_pool(generation, entries)
 
-    def _take(self, group: _Group) -> list[Entry]:
-        """The next entries of a group, at most ``max_batch`` rows but at least one entry."""
-        entries = group.entries
-        if group.rows <= self._max_batch:
-            group.entries = []
-            group.rows = 0
-            return entries
-        rows = n = 0
-        for entry in entries:
-            if n and rows + entry.rows > self._max_batch:
-                break
-            rows += entry.rows
-            n += 1
-        group.entries = entries[n:]
-        group.rows -= rows
-        return entries[:n]
+    def _part(self, generation: Generation, rows: int) -> int:
+        """Rows per batch when ``rows`` of them are spread over the free threads."""
+        parts = min(self._threads - self._running, int(generation.row_ns * rows / _WORTH_A_THREAD_NS))
+        return min(self._max_batch, -(-rows // parts)) if parts > 1 else self._max_batch
 
     def _run_here(self, generation: Generation, entries: list[Entry]) -> None:
         start_ns = perf_counter_ns()
         results = run_rows(generation, entries)
-        took_ns = perf_counter_ns() - start_ns
-        generation.observe(took_ns, self._ceiling_ns)
+        generation.observe_rows(perf_counter_ns() - start_ns, _rows(entries), self._ceiling_ns)
         _deliver(generation, entries, results, start_ns)
         generation.release()
 
@@ -209,7 +204,7 @@ class Collector:
             chunk.start_ns = perf_counter_ns()
             cpu_ns = generation.session.clock_ns()
             results = run_rows(generation, entries)
-            generation.observe(generation.session.clock_ns() - cpu_ns, self._ceiling_ns)
+            generation.observe_rows(generation.session.clock_ns() - cpu_ns, _rows(entries), self._ceiling_ns)
             # RuntimeError: the loop has ended, and its callers with it.
             try:
                 self.loop.call_soon_threadsafe(self._finish, chunk, results)
@@ -230,6 +225,28 @@ class Collector:
         chunk.generation.release()
         if self._groups and not self._scheduled:
             self._flush()
+
+
+def _take(group: _Group, limit: int) -> list[Entry]:
+    """The next entries of a group, at most ``limit`` rows but at least one entry."""
+    entries = group.entries
+    if group.rows <= limit:
+        group.entries = []
+        group.rows = 0
+        return entries
+    rows = n = 0
+    for entry in entries:
+        if n and rows + entry.rows > limit:
+            break
+        rows += entry.rows
+        n += 1
+    group.entries = entries[n:]
+    group.rows -= rows
+    return entries[:n]
+
+
+def _rows(entries: Sequence[Entry]) -> int:
+    return sum([entry.rows for entry in entries])
 
 
 def _deliver(
@@ -280,7 +297,7 @@ def _run_stacked(generation: Generation, entries: Sequence[Entry]) -> list[Outpu
     first = entries[0].feed
     feed = {name: np.concatenate([entry.feed[name] for entry in entries]) for name in first}
     outputs = generation.run(feed)
-    total = sum([entry.rows for entry in entries])
+    total = _rows(entries)
     for output in outputs:
         if output.shape[0] != total:
             return None

@@ -39,7 +39,8 @@ class Generation:
         stats: Where to count its calls; an aggregate of its own otherwise.
 
     Attributes:
-        average_ns: Running average of one run, which decides where the next one runs.
+        average_ns: Running average of one run of one call, which decides where the next one runs.
+        row_ns: The same for one row of a batch.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Generation:
         "checker",
         "number",
         "output_names",
+        "row_ns",
         "run",
         "session",
         "stats",
@@ -80,6 +82,7 @@ class Generation:
         self.stats = stats if stats is not None else CallStats()
         # Not known without a warm-up; then the first run happens in the pool.
         self.average_ns: float = math.inf if session.run_s is None else session.run_s * 1e9
+        self.row_ns = self.average_ns
         self._lock = threading.Lock()
         self._leases = 0
         self._retired = False
@@ -150,6 +153,12 @@ class Generation:
             self.average_ns = took_ns
             return
         self.average_ns = average + ((took_ns if took_ns < ceiling_ns else ceiling_ns) - average) * 0.0625
+
+    def observe_rows(self, took_ns: int, rows: int, ceiling_ns: float) -> None:
+        """Takes one batch into the average per row."""
+        row_ns = self.row_ns
+        took = took_ns if took_ns < ceiling_ns else ceiling_ns
+        self.row_ns = took / rows if row_ns == math.inf else row_ns + (took / rows - row_ns) * 0.125
 
     def _after_fork_in_child(self) -> None:
         # Those who held leases are threads and tasks of the parent.

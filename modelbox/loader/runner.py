@@ -31,7 +31,7 @@ from modelbox.objects import ModelVersion
 from .batching import Collector
 from .generation import Generation
 from .inputs import Feed
-from .pool import Pool
+from .pool import Pool, available_cores
 from .stats import Outcome
 
 __all__ = ("Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
@@ -92,6 +92,9 @@ class _Local(threading.local):
 
 _turn = _Turn()
 
+_SPREAD_ABOVE = 0.25
+"""Part of ``inline_below_s`` above which batches leave the loop for several threads."""
+
 
 class Runner:
     """Runs predictions on the active generation, for callers on any thread and any event loop.
@@ -114,6 +117,9 @@ class Runner:
         self._local = _Local()
         below_s = {Mode.AUTO: options.inline_below_s, Mode.INLINE: math.inf, Mode.POOL: -1.0}[options.mode]
         self._inline_below_ns = below_s * 1e9
+        # With another core at hand, a batch is spread long before it would hold up the loop.
+        spread = options.mode is Mode.AUTO and min(available_cores(), self._pool.threads) > 1
+        self._batch_inline_below_ns = self._inline_below_ns * (_SPREAD_ABOVE if spread else 1.0)
         # One stall of a busy machine must not push a fast model out of the loop: it counts for a few times the limit.
         self._ceiling_ns = 4e9 * options.inline_below_s
         self._fairness_ns = options.fairness_s * 1e9
@@ -247,7 +253,7 @@ class Runner:
                 self._pool,
                 max_batch=self.options.max_batch,
                 max_delay_s=self.options.max_delay_s,
-                inline_below_ns=self._inline_below_ns,
+                inline_below_ns=self._batch_inline_below_ns,
                 ceiling_ns=self._ceiling_ns,
             )
         try:
