@@ -105,9 +105,7 @@ class FeedSource(MemorySource):
         self.resolves.append(str(ref))
         if not ref.movable:
             answer = await super().resolve(ref)
-            return Resolved(
-                ref=ref, version=answer.version, alias=None, token=self.token, server_id=self.server_id
-            )
+            return Resolved(ref=ref, version=answer.version, alias=None, token=self.token, server_id=self.server_id)
         alias = self.aliases.get(str(ref))
         if alias is None:
             raise NotFoundError(f"{ref} does not exist", exists=sorted(self.aliases))
@@ -151,9 +149,7 @@ class FeedSource(MemorySource):
                     sent = seen  # as if it had been sent, and was lost on the way
                     continue
                 for _ in range(2 if seen in self.repeat else 1):
-                    yield Revision(
-                        rev=seen, prev_rev=sent, changes=(self.history[seen - 1],), token=self._at(seen)
-                    )
+                    yield Revision(rev=seen, prev_rev=sent, changes=(self.history[seen - 1],), token=self._at(seen))
                 sent = seen
             self._moved = self._moved or anyio.Event()
             await self._moved.wait()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -44,6 +45,7 @@ class _Entry:
         self.holders = 0
         self.scope = CancelScope()
         self.ready = anyio.Event()
+        self.ended = anyio.Event()
         self.error: BaseException | None = None
 
 
@@ -134,7 +136,7 @@ class Loader(AsyncContextManagerMixin):
             entry = self._enter(inherited.ref, inherited.options, runner=inherited.runner)
             entry.reloader.adopt(inherited)
             entry.ready.set()
-            self._spawn(self._serve, entry, None, name=f"modelbox reference {inherited.ref}")
+            self._spawn(partial(self._live, entry, inherited=True), name=f"modelbox reference {inherited.ref}")
         entry.holders += 1
         return entry.reloader
 
@@ -164,25 +166,25 @@ class Loader(AsyncContextManagerMixin):
         entry = self._entries[ref] = _Entry(reloader)
         return entry
 
-    async def _live(self, entry: _Entry) -> None:
+    async def _live(self, entry: _Entry, *, inherited: bool = False) -> None:
         """From the first version to the end; one task for each reference."""
-        reloader = entry.reloader
-        with entry.scope:
-            try:
-                token = await self._begin(reloader)
-            except Exception as exc:
-                entry.error = exc
-                self._entries.pop(reloader.ref, None)
-                entry.ready.set()
-                return
+        reloader, token = entry.reloader, None
+        try:
+            with entry.scope:
+                if not inherited:
+                    token = await self._begin(reloader)
+                    entry.ready.set()
+                if reloader.ref.movable:
+                    self._informer.add(reloader, token)
+                await reloader.run()
+        except Exception as exc:
+            if entry.ready.is_set():
+                raise
+            entry.error = exc
+            self._entries.pop(reloader.ref, None)
+        finally:
             entry.ready.set()
-            await self._serve(entry, token)
-
-    async def _serve(self, entry: _Entry, token: str | None) -> None:
-        with entry.scope:
-            if entry.reloader.ref.movable:
-                self._informer.add(entry.reloader, token)
-            await entry.reloader.run()
+            entry.ended.set()
 
     async def _begin(self, reloader: Reloader) -> str | None:
         """Finds what to serve first, and brings it into service; returns the token to watch from."""
@@ -225,6 +227,8 @@ class Loader(AsyncContextManagerMixin):
             del self._entries[ref]
         self._informer.remove(entry.reloader)
         entry.scope.cancel()
+        with anyio.move_on_after(self._settings.drain_timeout_s):
+            await entry.ended.wait()
         await entry.reloader.close()
 
     def _contact(self, reachable: bool) -> None:

@@ -1,0 +1,381 @@
+"""The loader and its reload machine on real sessions: what serves after each kind of news."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+
+from modelbox.errors import (
+    FormatRefused,
+    ModelBoxError,
+    ModelInvalid,
+    NotFoundError,
+    SignatureChanged,
+    Unavailable,
+    UnsupportedOperator,
+)
+from modelbox.events import ModelEvent, ReloadFailed, ReloadSucceeded, SessionFreed, StaleChanged
+from modelbox.loader.cache import Cache
+from modelbox.loader.ledger import Ledger
+from modelbox.loader.loader import Loader
+from modelbox.loader.reload import ModelState, Reloader
+from modelbox.loader.report import Identity
+from modelbox.loader.settings import LoaderSettings, LoadOptions
+from modelbox.loader.watch import InformerSettings
+from modelbox.objects import InstanceState
+from modelbox.refs import ModelRef
+from modelbox.signature import Compatibility
+from tests.feed_source import FeedSource
+from tests.onnx_models import add_constant, endless_loop, unknown_operator
+
+REF = ModelRef.parse("ns/model@prod")
+SETTINGS = LoaderSettings(
+    offline_after_s=0.2,
+    warm_up_timeout_s=2.0,
+    drain_timeout_s=2.0,
+    retry_base_s=0.02,
+    retry_max_s=0.05,
+    informer=InformerSettings(backoff_base_s=0.01, backoff_max_s=0.02),
+)
+X = {"x": np.ones((1, 4), np.float32)}
+
+
+class Log:
+    """Every event, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        self.events: list[ModelEvent] = []
+        self._news = anyio.Event()
+
+    def __call__(self, event: ModelEvent) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    async def until(self, wanted: Callable[[ModelEvent], bool], *, count: int = 1) -> ModelEvent:
+        with anyio.fail_after(20):
+            while len(found := [event for event in self.events if wanted(event)]) < count:
+                self._news = anyio.Event()
+                await self._news.wait()
+        return found[-1]
+
+    async def served(self, version: int) -> None:
+        await self.until(lambda e: isinstance(e, ReloadSucceeded) and e.version == version)
+
+    async def failed(self, version: int, *, count: int = 1) -> ReloadFailed:
+        event = await self.until(lambda e: isinstance(e, ReloadFailed) and e.version == version, count=count)
+        assert isinstance(event, ReloadFailed)
+        return event
+
+
+@pytest.fixture
+def source() -> FeedSource:
+    source = FeedSource()
+    for number in (1, 2, 3):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    return source
+
+
+@asynccontextmanager
+async def loading(
+    source: FeedSource, directory: Path, *, settings: LoaderSettings = SETTINGS, ledger: Ledger | None = None
+) -> AsyncIterator[tuple[Loader, Log]]:
+    cache = Cache(directory)
+    await anyio.to_thread.run_sync(cache.open)
+    log = Log()
+    loader = Loader(
+        source,
+        cache,
+        server_key="memory",
+        identity=Identity(instance_id="i-1", host="here", pid=1),
+        settings=settings,
+        observe=log,
+        ledger=ledger,
+    )
+    async with loader:
+        yield loader, log
+
+
+async def answer(reloader: Reloader) -> float:
+    outputs = await reloader.runner.predict(X)
+    return float(outputs["y"][0, 0])
+
+
+async def test_loads_and_answers(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        reloader = await loader.load(REF, LoadOptions())
+        assert await answer(reloader) == 2.0
+        assert reloader.state is ModelState.ACTIVE
+        await anyio.wait_all_tasks_blocked()
+    report = source.reports[0]
+    assert (report.state, report.version, report.ref) == (InstanceState.ACTIVE, 1, "ns/model@prod")
+
+
+async def test_follows_the_alias(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        assert await answer(reloader) == 3.0
+        freed = await log.until(lambda e: isinstance(e, SessionFreed))
+        assert isinstance(freed, SessionFreed)
+        assert (freed.version, freed.forced) == (1, False)
+
+
+async def test_joins_handles_of_one_reference(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        found: list[Reloader] = []
+
+        async def load() -> None:
+            found.append(await loader.load(REF, LoadOptions()))
+
+        async with anyio.create_task_group() as tg:
+            for _ in range(5):
+                tg.start_soon(load)
+        assert len(set(map(id, found))) == 1
+        assert source.downloads == 1
+        for reloader in found[:4]:
+            await loader.release(reloader)
+        assert await answer(found[0]) == 2.0
+        await loader.release(found[0])
+        assert found[0].state is ModelState.CLOSED
+        assert found[0].runner.active is None
+
+
+async def test_goes_back_to_an_older_version(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        source.move("prod", source.versions["ns/model@1"])
+        await log.until(lambda e: isinstance(e, ReloadSucceeded) and e.version == 1, count=2)
+        assert await answer(reloader) == 2.0
+        assert len(source.opens) == 2  # version 1 came from the cache
+
+
+async def test_the_newest_target_wins(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.gate = anyio.Event()
+        source.move("prod", source.versions["ns/model@2"])
+        await log.until(lambda e: type(e).__name__ == "ReloadStarted" and e.version == 2)  # type: ignore[attr-defined]
+        source.move("prod", source.versions["ns/model@3"])
+        await log.until(lambda e: type(e).__name__ == "ReloadStarted" and e.version == 3)  # type: ignore[attr-defined]
+        source.gate.set()
+        await log.served(3)
+        assert await answer(reloader) == 4.0
+        assert not any(isinstance(e, ReloadSucceeded) and e.version == 2 for e in log.events)
+
+
+BAD: dict[str, tuple[Callable[[], dict[str, bytes | Path]], type[ModelBoxError], str]] = {
+    "garbage": (lambda: {"model.onnx": b"not a model"}, ModelInvalid, "verify"),
+    "truncated": (lambda: {"model.onnx": add_constant(9)[:-20]}, ModelInvalid, "verify"),
+    "empty": (lambda: {"model.onnx": b""}, ModelInvalid, "verify"),
+    "operator": (lambda: {"model.onnx": unknown_operator()}, UnsupportedOperator, "verify"),
+    "interface": (lambda: {"model.onnx": add_constant(9, name="renamed")}, SignatureChanged, "signature"),
+    "format": (lambda: {"model.pkl": b"\x80\x04."}, FormatRefused, "verify"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD))
+async def test_a_bad_version_leaves_the_old_one(kind: str, source: FeedSource, tmp_path: Path) -> None:
+    files, error, stage = BAD[kind]
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        bad = source.add(files(), version=9)
+        source.move("prod", bad)
+        failure = await log.failed(9)
+        assert failure.quarantined
+        assert (failure.code, failure.stage) == (error.code, stage)
+        assert await answer(reloader) == 2.0
+        await anyio.wait_all_tasks_blocked()
+        nack = next(report for report in source.reports if report.state is InstanceState.FAILED)
+        assert (nack.version, nack.target_version, nack.stage) == (1, 9, failure.stage)
+        # Not tried again for this move; tried again when the alias moves anew.
+        source.edit(source.versions["ns/model@1"], note="wakes the machine")
+        await anyio.sleep(0.1)
+        assert sum(isinstance(e, ReloadFailed) for e in log.events) == 1
+        source.move("prod", bad)
+        await log.failed(9, count=2)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        assert await answer(reloader) == 3.0
+
+
+async def test_an_endless_model_is_stopped_and_refused(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions(compatibility=Compatibility.ANY))
+        source.move("prod", source.add({"model.onnx": endless_loop()}, version=9))
+        failure = await log.failed(9)
+        assert (failure.stage, failure.quarantined) == ("warm", True)
+        assert await answer(reloader) == 2.0
+
+
+async def test_wrong_bytes_are_fetched_again_then_refused(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.faults.corrupt_at, source.faults.corruptions_left = 10, 1000
+        source.move("prod", source.versions["ns/model@2"])
+        await log.until(lambda e: isinstance(e, ReloadFailed) and e.quarantined)
+        failures = [e for e in log.events if isinstance(e, ReloadFailed)]
+        assert [e.quarantined for e in failures] == [False, False, True]
+        assert {e.code for e in failures} == {"integrity"}
+        assert await answer(reloader) == 2.0
+
+
+async def test_a_failure_that_passes_is_tried_again(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        bytes_of_2 = source.contents.pop(source.versions["ns/model@2"].manifest.files[0].digest)
+
+        class Gone(dict):  # type: ignore[type-arg]
+            def __missing__(self, key: object) -> bytes:
+                raise Unavailable("the blob store is away")
+
+        source.contents = Gone(source.contents)
+        source.move("prod", source.versions["ns/model@2"])
+        failure = await log.failed(2)
+        assert not failure.quarantined
+        source.contents[source.versions["ns/model@2"].manifest.files[0].digest] = bytes_of_2
+        await log.served(2)
+        assert await answer(reloader) == 3.0
+
+
+async def test_an_older_answer_never_wins(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        old = await source.resolve(REF)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        reloader.offer(old)
+        await anyio.sleep(0.05)
+        assert await answer(reloader) == 3.0
+        reloader.offer(old, reset=True)  # the server was restored from a backup
+        await log.until(lambda e: isinstance(e, ReloadSucceeded) and e.version == 1, count=2)
+
+
+async def test_first_load_errors(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        with pytest.raises(NotFoundError):
+            await loader.load(ModelRef.parse("ns/model@nobody"), LoadOptions())
+        source.move("prod", source.add({"model.onnx": b"not a model"}, version=9))
+        with pytest.raises(ModelInvalid):
+            await loader.load(REF, LoadOptions())
+        source.faults.down = True
+        with pytest.raises(Unavailable):
+            await loader.load(REF, LoadOptions())
+        source.faults.down = False
+        source.move("prod", source.versions["ns/model@1"])
+        assert await answer(await loader.load(REF, LoadOptions())) == 2.0
+
+
+async def test_serves_the_last_good_version_without_a_server(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        await anyio.wait_all_tasks_blocked()
+        await anyio.sleep(0.1)
+    source.faults.down = True
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        assert await answer(reloader) == 3.0
+        assert reloader.stale
+        source.faults.down = False
+        source.move("prod", source.versions["ns/model@3"])
+        await log.served(3)
+        await log.until(lambda e: isinstance(e, StaleChanged) and not e.stale)
+        assert await answer(reloader) == 4.0
+
+
+async def test_a_start_into_a_bad_promotion_serves_the_last_good(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        await loader.load(REF, LoadOptions())
+        await anyio.sleep(0.1)
+    source.move("prod", source.add({"model.onnx": b"not a model"}, version=9))
+    failures = []
+    for _ in range(2):
+        async with loading(source, tmp_path) as (loader, log):
+            reloader = await loader.load(REF, LoadOptions())
+            assert await answer(reloader) == 2.0
+            await anyio.sleep(0.1)
+            failures.append(sum(isinstance(e, ReloadFailed) for e in log.events))
+    assert failures == [1, 0]  # the second time the quarantine is known from disk
+
+
+async def test_a_silent_server_delays_a_start_only_shortly(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        await loader.load(REF, LoadOptions())
+        await anyio.sleep(0.1)
+
+    class Silent(FeedSource):
+        async def resolve(self, ref: ModelRef):  # type: ignore[no-untyped-def]
+            await anyio.sleep_forever()
+
+    silent = Silent(contents=source.contents, versions=source.versions, aliases=source.aliases)
+    async with loading(silent, tmp_path) as (loader, _):
+        with anyio.fail_after(5):
+            reloader = await loader.load(REF, LoadOptions())
+        assert reloader.stale
+        assert await answer(reloader) == 2.0
+
+
+async def test_a_cancelled_load_leaves_nothing(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        source.gate = anyio.Event()
+        with anyio.move_on_after(0.1):
+            await loader.load(REF, LoadOptions())
+        assert source.open_now == 0
+        assert not any(path.name.startswith(("blob.", "tree.")) for path in tmp_path.rglob("*"))
+        source.gate = None
+        assert await answer(await loader.load(REF, LoadOptions())) == 2.0
+
+
+async def test_one_cancelled_load_spares_the_others(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, _):
+        source.gate = anyio.Event()
+        async with anyio.create_task_group() as tg:
+
+            async def impatient() -> None:
+                with anyio.move_on_after(0.05):
+                    await loader.load(REF, LoadOptions())
+                assert source.gate is not None
+                source.gate.set()
+
+            tg.start_soon(impatient)
+            reloader = await loader.load(REF, LoadOptions())
+        assert await answer(reloader) == 2.0
+        assert source.downloads == 1
+
+
+async def test_statistics_go_on_when_a_version_comes_back(source: FeedSource, tmp_path: Path) -> None:
+    ledger = Ledger()
+    async with loading(source, tmp_path, ledger=ledger) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        await answer(reloader)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        await answer(reloader)
+        source.move("prod", source.versions["ns/model@1"])
+        await log.until(lambda e: isinstance(e, ReloadSucceeded) and e.version == 1, count=2)
+        await answer(reloader)
+    calls = {(labels.version, labels.alias): stats.snapshot().calls for labels, stats in ledger.entries()}
+    assert calls == {(1, "prod"): 2, (2, "prod"): 1}
+
+
+async def test_opens_the_kept_optimised_form_next_time(source: FeedSource, tmp_path: Path) -> None:
+    optimised = False
+    for _ in range(2):
+        async with loading(source, tmp_path) as (loader, _log):
+            reloader = await loader.load(REF, LoadOptions())
+            with anyio.fail_after(10):
+                while not list(tmp_path.glob("derived/*/*/model.ort")):
+                    await anyio.sleep(0.02)
+            assert await answer(reloader) == 2.0
+            optimised = reloader._active is not None and reloader._active.optimised
+    assert optimised
