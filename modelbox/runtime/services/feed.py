@@ -157,8 +157,13 @@ class FeedService:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.drain()
-        if self._stack is not None:
-            stack, self._stack = self._stack, None
+        if self._stack is None:
+            return
+        stack, self._stack = self._stack, None
+        # An ordinary failure of the block is not the task group's business, and must not come out wrapped.
+        if isinstance(exc, Exception):
+            await stack.__aexit__(None, None, None)
+        else:
             await stack.__aexit__(exc_type, exc, traceback)
 
     def drain(self) -> None:
