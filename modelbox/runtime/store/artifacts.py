@@ -14,15 +14,15 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
-from modelbox.objects import Artifact, Created, Download, Namespace, NewArtifact, to_json
+from modelbox.objects import Artifact, Created, Download, NewArtifact, to_json
 from modelbox.refs import Digest, ModelRef, shown
 from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
 
 from .database import Database
-from .feed import NewChange, append, next_rev
-from .lookups import find_namespace_id, model_row, ref_row, version_row
-from .rows import ARTIFACTS, artifact_of, dump, from_us, new_uid, to_us, version_of
+from .lookups import model_row, ref_row, version_row
+from .rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
 from .schema import artifact_blobs, artifacts, blobs, downloads, holdings, namespaces, uploads
+from .writing import Writing
 
 __all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs")
 
@@ -133,15 +133,15 @@ def _drop_uploads(conn: Connection, before_us: int, keep: frozenset[str]) -> int
 
 def _begin_download(conn: Connection, ref: ModelRef, uid: str, actor: str, at: datetime) -> Download:
     row = ref_row(conn, ref)
-    rev = next_rev(conn)
+    writing = Writing(conn, actor=actor, at=at)
     download = Download(
         id=uid,
         namespace=row.namespace,
         model=row.model,
         version=row.version,
         by=actor,
-        started_at=from_us(to_us(at)),
-        mod_rev=rev,
+        started_at=at,
+        mod_rev=writing.rev,
     )
     conn.execute(
         insert(downloads).values(
@@ -150,18 +150,13 @@ def _begin_download(conn: Connection, ref: ModelRef, uid: str, actor: str, at: d
             model=row.model,
             version=row.version,
             actor=actor,
-            started_at_us=to_us(at),
-            mod_rev=rev,
+            started_at_us=writing.at_us,
+            mod_rev=writing.rev,
         )
     )
-    change = NewChange(
-        namespace=row.namespace,
-        object=f"{row.namespace}/{row.model}@{row.version}",
-        kind=Kind.DOWNLOAD,
-        action=Action.CREATED,
-        state=download,
-    )
-    append(conn, rev, [change], actor=actor, at=at)
+    path = f"{row.namespace}/{row.model}@{row.version}"
+    writing.note(row.namespace, path, Kind.DOWNLOAD, Action.CREATED, download)
+    writing.finish()
     return download
 
 
@@ -259,29 +254,20 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
                 expected=held[file.digest][1],
                 actual=file.size_bytes,
             )
-    rev = next_rev(conn)
-    changes: list[NewChange] = []
-    namespace_id = find_namespace_id(conn, namespace)
-    if namespace_id is None:
-        conn.execute(insert(namespaces).values(name=namespace, created_at_us=to_us(at), mod_rev=rev))
-        namespace_id = find_namespace_id(conn, namespace)
-        state = Namespace(name=namespace, created_at=at, mod_rev=rev)
-        changes.append(
-            NewChange(namespace=namespace, object=namespace, kind=Kind.NAMESPACE, action=Action.CREATED, state=state)
-        )
+    writing = Writing(conn, actor=actor, at=at)
     conn.execute(
         insert(artifacts).values(
             uid=uid,
-            namespace_id=namespace_id,
+            namespace_id=writing.namespace_id(namespace),
             model_id=model_id,
             parent=new.parent,
             name=new.name,
             files=json.dumps(to_json(files), ensure_ascii=False, separators=(",", ":")),
             labels=dump(new.labels),
             metadata=dump(new.metadata),
-            created_at_us=to_us(at),
+            created_at_us=writing.at_us,
             created_by=actor,
-            mod_rev=rev,
+            mod_rev=writing.rev,
         )
     )
     row = _artifact_row(conn, uid)
@@ -290,10 +276,8 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
             insert(artifact_blobs), [{"artifact_id": row.id, "blob_id": blob_id} for blob_id, _ in held.values()]
         )
     artifact = artifact_of(row)
-    changes.append(
-        NewChange(namespace=namespace, object=uid, kind=Kind.ARTIFACT, action=Action.CREATED, state=artifact)
-    )
-    append(conn, rev, changes, actor=actor, at=at)
+    writing.note(namespace, uid, Kind.ARTIFACT, Action.CREATED, artifact)
+    writing.finish()
     return Created(item=artifact, existed=False)
 
 
@@ -316,17 +300,11 @@ def _delete_artifact(conn: Connection, artifact_id: str, actor: str, at: datetim
     row = conn.execute(_ARTIFACT.with_for_update(of=artifacts), {"the_uid": artifact_id}).first()
     if row is None:
         row = _artifact_row(conn, artifact_id)
-    rev = next_rev(conn)
+    writing = Writing(conn, actor=actor, at=at)
     artifact = artifact_of(row)
     _delete_row(conn, row.id)
-    change = NewChange(
-        namespace=artifact.namespace,
-        object=artifact.id,
-        kind=Kind.ARTIFACT,
-        action=Action.DELETED,
-        state=artifact,
-    )
-    append(conn, rev, [change], actor=actor, at=at)
+    writing.note(artifact.namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
+    writing.finish()
 
 
 class SqlArtifactStore:

@@ -50,6 +50,7 @@ from .schema import (
 
 __all__ = (
     "NewChange",
+    "Place",
     "SqlFeedStore",
     "append",
     "create_head",
@@ -74,8 +75,7 @@ class NewChange:
 
 
 _BUMP = update(feed_head).where(feed_head.c.id == 1).values(rev=feed_head.c.rev + 1)
-_REV = select(feed_head.c.rev).where(feed_head.c.id == 1)
-_CHAIN = select(feed_head.c.chain).where(feed_head.c.id == 1)
+_PLACE = select(feed_head.c.rev, feed_head.c.chain).where(feed_head.c.id == 1)
 _SET_CHAIN = update(feed_head).where(feed_head.c.id == 1).values(chain=bindparam("new_chain"))
 _ADD = insert(feed_changes)
 _HEAD = select(
@@ -85,7 +85,7 @@ _HEAD = select(
 
 def create_head(conn: Connection) -> None:
     """Begins history, once in the life of a database."""
-    if conn.execute(_REV).first() is None:
+    if conn.execute(_PLACE).first() is None:
         conn.execute(
             insert(feed_head).values(
                 id=1,
@@ -99,19 +99,28 @@ def create_head(conn: Connection) -> None:
         )
 
 
-def next_rev(conn: Connection) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A revision that a transaction has taken; ``chain`` is that of the revision before."""
+
+    rev: int
+    chain: bytes
+
+
+def next_rev(conn: Connection) -> Place:
     """Takes the head row's lock and the next revision. Call it once, behind every other lock; then `append`."""
     if conn.execute(_BUMP).rowcount != 1:
         raise StorageError("the database has no feed head: it was not set up")
-    return int(conn.execute(_REV).scalar_one())
+    rev, chain = conn.execute(_PLACE).one()
+    return Place(rev=rev, chain=bytes(chain))
 
 
-def append(conn: Connection, rev: int, changes: Sequence[NewChange], *, actor: str, at: datetime) -> None:
-    """Writes the changes of revision ``rev`` and binds them into the chain."""
+def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, actor: str, at: datetime) -> None:
+    """Writes the changes of a revision, at least one, and binds them into the chain."""
     at_us = to_us(at)
     rows: list[dict[str, Any]] = [
         {
-            "rev": rev,
+            "rev": place.rev,
             "idx": idx,
             "namespace": change.namespace,
             "object": change.object,
@@ -123,7 +132,7 @@ def append(conn: Connection, rev: int, changes: Sequence[NewChange], *, actor: s
         }
         for idx, change in enumerate(changes)
     ]
-    chain = next_chain(conn.execute(_CHAIN).scalar_one(), rev, [_body(row) for row in rows])
+    chain = next_chain(place.chain, place.rev, [_body(row) for row in rows])
     for row in rows:
         row["chain"] = chain
     conn.execute(_ADD, rows)

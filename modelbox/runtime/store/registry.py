@@ -34,7 +34,7 @@ from modelbox.runtime.ports import Key, Listed
 
 from .artifacts import delete_artifacts_of, held_blobs
 from .database import Database
-from .feed import NewChange, append, next_rev, read_head, token_of
+from .feed import read_head, token_of
 from .lookups import alias_row, find_alias_row, find_model_row, find_namespace_id, model_row, ref_row, version_row
 from .rows import (
     ALIASES,
@@ -52,6 +52,7 @@ from .rows import (
     version_of,
 )
 from .schema import alias_moves, aliases, models, namespaces, version_blobs, versions
+from .writing import Writing
 
 __all__ = ("SqlRegistryStore",)
 
@@ -78,37 +79,8 @@ _LAST_MOVE = (
 )
 
 
-class _Writing:
-    """One transaction's revision: gathers its changes, and writes them at the end."""
-
-    def __init__(self, conn: Connection, *, actor: str, at: datetime) -> None:
-        self.conn = conn
-        self.actor = actor
-        self.at = at
-        self.at_us = to_us(at)
-        self.rev = next_rev(conn)
-        self._changes: list[NewChange] = []
-
-    def note(self, namespace: str, path: str, kind: Kind, action: Action, state: object) -> None:
-        """Adds a change."""
-        self._changes.append(NewChange(namespace=namespace, object=path, kind=kind, action=action, state=state))
-
-    def finish(self) -> None:
-        """Writes the changes into the feed."""
-        append(self.conn, self.rev, self._changes, actor=self.actor, at=self.at)
-
-    def namespace_id(self, name: str) -> int:
-        """The row id of the namespace, made if need be."""
-        found = find_namespace_id(self.conn, name)
-        if found is not None:
-            return found
-        self.conn.execute(insert(namespaces).values(name=name, created_at_us=self.at_us, mod_rev=self.rev))
-        self.note(
-            name, name, Kind.NAMESPACE, Action.CREATED, Namespace(name=name, created_at=self.at, mod_rev=self.rev)
-        )
-        made = find_namespace_id(self.conn, name)
-        assert made is not None
-        return made
+class _Writing(Writing):
+    """A revision of the registry's."""
 
     def make_model(self, new: NewModel) -> Any:
         """Inserts a model and returns its row; the caller notes the change once the state is final."""
@@ -137,9 +109,8 @@ class _Writing:
         self.note(model.namespace, model.path, Kind.MODEL, action, model)
         return model
 
-    def point(self, model: Any, name: str, target: Any, reason: str) -> Alias:
-        """Moves or makes an alias of the model's row to a version's row, and notes it."""
-        before = find_alias_row(self.conn, model, name)
+    def point(self, model: Any, name: str, before: Any | None, target: Any, reason: str) -> Alias:
+        """Moves (``before`` is its row) or makes an alias of the model's row to a version's row, and notes it."""
         values = {
             "version_id": target.id,
             "moved_at_us": self.at_us,
@@ -340,9 +311,9 @@ def _publish_version(conn: Connection, new: NewVersion, actor: str, at: datetime
     version = version_of(target)
     writing.note_model(row.id, action)
     writing.note(new.namespace, str(version.ref), Kind.VERSION, Action.CREATED, version)
-    writing.point(row, LATEST, target, "published")
+    writing.point(row, LATEST, find_alias_row(conn, row, LATEST), target, "published")
     for alias in dict.fromkeys(new.aliases):
-        writing.point(row, alias, target, new.reason)
+        writing.point(row, alias, find_alias_row(conn, row, alias), target, new.reason)
     writing.finish()
     return Created(item=version, existed=False)
 
@@ -372,12 +343,12 @@ def _check_files(conn: Connection, new: NewVersion) -> list[int]:
 def _publish_again(
     conn: Connection, new: NewVersion, row: Any, newest: Any, actor: str, at: datetime
 ) -> Created[ModelVersion]:
-    there = {alias.name: alias.version for alias in conn.execute(ALIASES.where(aliases.c.model_id == row.id))}
-    to_move = [alias for alias in dict.fromkeys(new.aliases) if there.get(alias) != newest.version]
+    there = {alias: find_alias_row(conn, row, alias) for alias in new.aliases}
+    to_move = {alias: old for alias, old in there.items() if old is None or old.version_id != newest.id}
     if to_move:
         writing = _Writing(conn, actor=actor, at=at)
-        for alias in to_move:
-            writing.point(row, alias, newest, new.reason)
+        for alias, old in to_move.items():
+            writing.point(row, alias, old, newest, new.reason)
         writing.finish()
     return Created(item=version_of(newest), existed=True)
 
@@ -423,7 +394,7 @@ def _delete_version(conn: Connection, namespace: str, model: str, version: int, 
     if was_latest and successor is None:
         writing.drop_alias(owner, latest, f"version {version} was deleted")
     elif was_latest:
-        writing.point(owner, LATEST, successor, f"version {version} was deleted")
+        writing.point(owner, LATEST, latest, successor, f"version {version} was deleted")
     writing.drop_version(row)
     if was_latest:
         conn.execute(
@@ -498,7 +469,7 @@ def _move_alias(
     if before is not None and before.version_id == target.id:
         return alias_of(before)
     writing = _Writing(conn, actor=actor, at=at)
-    moved = writing.point(row, alias, target, reason)
+    moved = writing.point(row, alias, before, target, reason)
     writing.finish()
     return moved
 
@@ -527,7 +498,7 @@ def _rollback_alias(
         )
     target = version_row(conn, row, earlier)
     writing = _Writing(conn, actor=actor, at=at)
-    moved = writing.point(row, alias, target, reason or f"rolled back from version {before.version}")
+    moved = writing.point(row, alias, before, target, reason or f"rolled back from version {before.version}")
     writing.finish()
     return moved
 
