@@ -7,9 +7,11 @@ moment.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from modelbox import _fork
 from modelbox._loops import Loop, Waiter, current_loop
 from modelbox.errors import ClientClosed
-from modelbox.events import DownloadProgress, ModelEvent
+from modelbox.events import DownloadProgress, ModelEvent, Observer
 from modelbox.loader.generation import Generation
 from modelbox.loader.reload import ModelState, Reloader
 from modelbox.loader.runner import Lease
@@ -30,7 +32,7 @@ from modelbox.signature import Signature
 if TYPE_CHECKING:
     from modelbox.loading import LoaderHost
 
-__all__ = ("LiveModel", "ModelState")
+__all__ = ("EventStream", "LiveModel", "ModelState")
 
 _MAX_EVENTS = 256
 
@@ -49,7 +51,7 @@ class LiveModel:
         self._reloader = reloader
         self._host = host
         self._runner = reloader.runner
-        self._subscriptions: set[_Subscription] = set()
+        self._inboxes: weakref.WeakSet[_Inbox] = weakref.WeakSet()
         self._closed = False
         self._inherited = False
         self._meter = ModelMeter(reloader.ref, lambda: self._active().version.version)
@@ -148,25 +150,16 @@ class LiveModel:
 
     # -- events
 
-    async def events(self) -> AsyncIterator[ModelEvent]:
-        """What happens to the reference from now on: reloads, refusals, loss of contact.
+    def events(self) -> EventStream:
+        """What happens to the reference from now on: ``async for event in model.events(): …``.
 
-        At most 256 undelivered events are kept: of a reader that is slower, the oldest are dropped, and of
-        `DownloadProgress` only the newest is kept in any case.
+        Reloads, refusals, loss of contact. At most 256 undelivered events are kept: of a reader that is slower, the
+        oldest are dropped, and of several `DownloadProgress` in a row only the newest is kept in any case. Ends when
+        the handle is closed. Call it on the event loop that reads it.
         """
-        subscription = _Subscription(current_loop())
-        observers = self._reloader.observers
-        observers.append(subscription)
-        self._subscriptions.add(subscription)
-        try:
-            while True:
-                event = await subscription.next()
-                if event is None:
-                    return
-                yield event
-        finally:
-            self._subscriptions.discard(subscription)
-            observers.remove(subscription)
+        inbox = _Inbox(current_loop(), self._reloader.observers)
+        self._inboxes.add(inbox)
+        return EventStream(inbox)
 
     # -- life
 
@@ -177,16 +170,16 @@ class LiveModel:
         """
         if not self._closed:
             self._closed = True
-            for subscription in list(self._subscriptions):
-                subscription.end()
+            for inbox in list(self._inboxes):
+                inbox.end()
             await self._host.release(self._reloader)
 
     def close_sync(self) -> None:
         """`aclose` for code that is not async."""
         if not self._closed:
             self._closed = True
-            for subscription in list(self._subscriptions):
-                subscription.end()
+            for inbox in list(self._inboxes):
+                inbox.end()
             self._host.release_sync(self._reloader)
 
     async def __aenter__(self) -> LiveModel:
@@ -217,17 +210,42 @@ class LiveModel:
         self._host.adopt(self, self._reloader)
 
 
-class _Subscription:
+class EventStream:
+    """An endless iterator over a reference's events, for one task; see `LiveModel.events`."""
+
+    def __init__(self, inbox: _Inbox) -> None:
+        self._inbox = inbox
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> ModelEvent:
+        event = await self._inbox.next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def close(self) -> None:
+        """Stops listening; also done when the stream is forgotten. Idempotent."""
+        self._inbox.end()
+
+    def __del__(self) -> None:
+        self._inbox.end()
+
+
+class _Inbox:
     """A bounded queue from the engine's thread to one reader on its own loop."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, observers: list[Observer]) -> None:
         self._loop = loop
+        self._observers = observers
         self._lock = threading.Lock()
         self._events: deque[ModelEvent] = deque(maxlen=_MAX_EVENTS)
         self._waiter: Waiter[None] | None = None
         self._ended = False
+        observers.append(self)
 
-    def __call__(self, event: ModelEvent) -> None:
+    def __call__(self, event: ModelEvent, /) -> None:
         """Takes an event; called in the engine's thread."""
         with self._lock:
             if isinstance(event, DownloadProgress) and self._events and isinstance(self._events[-1], DownloadProgress):
@@ -236,21 +254,25 @@ class _Subscription:
         self._poke()
 
     def end(self) -> None:
-        """Lets the reader finish what is queued, then stop."""
-        self._ended = True
-        self._poke()
+        """Takes nothing more; the reader may finish what is queued. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            with contextlib.suppress(ValueError):
+                self._observers.remove(self)
+            self._poke()
 
     def _poke(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:
-            self._ended = True  # the reader's loop is gone
+            self._ended = True  # the reader's loop has ended
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def next(self) -> ModelEvent | None:
+        """The oldest undelivered event, or None at the end."""
         while True:
             with self._lock:
                 if self._events:
@@ -258,6 +280,5 @@ class _Subscription:
             if self._ended:
                 return None
             self._waiter = self._loop.make_waiter()
-            if self._events or self._ended:
-                continue
-            await self._waiter
+            if not self._events and not self._ended:
+                await self._waiter

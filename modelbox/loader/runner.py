@@ -182,6 +182,10 @@ class Runner:
             generation = self.active
         if generation is None or not generation.acquire():
             generation = self._acquire()
+        return await self._predict_on(generation, inputs, start_ns)
+
+    async def _predict_on(self, generation: Generation, inputs: Mapping[str, Any], start_ns: int) -> Prediction:
+        """One call on its own, on a generation that was leased for it; ends that lease."""
         try:
             feed = generation.check(inputs)
             if generation.average_ns >= self._inline_below_ns:
@@ -195,12 +199,20 @@ class Runner:
         finally:
             generation.release()
         took_ns = perf_counter_ns() - start_ns
-        turn.spent_ns += took_ns
+        _turn.spent_ns += took_ns
         generation.observe(took_ns, self._ceiling_ns)
         generation.stats.record_ok(took_ns)
         prediction = Prediction(zip(generation.output_names, outputs))  # noqa: B905 - equal by construction
         prediction.version = generation.version
         return prediction
+
+    async def _predict_leased(self, generation: Generation, inputs: Mapping[str, Any]) -> Prediction:
+        if _turn.spent_ns > self._fairness_ns:
+            _turn.spent_ns = 0
+            await current_loop().checkpoint()
+        start_ns = perf_counter_ns()
+        generation.share()
+        return await self._predict_on(generation, inputs, start_ns)
 
     def predict_sync(self, inputs: Mapping[str, Any], *, timeout: float | None = None) -> Prediction:
         """The same for code that is not async: runs in the calling thread, or in the pool when there is a timeout.
@@ -212,8 +224,11 @@ class Runner:
             ClientClosed: The runner is closed.
             UsageError: No version is active yet.
         """
+        return self._predict_sync_on(self._acquire(), inputs, timeout)
+
+    def _predict_sync_on(self, generation: Generation, inputs: Mapping[str, Any], timeout: float | None) -> Prediction:
+        """The blocking form of `_predict_on`."""
         start_ns = perf_counter_ns()
-        generation = self._acquire()
         try:
             feed = generation.check(inputs)
             outputs = generation.run(feed) if timeout is None else self._run_for(generation, feed, timeout)
@@ -369,7 +384,7 @@ class Runner:
 
 
 class Lease:
-    """A version's raw session, and the promise that it stays open; see `Runner.lease`."""
+    """One version, and the promise that it stays open; see `Runner.lease`."""
 
     __slots__ = ("_generation", "_runner")
 
@@ -394,6 +409,16 @@ class Lease:
             LeaseReleased: The lease has ended, or was not entered.
         """
         return self._held().version
+
+    async def predict(self, inputs: Mapping[str, Any]) -> Prediction:
+        """Runs the leased version, never joined with other calls; see `Runner.predict`."""
+        return await self._runner._predict_leased(self._held(), inputs)
+
+    def predict_sync(self, inputs: Mapping[str, Any]) -> Prediction:
+        """The same for code that is not async."""
+        generation = self._held()
+        generation.share()
+        return self._runner._predict_sync_on(generation, inputs, None)
 
     def _held(self) -> Generation:
         if self._generation is None:
