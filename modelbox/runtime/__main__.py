@@ -86,18 +86,7 @@ def _run(config: ServerConfig) -> None:
         raise ConfigError(f"the server needs the package {exc.name}: pip install 'modelbox[server]'") from exc
     # Files of the data directory are for this user alone, whatever the shell's default is.
     os.umask(0o077)
-    try:
-        anyio.run(serve, config, backend_options={"use_uvloop": find_spec("uvloop") is not None})
-    except BaseExceptionGroup as group:
-        raise _single(group) from group
-
-
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception in nested groups of one."""
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
-    return inner
+    anyio.run(serve, config, backend_options={"use_uvloop": find_spec("uvloop") is not None})
 
 
 if __name__ == "__main__":

@@ -84,15 +84,44 @@ async def serve(config: ServerConfig, *, on_ready: Callable[[Addresses], None] =
 
     Cancellation: stops without a drain.
     """
-    async with AsyncExitStack() as stack:
-        server = _Server(config, stack)
-        await server.start()
-        try:
-            on_ready(server.addresses)
-            await server.run_until_signal()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await server.stop()
+    try:
+        await _serve(config, on_ready)
+    except BaseExceptionGroup as group:
+        raise _single(group) from group
+
+
+async def _serve(config: ServerConfig, on_ready: Callable[[Addresses], None]) -> None:
+    stopping = anyio.Event()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_obey, signals, stopping, name="signals")
+            async with AsyncExitStack() as stack:
+                server = _Server(config, stack)
+                await server.start()
+                try:
+                    on_ready(server.addresses)
+                    await server.run_until(stopping)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await server.stop()
+            tasks.cancel_scope.cancel()
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception in nested groups of one."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner
+
+
+async def _obey(signals: AsyncIterator[signal.Signals], stopping: anyio.Event) -> None:
+    async for number in signals:
+        if stopping.is_set():
+            _LOG.warning("exiting at once on a second %s", signal.Signals(number).name)
+            os._exit(128 + number)
+        _LOG.info("stopping on %s", signal.Signals(number).name)
+        stopping.set()
 
 
 class _Server:
@@ -208,44 +237,31 @@ class _Server:
             tasks.start_soon(hello.run, runner.server, name="silent HTTP connections")
         return runner
 
-    async def run_until_signal(self) -> None:
-        """Returns at the first signal; raises when the database has failed for good."""
+    async def run_until(self, stopping: anyio.Event) -> None:
+        """Returns when it is time to stop; raises when the database has failed for good."""
         async with anyio.create_task_group() as tasks:
 
             async def watch_database() -> None:
                 raise await self._database.wait_failed()
 
             tasks.start_soon(watch_database, name="database watch")
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for number in signals:
-                    _LOG.info("stopping on %s", signal.Signals(number).name)
-                    break
+            await stopping.wait()
             tasks.cancel_scope.cancel()
 
     async def stop(self) -> None:
         """Drains and closes what listens; the rest closes with the stack."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_exit_on_signal, name="second signal")
-            self._health.set_unready("shutting down")
-            self._feed.drain()
-            self._boundary.end_ambient()
-            async with anyio.create_task_group() as closing:
-                closing.start_soon(self._close_grpc, name="drain gRPC")
-                closing.start_soon(self._http.cleanup, name="drain HTTP")
-            await self._scrapes.cleanup()
-            tasks.cancel_scope.cancel()
+        self._health.set_unready("shutting down")
+        self._feed.drain()
+        self._boundary.end_ambient()
+        async with anyio.create_task_group() as closing:
+            closing.start_soon(self._close_grpc, name="drain gRPC")
+            closing.start_soon(self._http.cleanup, name="drain HTTP")
+        await self._scrapes.cleanup()
 
     async def _close_grpc(self) -> None:
         cut_off = await self._grpc.aclose(grace_s=self._config.drain_timeout_s)
         if cut_off:
             _LOG.warning("cut off %d gRPC calls that did not end within %s s", cut_off, self._config.drain_timeout_s)
-
-
-async def _exit_on_signal() -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            _LOG.warning("exiting at once on a second %s", signal.Signals(number).name)
-            os._exit(128 + number)
 
 
 async def _sweep_for_ever(artifacts: ArtifactService) -> None:

@@ -81,6 +81,10 @@ class _Guarded:
         except TimeoutError as exc:
             raise _SlowReader from exc
 
+    async def send_trailing_metadata(self, *, status: Status) -> None:
+        """For gRPC's own services, which end a call with a status of theirs."""
+        await self._stream.send_trailing_metadata(status=status)
+
     async def __aiter__(self) -> AsyncIterator[Any]:
         while (message := await self.recv_message()) is not None:
             yield message

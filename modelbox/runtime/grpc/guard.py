@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import anyio
 from grpclib.config import Configuration
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol, Stream
 from grpclib.server import Handler
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import PingReceived, RemoteSettingsChanged, StreamReset
+from h2.events import PingAckReceived, PingReceived, RemoteSettingsChanged, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
@@ -34,6 +35,7 @@ _SLICE = 16 << 10
 """Fed to HTTP/2 at a time, so that a flood is noticed after at most this much of it."""
 _MAX_HEADER_BYTES = 16 << 10
 _CLOSE_GRACE_S = 5.0
+_GOODBYE = b"goodbye!"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,7 @@ class _GuardedEvents(EventsProcessor):
         self._flooded = flooded
         self._resets = _Bucket(limits.resets, limits.resets_per_s)
         self._control = _Bucket(limits.resets * 10, limits.resets_per_s * 10)
+        self.goodbye = asyncio.Event()
 
     def process_stream_reset(self, event: StreamReset) -> None:
         if event.stream_id in self.streams:
@@ -170,6 +173,11 @@ class _GuardedEvents(EventsProcessor):
         if not self._control.take():
             self._flooded("pings")
 
+    def process_ping_ack_received(self, event: PingAckReceived) -> None:
+        super().process_ping_ack_received(event)
+        if event.ping_data == _GOODBYE:
+            self.goodbye.set()
+
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         super().process_remote_settings_changed(event)
         if not self._control.take():
@@ -178,6 +186,8 @@ class _GuardedEvents(EventsProcessor):
 
 class GuardedProtocol(H2Protocol):
     """One connection of a peer."""
+
+    processor: _GuardedEvents
 
     def __init__(
         self,
@@ -264,8 +274,21 @@ class GuardedProtocol(H2Protocol):
         if hasattr(self, "processor"):
             super().connection_lost(exc)
 
-    def say_goodbye(self) -> None:
-        """Sends GOAWAY and closes; for a peer whose calls have ended."""
+    async def say_goodbye(self, *, timeout: float) -> None:
+        """Sends GOAWAY and closes; for a peer whose calls have ended.
+
+        A client that finds the end of a call and GOAWAY in one packet takes the call for lost (grpclib does). So GOAWAY
+        goes only after the peer has answered a ping, and with that has read everything before it.
+
+        Args:
+            timeout: Seconds to wait for the answer.
+        """
+        if self._dead or self.connection.is_closing():
+            return
+        self.connection._connection.ping(_GOODBYE)
+        self.connection.flush()
+        with anyio.move_on_after(timeout):
+            await self.processor.goodbye.wait()
         if not self._dead and not self.connection.is_closing():
             self.connection._connection.close_connection(error_code=ErrorCodes.NO_ERROR)
             self.connection.flush()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Collection
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -24,6 +25,7 @@ __all__ = ("GrpcServer", "Servable")
 
 _LOG = logging.getLogger(__name__)
 _CANCEL_GRACE_S = 5.0
+_GOODBYE_S = 1.0
 
 
 class Servable(Protocol):
@@ -85,8 +87,9 @@ class GrpcServer(Server):
                 tasks = [task for handler in self._handlers for task in handler._tasks.values() if not task.done()]
                 await asyncio.wait(tasks)
         cut_off = self.running
-        for protocol in self._table.all():
-            protocol.say_goodbye()
+        async with anyio.create_task_group() as goodbyes:
+            for protocol in self._table.all():
+                goodbyes.start_soon(partial(protocol.say_goodbye, timeout=_GOODBYE_S), name="goodbye to a gRPC peer")
         for handler in self._handlers:
             handler.close()
         with anyio.move_on_after(_CANCEL_GRACE_S, shield=True) as scope:
