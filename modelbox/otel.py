@@ -36,7 +36,7 @@ from modelbox.refs import ModelRef
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import Metric, MetricsData
+    from opentelemetry.sdk.metrics.export import Metric, MetricReader, MetricsData
     from prometheus_client import CollectorRegistry
 
 __all__ = (
@@ -48,6 +48,7 @@ __all__ = (
     "Telemetry",
     "configure_otlp",
     "configure_prometheus",
+    "flush",
     "render_prometheus",
 )
 
@@ -63,6 +64,7 @@ DOWNLOAD_BYTES = "modelbox.download.bytes"
 
 _SCOPE = "modelbox"
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+_pushing: list[MetricReader] = []
 
 
 class Telemetry:
@@ -221,7 +223,21 @@ def configure_otlp(*, endpoint: str | None = None, interval_s: float = 60.0) -> 
 
     reader = Reader(OTLPMetricExporter(endpoint=endpoint), export_interval_millis=interval_s * 1e3)
     _provider().add_metric_reader(reader)
+    _pushing.append(reader)
     atexit.register(reader.shutdown)
+
+
+def flush(*, timeout_s: float = 5.0) -> None:
+    """Exports what was counted since the last export, to every collector; blocks. Without one it does nothing.
+
+    For programs that end without running their exit handlers: uvicorn ends by the signal that it got. Call it before
+    `aclose`. (``MeterProvider.force_flush`` skips readers that were added after the provider was made, as ours are.)
+
+    Args:
+        timeout_s: Seconds for each collector. One that does not answer is logged, not raised.
+    """
+    for reader in list(_pushing):
+        reader.force_flush(timeout_millis=timeout_s * 1e3)
 
 
 def _missing_extra(what: str, exc: ImportError) -> ConfigError:

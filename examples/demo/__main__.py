@@ -69,7 +69,7 @@ async def _play(report: Report, directory: Path, settings: DemoSettings) -> None
         await play(report, directory, settings)
     except* DemoError as group:
         for error in _leaves(group):
-            report.claim("the demo went through to its end", False, str(error))
+            report.claim("the demo went through to its end", False, error.headline)
     report.finish()
 
 

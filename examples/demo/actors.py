@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -111,7 +112,8 @@ class SpeechService:
 
     async def find_speech(self, wav: bytes) -> dict[str, Any]:
         """Posts one file; returns the answer."""
-        async with self._session.post(self.speech_url, data=wav, headers={"Content-Type": "audio/wav"}) as response:
+        body = io.BytesIO(wav)  # aiohttp warns of large bodies in one piece
+        async with self._session.post(self.speech_url, data=body, headers={"Content-Type": "audio/wav"}) as response:
             return await self._json(response)
 
     async def ready(self) -> dict[str, Any]:

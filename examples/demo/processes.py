@@ -30,7 +30,15 @@ _TAIL_LINES = 30
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says what was waited for and what was seen instead."""
+    """The demo cannot go on.
+
+    Its first line says what was waited for and what happened instead; the others are what a program printed.
+    """
+
+    @property
+    def headline(self) -> str:
+        """The first line, for those who print the output of programs on their own."""
+        return str(self).partition("\n")[0]
 
 
 class Program:
@@ -142,6 +150,7 @@ class Processes(AsyncContextManagerMixin):
         self._directory = directory
         self._environment = dict(environment)
         self._programs: list[Program] = []
+        self._failed_commands: list[str] = []
         self._tasks: TaskGroup
 
     @asynccontextmanager
@@ -203,12 +212,14 @@ class Processes(AsyncContextManagerMixin):
             raise DemoError(f"`{shown}` took longer than {within_s:g} s.") from None
         if done.returncode != 0:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            self._failed_commands.append("\n".join(f"    {line}" for line in [f"$ {shown}", *said.splitlines()]))
             raise DemoError(f"`{shown}` ended with code {done.returncode}:\n{said}")
         return done.stdout.decode(), time.monotonic() - began
 
     def tails(self) -> str:
-        """The last lines of every program, for a failure."""
-        return "\n".join(text for program in self._programs if (text := program.tail()))
+        """The last lines of every program, and the commands that failed."""
+        texts = [*(program.tail() for program in self._programs), *self._failed_commands]
+        return "\n".join(text for text in texts if text)
 
 
 def python(*arguments: str) -> list[str]:

@@ -36,7 +36,8 @@ EDGE_TOLERANCE_S = 0.15
 
 _SWAP_WITHIN_S = 5.0
 _LOAD_WITHIN_S = 60.0
-_FOLLOW_WITHIN_S = 30.0
+# A loader that found the server dead many times over pauses up to 30 s between attempts.
+_FOLLOW_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ async def play(report: Report, directory: Path, settings: DemoSettings) -> None:
         try:
             await _Play(report, directory, settings, processes, session).all_steps()
         except Exception:
-            report.show(processes.tails())
+            report.show(processes.tails())  # while they still run: their ends would only bury it
             raise
         if not report.held:
             report.show(processes.tails())

@@ -29,7 +29,7 @@ from starlette.datastructures import UploadFile
 from .audio import AudioError, decode_wav
 from .detector import WINDOW_S, speech_probabilities
 from .segments import find_segments
-from .telemetry import PROMETHEUS_CONTENT_TYPE, configure_telemetry, flush_telemetry
+from .telemetry import PROMETHEUS_CONTENT_TYPE, configure_telemetry
 
 __all__ = ("app",)
 
@@ -72,7 +72,7 @@ class Service:
         waveform = decode_wav(wav)
         async with self.model.lease() as lease:
             probabilities = await speech_probabilities(lease.predict, waveform.samples)
-            version, digest = lease.version, lease.digest
+            version = lease.version
         segments = find_segments(probabilities, window_s=WINDOW_S, duration_s=waveform.duration_s)
         speech_s = sum(segment.duration_s for segment in segments)
         self.speech_seconds.add(speech_s)
@@ -80,8 +80,8 @@ class Service:
             segments=[SegmentBody(start_s=round(s.start_s, 3), end_s=round(s.end_s, 3)) for s in segments],
             speech_s=round(speech_s, 3),
             duration_s=round(waveform.duration_s, 3),
-            model_version=version,
-            model_digest=digest,
+            model_version=version.version,
+            model_digest=version.digest,
         )
 
 
@@ -103,7 +103,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.service = Service(model)
             yield
             tasks.cancel_scope.cancel()
-        await anyio.to_thread.run_sync(flush_telemetry)
+        # Uvicorn ends itself by the signal that it got, so nothing is sent at exit.
+        await anyio.to_thread.run_sync(modelbox.otel.flush)
     finally:
         await modelbox.aclose()
 
