@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelbox.runtime.store.sqlite import SqliteDatabase
+from tests.integration.server_core import migrated_database
 
 from .metadata_stores import ArtifactStoreContract, FeedStoreContract, FleetStoreContract, RegistryStoreContract
 
@@ -19,7 +20,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    async with SqliteDatabase(tmp_path / "data") as opened:
+    (tmp_path / "modelbox.db").write_bytes(migrated_database())
+    async with SqliteDatabase(tmp_path) as opened:
         yield opened
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from sqlalchemy import create_engine
 
 from modelbox.manifest import Manifest, ManifestFile
 from modelbox.objects import Created, ModelVersion, NewVersion
@@ -20,6 +24,7 @@ from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.fleet import SqlFleetStore
+from modelbox.runtime.store.migrate import migrate
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.sqlite import SqliteDatabase
 
@@ -67,10 +72,25 @@ class Core:
         return await self.registry.publish_version(new, actor="ann")
 
 
+@functools.cache
+def migrated_database() -> bytes:
+    """A database file with an up-to-date schema and nothing in it: running migrations is what takes time."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "modelbox.db")
+        engine = create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            migrate(connection)
+        engine.dispose()
+        return path.read_bytes()
+
+
 @asynccontextmanager
 async def open_core(directory: Path) -> AsyncIterator[Core]:
     """Opens the core in a directory."""
     clock = Clock()
+    if not directory.exists():
+        directory.mkdir(mode=0o700)
+        (directory / "modelbox.db").write_bytes(migrated_database())
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(SqliteDatabase(directory))
         blobs = await stack.enter_async_context(FilesystemBlobs(directory, reserve_bytes=0))

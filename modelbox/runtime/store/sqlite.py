@@ -9,8 +9,7 @@ Owns the data directory's lock, the connections and what SQLite's errors mean. I
   hears of success before the commit. After an I/O error the writer stops for good: what an fsync that failed has lost
   cannot be known, so nothing is acknowledged any more.
 
-Reads run whole in a thread instead of on aiosqlite, which hops between threads for every statement; the figures are in
-`bench`.
+Reads run whole in one of a few threads: one hop for a transaction, where aiosqlite hops for every statement.
 """
 
 from __future__ import annotations
