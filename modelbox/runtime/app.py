@@ -253,6 +253,7 @@ class _Server:
         self._health.set_unready("shutting down")
         self._feed.drain()
         self._boundary.end_ambient()
+        _LOG.info("draining: new work is refused, calls have %s s to end", self._config.drain_timeout_s)
         async with anyio.create_task_group() as closing:
             closing.start_soon(self._close_grpc, name="drain gRPC")
             closing.start_soon(self._http.cleanup, name="drain HTTP")

@@ -249,7 +249,7 @@ async def test_a_signal_lets_calls_finish_and_ends_watches_with_a_bookmark(serve
             await watching.wait()
             await received.wait()
             server.send_signal(signal.SIGTERM)
-            await anyio.to_thread.run_sync(server.wait_for, "stopping on SIGTERM")
+            await anyio.to_thread.run_sync(server.wait_for, "draining")
             unready.set()
         assert answers[0].size_bytes == len(data)
         last = wire.unpack_feed_item(items[-1])
@@ -281,7 +281,7 @@ async def test_new_calls_are_refused_as_busy_while_it_drains(tmp_path: Path) -> 
                 tasks.start_soon(upload)
                 await started.wait()
                 server.send_signal(signal.SIGTERM)
-                await anyio.to_thread.run_sync(server.wait_for, "stopping on SIGTERM")
+                await anyio.to_thread.run_sync(server.wait_for, "draining")
                 with pytest.raises(GRPCError) as caught:
                     await stubs.registry.list_namespaces(pb.ListNamespacesRequest())
                 assert caught.value.status is Status.UNAVAILABLE
@@ -312,7 +312,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(tmp_path: Path)
                 tasks.start_soon(upload)
                 await started.wait()
                 server.send_signal(signal.SIGTERM)
-                await anyio.to_thread.run_sync(server.wait_for, "stopping on SIGTERM")
+                await anyio.to_thread.run_sync(server.wait_for, "draining")
                 begun_at = time.monotonic()
                 server.send_signal(signal.SIGTERM)
                 assert await anyio.to_thread.run_sync(server.wait) == 128 + signal.SIGTERM
