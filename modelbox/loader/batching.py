@@ -12,6 +12,7 @@ Concurrency: a `Collector` belongs to one event loop; only `run_rows` happens in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
@@ -185,7 +186,9 @@ class Collector:
 
     def _part(self, generation: Generation, rows: int) -> int:
         """Rows per batch when ``rows`` of them are spread over the free threads."""
-        parts = min(self._threads - self._running, int(generation.row_ns * rows / _WORTH_A_THREAD_NS))
+        # Not known before the first run of a model that was not warmed.
+        expected_ns = generation.row_ns * rows if generation.row_ns < math.inf else 0.0
+        parts = min(self._threads - self._running, int(expected_ns / _WORTH_A_THREAD_NS))
         return min(self._max_batch, -(-rows // parts)) if parts > 1 else self._max_batch
 
     def _run_here(self, generation: Generation, entries: list[Entry]) -> None:
@@ -213,7 +216,7 @@ class Collector:
 
         self._running += 1
         try:
-            chunk.job = self._pool.submit(run)
+            chunk.job = self._pool.submit(run, stop=generation.force)
         except ClientClosed as exc:
             self._running -= 1
             _deliver(generation, entries, [exc] * len(entries), perf_counter_ns())

@@ -4,7 +4,8 @@ Owns the threads and the queue before them. Refuses to know loops: a job says it
 than an executor, because each run passes here.
 
 Invariants: a job either runs once or was cancelled, never both. Threads start with the first job and are daemons, so
-that a run without end cannot keep a process alive.
+that a run without end cannot keep a process alive; at interpreter exit runs are stopped, because a thread that comes
+back from native code into an interpreter that is gone brings the process down.
 
 Cancellation: a job that still waits leaves the queue at once; one that runs goes on to its end, unseen.
 """
@@ -46,10 +47,11 @@ def available_cores() -> int:
 class Job:
     """Work in a `Pool`."""
 
-    __slots__ = ("_fn", "_queue")
+    __slots__ = ("_fn", "_queue", "stop")
 
-    def __init__(self, fn: Callable[[], None], queue: deque[Job]) -> None:
+    def __init__(self, fn: Callable[[], None], queue: deque[Job], stop: Callable[[], None] | None) -> None:
         self._fn: Callable[[], None] | None = fn
+        self.stop = stop
         self._queue = queue
 
     def cancel(self) -> bool:
@@ -90,6 +92,7 @@ class Pool:
         # One token per job that was queued, cancelled or not; None ends one thread.
         self._tokens: SimpleQueue[bool | None] = SimpleQueue()
         self._workers: list[threading.Thread] = []
+        self._running: set[Job] = set()
         self._closed = False
 
     @property
@@ -97,8 +100,12 @@ class Pool:
         """Jobs that no thread has taken yet."""
         return len(self._jobs)
 
-    def submit(self, fn: Callable[[], None]) -> Job:
+    def submit(self, fn: Callable[[], None], *, stop: Callable[[], None] | None = None) -> Job:
         """Queues ``fn``, which must not raise.
+
+        Args:
+            fn: What to run.
+            stop: Makes a running ``fn`` end early; called at interpreter exit only.
 
         Raises:
             ClientClosed: The pool is closed.
@@ -107,7 +114,7 @@ class Pool:
             raise ClientClosed("the model is closed")
         if len(self._workers) < self.threads:
             self._start_worker()
-        job = Job(fn, self._jobs)
+        job = Job(fn, self._jobs, stop)
         self._jobs.append(job)
         self._tokens.put(True)
         return job
@@ -124,13 +131,20 @@ class Pool:
             if grace_s and worker is not threading.current_thread():
                 worker.join(grace_s)
 
+    def _close_at_exit(self) -> None:
+        self._jobs.clear()
+        for job in list(self._running):
+            if job.stop is not None:
+                job.stop()
+        self.close(_EXIT_GRACE_S)
+
     def _start_worker(self) -> None:
         with self._lock:
             if len(self._workers) >= self.threads or self._closed:
                 return
             worker = threading.Thread(
                 target=_work,
-                args=(self._jobs, self._tokens),
+                args=(self._jobs, self._tokens, self._running),
                 name=f"{self._name}-{len(self._workers)}",
                 daemon=True,
             )
@@ -143,21 +157,24 @@ class Pool:
         self._closed = closed
 
 
-def _work(jobs: deque[Job], tokens: SimpleQueue[bool | None]) -> None:
+def _work(jobs: deque[Job], tokens: SimpleQueue[bool | None], running: set[Job]) -> None:
     # Holds no reference to the pool, so that a forgotten one can be collected.
     while tokens.get() is not None:
         try:
             job = jobs.popleft()
         except IndexError:  # cancelled
             continue
+        running.add(job)
         try:
             job.run()
         except BaseException:
             _log.exception("a job of the pool failed")
-        del job
+        finally:
+            running.discard(job)
+            del job
 
 
 def _close_at_exit(ref: weakref.ref[Pool]) -> None:
     pool = ref()
     if pool is not None:
-        pool.close(_EXIT_GRACE_S)
+        pool._close_at_exit()

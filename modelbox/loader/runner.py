@@ -314,7 +314,7 @@ class Runner:
                 return
 
         try:
-            job = self._pool.submit(run)
+            job = self._pool.submit(run, stop=generation.force)
         except ClientClosed:
             generation.release()
             raise
@@ -333,7 +333,9 @@ class Runner:
         results: SimpleQueue[tuple[list[Any] | None, Exception | None]] = SimpleQueue()
         generation.share()
         try:
-            job = self._pool.submit(lambda: results.put(self._run_timed(generation, feed, start_ns)))
+            job = self._pool.submit(
+                lambda: results.put(self._run_timed(generation, feed, start_ns)), stop=generation.force
+            )
         except ClientClosed:
             generation.release()
             raise

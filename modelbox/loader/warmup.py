@@ -111,7 +111,10 @@ def _run_zeros(session: Session, deadline: _Deadline) -> tuple[Feed | None, list
     except PredictError as exc:
         if any(_free(spec) for spec in inputs):
             return None, []
-        raise WarmupFailed(f"the model fails on zeros of its only input shape: {exc}", stage="warm") from exc
+        raise WarmupFailed(
+            f"the model fails on zeros of its only input shape (publish golden/inputs.npz with it if it has to): {exc}",
+            stage="warm",
+        ) from exc
 
 
 def _run_golden(session: Session, checker: InputChecker, deadline: _Deadline, golden: Path) -> tuple[Feed, list[Any]]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from modelbox.engine import Engine
@@ -21,7 +22,7 @@ def engine() -> Iterator[Engine]:
 
 
 async def _double(x: int) -> int:
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     return 2 * x
 
 
@@ -155,9 +156,7 @@ def test_background_tasks_outlive_their_starter_and_can_be_cancelled(engine: Eng
     assert blocked.cancelled.wait(5)
 
 
-def test_failed_background_task_is_logged_and_harms_nobody(
-    engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_background_task_is_logged_and_harms_nobody(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     engine.start_soon(_fail, name="doomed")
     assert engine.call_sync(_double, 1) == 2
     assert "doomed" in caplog.text

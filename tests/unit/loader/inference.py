@@ -71,7 +71,7 @@ def add_any_width(constant: float) -> bytes:
         [helper.make_node("Add", ["x", "c"], ["y"])],
         [_floats("x", ["batch", "width"])],
         [_floats("y", ["batch", "width"])],
-        [numpy_helper.from_array(np.float32(constant), "c")],
+        [numpy_helper.from_array(np.array(constant, np.float32), "c")],
     )
 
 
@@ -124,12 +124,16 @@ def many_nodes(count: int) -> bytes:
     return _model(nodes, [_floats("x", ["batch", 8])], [_floats(last, ["batch", 8])], weights)
 
 
-def fixed_reshape() -> bytes:
-    """Fails on every input of its only shape: float32[2, 2] does not reshape to 3 columns."""
+def fails_on_zeros() -> bytes:
+    """Reads row ``99 - i`` of ten: has one input shape, int64[1], and zeros of it fail the run."""
     return _model(
-        [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("ReduceSum", ["r"], ["y"], keepdims=0)],
-        [_floats("x", [2, 2]), helper.make_tensor_value_info("shape", TensorProto.INT64, [2])],
-        [_floats("y", [])],
+        [helper.make_node("Sub", ["c", "i"], ["j"]), helper.make_node("Gather", ["table", "j"], ["y"])],
+        [helper.make_tensor_value_info("i", TensorProto.INT64, [1])],
+        [_floats("y", [1, 4])],
+        [
+            numpy_helper.from_array(np.arange(40, dtype=np.float32).reshape(10, 4), "table"),
+            numpy_helper.from_array(np.array([99]), "c"),
+        ],
     )
 
 

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+import pytest
+
+from modelbox.errors import InputError, PredictError, RunTerminated
+from modelbox.loader.runner import Mode, Runner, RunnerOptions
+from modelbox.loader.stats import Outcome
+from tests.onnx_models import add_constant, endless_loop
+from tests.unit.loader.inference import add_any_width, generation, lookup, ones
+
+
+def _runner(directory: Path, model: bytes, **options: Any) -> Runner:
+    runner = Runner(RunnerOptions(**options))
+    runner.swap(generation(directory, model, batching=True))
+    assert runner.active is not None
+    assert runner.active.batching
+    return runner
+
+
+def _batches(runner: Runner) -> tuple[int, float]:
+    assert runner.active is not None
+    sizes = runner.active.stats.snapshot().batch_size
+    return sizes.count, sizes.sum
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.INLINE, Mode.POOL])
+async def test_calls_of_one_tick_share_a_run_and_get_their_own_rows(tmp_path: Path, mode: Mode) -> None:
+    runner = _runner(tmp_path, add_constant(1.0), mode=mode)
+    answers: dict[int, Any] = {}
+
+    async def call(i: int) -> None:
+        rows = 1 + i % 3
+        answers[i] = (rows, await runner.predict({"x": np.full((rows, 4), i, np.float32)}))
+
+    async with anyio.create_task_group() as group:
+        for i in range(20):
+            group.start_soon(call, i)
+    for i, (rows, answer) in answers.items():
+        np.testing.assert_array_equal(answer["y"], np.full((rows, 4), i + 1, np.float32))
+    assert len(answers) == 20
+    assert _batches(runner) == (1, 20.0)
+
+
+async def test_rows_of_one_call_stay_in_order(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_constant(1.0))
+    got: list[Any] = []
+
+    async def call(start: int) -> None:
+        x = np.arange(start, start + 12, dtype=np.float32).reshape(3, 4)
+        got.append((x, (await runner.predict({"x": x}))["y"]))
+
+    async with anyio.create_task_group() as group:
+        for start in (0, 100, 200):
+            group.start_soon(call, start)
+    for x, y in got:
+        np.testing.assert_array_equal(y, x + 1)
+
+
+async def test_max_batch_splits_and_a_larger_call_runs_alone(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_constant(1.0), max_batch=4)
+    rows = [1, 1, 1, 1, 1, 9, 2, 2]
+
+    async def call(n: int) -> None:
+        assert (await runner.predict(ones(n)))["y"].shape == (n, 4)
+
+    async with anyio.create_task_group() as group:
+        for n in rows:
+            group.start_soon(call, n)
+    count, calls = _batches(runner)
+    assert calls == len(rows)
+    assert count >= 4
+
+
+async def test_max_delay_waits_for_others_but_not_longer_than_a_full_batch(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_constant(1.0), max_delay_s=0.05)
+
+    async def call(delay_s: float) -> None:
+        await anyio.sleep(delay_s)
+        await runner.predict(ones())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call, 0)
+        group.start_soon(call, 0.005)
+    assert _batches(runner) == (1, 2.0)
+
+    patient = _runner(tmp_path, add_constant(1.0), max_delay_s=60.0, max_batch=2)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(call_of, patient)
+            group.start_soon(call_of, patient)
+
+
+async def call_of(runner: Runner) -> None:
+    await runner.predict(ones())
+
+
+async def test_different_row_shapes_do_not_share_a_run(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_any_width(1.0))
+    answers: list[tuple[int, Any]] = []
+
+    async def call(width: int) -> None:
+        answers.append((width, (await runner.predict(ones(1, width)))["y"]))
+
+    async with anyio.create_task_group() as group:
+        for width in (2, 3, 2, 3, 3):
+            group.start_soon(call, width)
+    assert sorted(width for width, _ in answers) == [2, 2, 3, 3, 3]
+    for width, y in answers:
+        assert y.shape == (1, width)
+    assert _batches(runner) == (2, 5.0)
+
+
+@pytest.mark.parametrize("mode", [Mode.INLINE, Mode.POOL])
+async def test_a_bad_call_fails_alone(tmp_path: Path, mode: Mode) -> None:
+    runner = _runner(tmp_path, lookup(), mode=mode)
+    outcomes: dict[int, object] = {}
+
+    async def call(index: int) -> None:
+        try:
+            outcomes[index] = float((await runner.predict({"i": np.array([index])}))["y"][0, 0])
+        except PredictError as exc:
+            outcomes[index] = type(exc)
+
+    async def refused() -> None:
+        with pytest.raises(InputError):
+            await runner.predict({"i": np.array([1.5])})
+
+    async with anyio.create_task_group() as group:
+        for index in (0, 1, 99, 3):
+            group.start_soon(call, index)
+        group.start_soon(refused)
+    assert outcomes == {0: 0.0, 1: 4.0, 99: PredictError, 3: 12.0}
+    assert runner.active is not None
+    assert runner.active.leases == 0
+    snapshot = runner.active.stats.snapshot()
+    assert {outcome: h.count for outcome, h in snapshot.duration_s.items()} == {
+        Outcome.OK: 3,
+        Outcome.INVALID: 1,
+        Outcome.ERROR: 1,
+        Outcome.CANCELLED: 0,
+    }
+
+
+async def test_calls_before_and_after_a_swap_do_not_share_a_run(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_constant(1.0), max_delay_s=0.02)
+    seen: list[tuple[int, float]] = []
+    drained: list[int] = []
+
+    async def call() -> None:
+        answer = await runner.predict(ones())
+        seen.append((answer.version.version, float(answer["y"][0, 0])))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await anyio.lowlevel.checkpoint()
+            while runner.active is not None and not runner.active.leases:
+                await anyio.lowlevel.checkpoint()
+            old = runner.swap(generation(tmp_path, add_constant(100.0), 2, batching=True))
+            assert old is not None
+            old.retire(lambda: drained.append(1))
+            assert not drained
+            group.start_soon(call)
+    assert sorted(seen) == [(1, 2.0), (2, 101.0)]
+    assert drained == [1]
+
+
+async def test_cancelled_call_leaves_its_batch(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_constant(1.0), max_delay_s=0.03)
+    active = runner.active
+    assert active is not None
+    with anyio.move_on_after(0.005) as scope:
+        await runner.predict(ones())
+    assert scope.cancelled_caught
+    assert active.leases == 0
+    assert runner._local.collector is not None
+    assert runner._local.collector.waiting == 0
+
+    kept: list[float] = []
+
+    async def stays() -> None:
+        kept.append(float((await runner.predict(ones()))["y"][0, 0]))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stays)
+        with anyio.move_on_after(0.005):
+            await runner.predict(ones(5))
+    assert kept == [2.0]
+    assert active.leases == 0
+    assert active.stats.snapshot().duration_s[Outcome.CANCELLED].count == 2
+
+
+def _endless_rows() -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(endless_loop())
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return model.SerializeToString()
+
+
+async def test_cancelled_batches_in_the_pool_leave_no_lease(tmp_path: Path) -> None:
+    runner = Runner(RunnerOptions(mode=Mode.POOL, threads=1))
+    runner.swap(generation(tmp_path, _endless_rows(), batching=True, warm=False))
+    active = runner.active
+    assert active is not None
+    inputs = {"x": np.zeros(1, np.float32)}
+    terminated = 0
+
+    async def run() -> None:
+        nonlocal terminated
+        try:
+            await runner.predict(inputs)
+        except RunTerminated:
+            terminated += 1
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            group.start_soon(run)
+            while not active.leases or runner._pool.waiting:
+                await anyio.sleep(0.001)
+            await anyio.sleep(0.02)
+            # The only thread is taken: these wait for it, and leave.
+            with anyio.move_on_after(0.02) as scope:
+                async with anyio.create_task_group() as waiting:
+                    waiting.start_soon(run)
+                    waiting.start_soon(run)
+            assert scope.cancelled_caught
+            assert active.leases == 1
+            active.force()
+        while active.leases:
+            await anyio.sleep(0.001)
+    assert terminated == 2
+
+
+async def test_rows_that_disagree_run_alone(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    shape: list[str | int | None] = ["batch", 2]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    runner = _runner(tmp_path, model.SerializeToString())
+    one, three = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32)
+    answer = await runner.predict({"a": one, "b": three})  # broadcasts
+    assert answer["y"].shape == (3, 2)
+    assert _batches(runner)[0] == 0
+    assert runner.active is not None
+    assert runner.active.leases == 0
