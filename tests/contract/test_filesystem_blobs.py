@@ -113,3 +113,30 @@ async def test_symlinks_are_not_followed(tmp_path: Path, blobs: FilesystemBlobs)
     assert await blobs.find_size(digest_of(b"precious")) is None
     with pytest.raises(StorageError):
         await get(blobs, digest_of(b"precious"))
+
+
+async def test_bytes_are_on_disk_before_their_name(
+    tmp_path: Path, blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that a power failure asks for: sync the file, rename it, sync the directories."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(fd: int) -> None:
+        target = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        calls.append(f"fsync {target.relative_to(tmp_path)}")
+        fsync(fd)
+
+    def seen_replace(old: Path, new: Path) -> None:
+        calls.append(f"rename to {new.relative_to(tmp_path)}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    name = (await put(blobs, DATA)).removeprefix("sha256:")
+    assert calls == [
+        f"fsync uploads/{UPLOAD}",
+        f"rename to blobs/sha256/{name[:2]}/{name}",
+        f"fsync blobs/sha256/{name[:2]}",
+        "fsync blobs/sha256",
+    ]

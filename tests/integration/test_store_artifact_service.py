@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from modelbox.errors import (
@@ -283,3 +284,26 @@ async def test_time_of_a_download_is_the_clocks(core: Core) -> None:
     core.clock.advance(hours=1)
     download = await core.artifacts.begin_download(ModelRef.parse("ns/m"), actor="bob")
     assert download.started_at - (await core.registry.get_model("ns", "m")).created_at == timedelta(hours=1)
+
+
+async def test_two_writers_of_the_last_bytes_both_hear_that_it_is_complete(core: Core) -> None:
+    begun = await core.artifacts.begin_upload("ns", digest_of(DATA), len(DATA))
+    outcomes: list[bool] = []
+
+    async def write(delay: int) -> None:
+        for _ in range(delay):
+            await anyio.lowlevel.checkpoint()
+        try:
+            outcomes.append((await core.artifacts.write_upload(begun.id, 0, chunks(DATA))).complete)
+        except ConflictError as exc:
+            outcomes.append(exc.fields["current"] is None)
+
+    # However the two meet, nobody is told of a state that is not there, and the bytes are.
+    for delay in (0, 1, 5, 25, 125):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write, 0)
+            tasks.start_soon(write, delay)
+    assert (await core.artifacts.upload_offset(begun.id)).complete
+    assert await core.blobs.find_size(digest_of(DATA)) == len(DATA)
+    assert list((core.directory / "uploads").iterdir()) == []
+    assert True in outcomes

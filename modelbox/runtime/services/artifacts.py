@@ -156,9 +156,8 @@ class ArtifactService:
 
         Cancellation: bytes that arrived are kept; a check that has begun is carried out, so the upload may complete.
         """
-        record = await self._store.get_upload(check_text(upload_id, "upload id", max_chars=64))
-        if record.done:
-            return await self._as_upload(record)
+        # An unknown id ends here, before it could take a turn.
+        await self._store.get_upload(check_text(upload_id, "upload id", max_chars=64))
         turn = self._turns.setdefault(upload_id, _Turn())
         turn.users += 1
         try:
@@ -166,6 +165,10 @@ class ArtifactService:
                 turn.scope.cancel()
             async with turn.lock:
                 with anyio.CancelScope() as turn.scope:
+                    # The writer before may have completed it.
+                    record = await self._store.get_upload(upload_id)
+                    if record.done:
+                        return await self._as_upload(record)
                     return await self._write(record, offset, chunks)
                 raise ConflictError("a newer request continues this upload", current=None)
         finally:

@@ -124,6 +124,8 @@ class SqliteDatabase:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # On the loop, so that no job is queued behind the end.
+        self._open = False
         # The threads end by themselves after what is queued, so this is bounded by the work that callers began.
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(self._stop)
@@ -173,7 +175,6 @@ class SqliteDatabase:
         self._open = True
 
     def _stop(self) -> None:
-        self._open = False
         for _ in self._readers:
             self._reads.put(None)
         if self._writer is not None:
@@ -212,7 +213,7 @@ class SqliteDatabase:
         else:
             for pragma in ("query_only=ON", "wal_autocheckpoint=0"):
                 raw.execute(f"PRAGMA {pragma}")
-        for pragma in ("foreign_keys=ON", "temp_store=MEMORY", "mmap_size=268435456"):
+        for pragma in ("foreign_keys=ON", "temp_store=MEMORY"):
             raw.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -285,7 +286,7 @@ class SqliteDatabase:
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
             failed = [job for job in group if job not in left]
-            _deliver([(job, None, error) for job in failed], ())
+            _deliver([(job, None, _copy(error)) for job in failed], ())
         else:
             _deliver(done, self._callbacks)
         return left
@@ -349,6 +350,15 @@ def _resolve(outcomes: Sequence[_Outcome], callbacks: Sequence[Callable[[], None
             job.future.set_exception(error)
     for callback in callbacks:
         callback()
+
+
+def _copy(error: BaseException) -> BaseException:
+    """An error of the caller's own: one that several tasks raise would gather all their tracebacks."""
+    if not isinstance(error, ModelBoxError):
+        return error
+    copied = type(error)(error.message, **error.fields)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
