@@ -85,7 +85,10 @@ def boundary(*, metrics: Metrics, health: Health, hello: HelloWatch, loopback: b
             if "Allow" in exc.headers:
                 response.headers["Allow"] = exc.headers["Allow"]
         except ConnectionError:
-            raise
+            # The peer is gone, or does not read and was cut off: nobody will see this answer, and aiohttp logs none.
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=499, reason="Client Closed Request")
         except Exception:
             request_id = secrets.token_hex(6)
             _LOG.exception("%s %s failed unexpectedly (request %s)", request.method, shown(request.path), request_id)

@@ -1,0 +1,309 @@
+"""What a rude or broken peer can do to the real server: not much."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+from grpclib.exceptions import StreamTerminatedError
+from h2.events import ConnectionTerminated, ResponseReceived, StreamReset, TrailersReceived
+
+from modelbox import _wire as wire
+from modelbox._proto.modelbox import v1 as pb
+from modelbox.errors import LimitError
+from tests.h2_peer import H2Peer
+from tests.server import ServerProcess
+from tests.stubs import connect
+
+WATCH = "/modelbox.v1.WatchService/Watch"
+UPLOAD = "/modelbox.v1.ArtifactService/Upload"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+INFO = "/modelbox.v1.ServerService/GetServerInfo"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def _one_call_s(server: ServerProcess) -> float:
+    """Seconds of one call of a well-behaved second client, connection included."""
+    begun = time.monotonic()
+    async with connect(server.grpc_address) as stubs:
+        await stubs.server.get_server_info(pb.GetServerInfoRequest())
+    return time.monotonic() - begun
+
+
+def _quiet(server: ServerProcess) -> None:
+    assert server.returncode is None
+    assert "Traceback" not in server.output, server.output
+
+
+async def test_a_message_of_a_gibibyte_is_refused_at_its_header(server: ServerProcess) -> None:
+    await _one_call_s(server)
+    before = server.rss_bytes()
+    async with H2Peer(server.grpc_address) as peer:
+        stream = peer.call(UPLOAD)
+        peer.message(stream, b"x" * 10_000, end_stream=False, length=1 << 30)
+        await peer.flush()
+        headers: dict[str, str] = {}
+        with anyio.fail_after(10):
+            while "grpc-status" not in headers:
+                events = await peer.events()
+                assert events is not None
+                for event in events:
+                    if isinstance(event, ResponseReceived | TrailersReceived):
+                        headers |= {str(key): str(value) for key, value in event.headers}
+        assert headers["grpc-status"] == "8"
+        # It keeps on sending all the same, as much as it may.
+        with anyio.fail_after(20):
+            for _ in range(400):
+                other = peer.call(UPLOAD)
+                peer.message(other, b"x" * 16_000, end_stream=False, length=1 << 30)
+                await peer.flush()
+                if await peer.events() is None:
+                    break
+    error = wire.unpack_error(8, "", _binary(headers[wire.ERROR_KEY]))
+    assert type(error) is LimitError
+    assert "1073741824 bytes" in str(error)
+    assert server.rss_bytes() - before < 24e6
+    assert await _one_call_s(server) < 2
+    _quiet(server)
+
+
+def _binary(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4))
+
+
+async def test_a_flood_of_resets_delays_nobody_else(server: ServerProcess) -> None:
+    await _one_call_s(server)
+    before = server.rss_bytes()
+    async with H2Peer(server.grpc_address) as peer, connect(server.grpc_address) as stubs:
+        await stubs.server.get_server_info(pb.GetServerInfoRequest())
+        worst = 0.0
+        done = anyio.Event()
+
+        async def victim() -> None:
+            nonlocal worst
+            while not done.is_set():
+                begun = time.monotonic()
+                await stubs.server.get_server_info(pb.GetServerInfoRequest())
+                worst = max(worst, time.monotonic() - begun)
+
+        flood = bytearray()
+        for _ in range(20_000):
+            peer.h2.reset_stream(peer.call(INFO))
+            flood += peer.h2.data_to_send()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(victim)
+            with anyio.move_on_after(10):
+                try:
+                    peer.writer.write(flood)
+                    await peer.writer.drain()
+                    while await peer.reader.read(1 << 16):
+                        pass
+                except ConnectionError:
+                    pass
+                else:
+                    assert peer.reader.at_eof(), "the flood was taken"
+            done.set()
+    assert "a flood of stream resets" in server.output
+    assert worst < 0.5
+    assert server.rss_bytes() - before < 24e6
+    _quiet(server)
+
+
+async def test_a_flood_of_pings_ends_the_connection(server: ServerProcess) -> None:
+    async with H2Peer(server.grpc_address) as peer:
+        for i in range(10_000):
+            peer.h2.ping(i.to_bytes(8, "big"))
+        with anyio.fail_after(10):
+            try:
+                await peer.flush()
+                while await peer.reader.read(1 << 16):
+                    pass
+            except ConnectionError:
+                pass
+    assert "a flood of pings" in server.output
+    assert await _one_call_s(server) < 2
+
+
+async def test_a_reader_of_the_feed_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", send_timeout_s=0.5) as server:
+        async with connect(server.grpc_address) as stubs, H2Peer(server.grpc_address) as peer:
+            token = (await stubs.watch.list(pb.ListRequest())).token
+            text = "x" * 1000
+            for i in range(120):
+                await stubs.registry.create_model(
+                    pb.CreateModelRequest(namespace="slow", name=f"m{i}", description=text)
+                )
+            before = server.rss_bytes()
+            # More than its window of 64 KiB, which is never widened.
+            stream = peer.call(WATCH)
+            peer.message(stream, bytes(pb.WatchRequest(token=token)))
+            await peer.flush()
+            resets: list[StreamReset] = []
+            with anyio.fail_after(20):
+                while not resets:
+                    events = await peer.events()
+                    assert events is not None, "its other calls may go on"
+                    resets += [event for event in events if isinstance(event, StreamReset)]
+            assert resets[0].stream_id == stream
+            assert server.rss_bytes() - before < 24e6
+            await stubs.server.get_server_info(pb.GetServerInfoRequest())
+        _quiet(server)
+
+
+async def test_a_reader_of_events_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", send_timeout_s=0.5) as server:
+        async with connect(server.grpc_address) as stubs:
+            token = (await stubs.watch.list(pb.ListRequest())).token
+            text = "x" * 16_000
+            for i in range(700):
+                await stubs.registry.create_model(
+                    pb.CreateModelRequest(namespace="slow", name=f"m{i}", description=text)
+                )
+            host, _, port = server.http_address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1)
+            writer.write(f"GET /api/v1/changes?token={token} HTTP/1.1\r\nHost: {server.http_address}\r\n\r\n".encode())
+            await anyio.sleep(4)
+            received = 0
+            with anyio.fail_after(10):
+                try:
+                    while data := await reader.read(1 << 20):
+                        received += len(data)
+                except ConnectionError:
+                    pass
+            assert received < 700 * 16_000
+            writer.transport.abort()
+        _quiet(server)
+
+
+async def test_silent_connections_are_ended(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", hello_timeout_s=0.4) as server:
+        for address, says in (
+            (server.grpc_address, b""),
+            (server.grpc_address, b"PRI * HTTP/2.0\r\n"),
+            (server.http_address, b""),
+            (server.http_address, b"GET /healthz HTTP/1.1\r\nHost: 127"),
+        ):
+            host, _, port = address.rpartition(":")
+            streams = [await asyncio.open_connection(host, int(port)) for _ in range(50)]
+            for _, writer in streams:
+                writer.write(says)
+            with anyio.fail_after(10):
+                for reader, writer in streams:
+                    try:
+                        while await reader.read(1 << 16):
+                            pass
+                    except ConnectionError:
+                        pass
+                    writer.transport.abort()
+        assert await _one_call_s(server) < 2
+        _quiet(server)
+
+
+async def test_a_client_that_said_hello_may_be_silent(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", hello_timeout_s=0.2) as server:
+        async with connect(server.grpc_address) as stubs:
+            await stubs.server.get_server_info(pb.GetServerInfoRequest())
+            transport = stubs.channel._protocol.connection._transport  # type: ignore[union-attr]  # it is connected
+            await anyio.sleep(0.8)
+            await stubs.server.get_server_info(pb.GetServerInfoRequest())
+            assert stubs.channel._protocol.connection._transport is transport  # type: ignore[union-attr]
+
+
+async def test_connections_beyond_the_limit_are_closed_at_once(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", max_connections=3) as server:
+        async with H2Peer(server.grpc_address) as a, H2Peer(server.grpc_address) as b, H2Peer(server.grpc_address) as c:
+            for peer in (a, b, c):
+                assert await peer.events() is not None
+            async with H2Peer(server.grpc_address) as fourth:
+                with anyio.fail_after(5):
+                    assert await fourth.events() is None
+        with anyio.fail_after(5):
+            while True:
+                try:
+                    assert await _one_call_s(server) < 2
+                except (OSError, StreamTerminatedError):
+                    continue
+                break
+
+
+async def test_calls_beyond_the_limit_of_a_connection_are_refused(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", max_streams=5) as server:
+        async with H2Peer(server.grpc_address) as peer:
+            while peer.h2.remote_settings.max_concurrent_streams != 5:
+                assert await peer.events() is not None
+            peer.h2.remote_settings.max_concurrent_streams = 1000  # as if it had never been told
+            peer.h2.remote_settings.acknowledge()
+            for _ in range(6):
+                peer.call(UPLOAD)
+            await peer.flush()
+            ended = False
+            with anyio.fail_after(10):
+                while not ended:
+                    events = await peer.events()
+                    ended = events is None or any(isinstance(e, StreamReset | ConnectionTerminated) for e in events)
+        assert await _one_call_s(server) < 2
+        _quiet(server)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" + b"\x00" * 512,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 200,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+        + b"\x00\x00\x04\x01\x05\x00\x00\x00\x01zzzz",
+    ],
+    ids=["http1", "tls", "garbage", "bad headers"],
+)
+async def test_what_is_not_http2_ends_the_connection(shared_server: ServerProcess, data: bytes) -> None:
+    host, _, port = shared_server.grpc_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    with anyio.fail_after(10):
+        try:
+            while await reader.read(1 << 16):
+                pass
+        except ConnectionError:
+            pass
+    writer.transport.abort()
+    assert await _one_call_s(shared_server) < 2
+    _quiet(shared_server)
+
+
+async def test_compressed_messages_are_refused(shared_server: ServerProcess) -> None:
+    async with H2Peer(shared_server.grpc_address) as peer:
+        stream = peer.call(INFO)
+        peer.h2.send_data(stream, b"\x01\x00\x00\x00\x02zz", end_stream=True)
+        await peer.flush()
+        headers: dict[str, str] = {}
+        with anyio.fail_after(10):
+            while "grpc-status" not in headers:
+                for event in await peer.events() or []:
+                    if isinstance(event, ResponseReceived | TrailersReceived):
+                        headers |= {str(key): str(value) for key, value in event.headers}
+        assert headers["grpc-status"] == "3"
+    _quiet(shared_server)
+
+
+async def test_a_call_without_a_message_is_invalid(shared_server: ServerProcess) -> None:
+    async with H2Peer(shared_server.grpc_address) as peer:
+        peer.call(INFO, end_stream=True)
+        await peer.flush()
+        headers: dict[str, str] = {}
+        with anyio.fail_after(10):
+            while "grpc-status" not in headers:
+                for event in await peer.events() or []:
+                    if isinstance(event, ResponseReceived | TrailersReceived):
+                        headers |= {str(key): str(value) for key, value in event.headers}
+        assert headers["grpc-status"] == "3"
+    _quiet(shared_server)
