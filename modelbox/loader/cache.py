@@ -230,7 +230,8 @@ class Cache:
         with disk.cache_errors("reading", path):
             if self._is_sound(path, digest, size_bytes):
                 return True
-            if not self._read_only:
+            # A sound file that somebody declares with another size stays: the declaration is wrong.
+            if not self._read_only and not _is_untouched(path):
                 disk.remove(path)
             return False
 
@@ -494,6 +495,14 @@ class Cache:
             raise CacheError(f"a cached file changed while it was copied: {exc}", path=file.path) from exc
         finally:
             os.close(source)
+
+
+def _is_untouched(path: Path) -> bool:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and disk.is_ours(status) and disk.is_sealed(status)
 
 
 def _parents(path: str) -> list[str]:

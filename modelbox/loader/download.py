@@ -199,6 +199,8 @@ class Downloader(AsyncContextManagerMixin):
                 expected=version.digest,
                 actual=manifest.digest,
             )
+        if len({(file.digest, file.size_bytes) for file in manifest.files}) > len({f.digest for f in manifest.files}):
+            raise IntegrityError(f"{version.ref} declares one content with two sizes", digest=version.digest)
         limit = self._options.max_version_bytes
         if manifest.size_bytes > limit:
             raise LimitError(

@@ -12,7 +12,8 @@ import pytest
 from modelbox.errors import CacheError, ClientClosed, IntegrityError, LimitError, NotFoundError, Unavailable
 from modelbox.loader.cache import Cache
 from modelbox.loader.download import Downloader, DownloadOptions
-from tests.model_source import MemorySource, manifest_of, version_of
+from modelbox.manifest import Manifest, ManifestFile
+from tests.model_source import MemorySource, digest_of, manifest_of, version_of
 
 FAST = DownloadOptions(backoff_s=0.001, max_backoff_s=0.005, poll_s=0.005, attempts=4)
 WEIGHTS = os.urandom(3 << 20)
@@ -185,6 +186,16 @@ async def test_another_manifest_than_announced_is_refused_before_anything_is_ask
     assert source.opens == []
 
 
+async def test_one_content_with_two_sizes_is_refused(cache: Cache) -> None:
+    source = MemorySource()
+    good = source.add({"a": b"data"}).manifest.files[0]
+    twice = Manifest(files=(good, ManifestFile(path="b", size_bytes=5, digest=good.digest)))
+    async with Downloader(source, cache, FAST) as downloader:
+        with pytest.raises(IntegrityError, match="two sizes"):
+            await downloader.fetch(version_of(twice))
+    assert source.opens == []
+
+
 async def test_too_large_a_version_is_refused_before_anything_is_written(cache: Cache) -> None:
     source = MemorySource()
     version = source.add(FILES)
@@ -197,14 +208,9 @@ async def test_too_large_a_version_is_refused_before_anything_is_written(cache: 
 
 
 async def test_more_than_the_disk_has_is_refused_before_anything_is_written(cache: Cache, tmp_path: Path) -> None:
-    huge = manifest_of({"model.onnx": b"graph"})
-    file = type(huge.files[0])(path="huge.bin", size_bytes=40 << 40 >> 10, digest=huge.files[0].digest)
-    many = type(huge)(
+    many = Manifest(
         files=tuple(
-            type(file)(
-                path=f"part{i}.bin", size_bytes=file.size_bytes, digest=manifest_of({"x": b"%d" % i}).files[0].digest
-            )
-            for i in range(5)
+            ManifestFile(path=f"part{i}.bin", size_bytes=40 << 30, digest=digest_of(b"%d" % i)) for i in range(5)
         )
     )
     needed = many.size_bytes

@@ -123,6 +123,15 @@ def test_a_removed_or_replaced_file_is_noticed(cache: Cache) -> None:
     assert not os.path.islink(cache.materialise(manifest) / "model.onnx")
 
 
+def test_a_wrong_declaration_does_not_cost_a_sound_blob(cache: Cache) -> None:
+    blob = put(cache, b"data")
+    assert not cache.has_blob(digest_of(b"data"), 5)
+    assert cache.has_blob(digest_of(b"data"), 4)
+    os.utime(blob)
+    assert not cache.has_blob(digest_of(b"data"), 5)
+    assert not blob.exists(), "whoever touched it may have cut it"
+
+
 def test_files_whose_times_were_lost_are_hashed_once_and_sealed_again(cache: Cache) -> None:
     manifest = fill(cache, FILES)
     path = cache.materialise(manifest) / "model.onnx"
