@@ -45,7 +45,8 @@ async def service_on(
 ) -> AsyncIterator[SpeechService]:
     """The service, with a cache in ``directory``."""
     settings = {"MODELBOX_URL": server.url, "MODELBOX_CACHE_DIR": str(directory / "cache"), **environment}
-    async with Processes(directory, {"PATH": "/usr/bin:/bin", "HOME": str(directory)}) as processes, _session() as http:
+    base = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "ORT_DISABLE_TELEMETRY": "1"}
+    async with Processes(directory, base) as processes, _session() as http:
         yield await start_service(processes, http, name=name, environment=settings)
 
 
