@@ -96,7 +96,9 @@ def usage(layout: Layout) -> list[CacheEntry]:
             CacheEntry(
                 digest=digest,
                 names=tuple(names.get(digest, ())),
-                size_bytes=sum(here.values()) + _tree_size(layout.all_derived / hex_of(digest)),
+                size_bytes=sum(here.values())
+                + _tree_size(layout.all_derived / hex_of(digest))
+                + _copied_size(layout.tree(digest)),
                 files=0 if manifest is None else len(manifest.files),
                 complete=bool(held) and len(here) == len(held) and layout.tree(digest).is_dir(),
                 leased=_is_leased(layout, digest),
@@ -279,7 +281,7 @@ def _check_file(path: Path, digest: Digest) -> tuple[str, os.stat_result | None]
 
 def _total(layout: Layout) -> int:
     blobs = sum(_size(path) or 0 for path in _blob_files(layout))
-    return blobs + _tree_size(layout.all_derived)
+    return blobs + _tree_size(layout.all_derived) + sum(_copied_size(path) for path in _children(layout.trees))
 
 
 def _blob_files(layout: Layout) -> Iterator[Path]:
@@ -300,6 +302,16 @@ def _tree_size(path: Path) -> int:
     if not (children := _children(path)):
         return _size(path) or 0
     return sum(_tree_size(child) for child in children)
+
+
+def _copied_size(path: Path) -> int:
+    """What a version's files take beside their blobs: nothing, but where hard links do not work."""
+    status = _lstat(path)
+    if status is None:
+        return 0
+    if stat.S_ISDIR(status.st_mode):
+        return sum(_copied_size(child) for child in _children(path))
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
 def _size(path: Path) -> int | None:

@@ -150,6 +150,10 @@ def test_without_hard_links_files_are_copied(cache: Cache, monkeypatch: pytest.M
     tree = cache.materialise(manifest)
     assert (tree / "model.onnx").read_bytes() == b"graph"
     assert os.stat(tree / "model.onnx").st_nlink == 1
+    assert cache.usage()[0].size_bytes == 2 * manifest.size_bytes, "copies take room, and are counted"
+    assert cache.prune(2 * manifest.size_bytes) == 0
+    assert cache.prune(2 * manifest.size_bytes - 1) == 2 * manifest.size_bytes
+    fill(cache, FILES)
     assert cache.find_tree(manifest) == tree
 
 
