@@ -38,7 +38,7 @@ class DemoError(Exception):
     @property
     def headline(self) -> str:
         """The first line, for those who print the output of programs on their own."""
-        return str(self).partition("\n")[0]
+        return str(self).partition("\n")[0].removesuffix(":")
 
 
 class Program:

@@ -128,7 +128,7 @@ class _Play:
     # -- 1
 
     async def start_server(self) -> CentralServer:
-        self.report.step("1. The central server: python -m modelbox.runtime, with no configuration")
+        self.report.step("1. The central server: python -m modelbox.runtime, on SQLite and a directory")
         server = await start_server(self.processes, self.directory / "server", name="server")
         async with self.session.get(f"{server.url}/readyz") as response:
             self.report.claim(

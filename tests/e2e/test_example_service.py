@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import signal
+import subprocess
+import sys
 import time
 import wave
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,6 +80,17 @@ async def service(
 
 def segments(answer: dict[str, Any]) -> list[tuple[float, float]]:
     return [(segment["start_s"], segment["end_s"]) for segment in answer["segments"]]
+
+
+def test_builds_as_a_project_of_its_own(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=EXAMPLE, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    modules = {path.name for path in (EXAMPLE / "speech_service").glob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {Path(name).name for name in archive.namelist() if name.startswith("speech_service/")}
+        assert packed == modules
+        (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+    assert "Requires-Dist: modelbox[onnx,otel]" in metadata
 
 
 async def test_finds_the_speech_and_says_which_version_did(service: SpeechService, published: ModelVersion) -> None:
