@@ -38,7 +38,8 @@ def put(cache: Cache, data: bytes) -> Path:
 
 def fill(cache: Cache, files: dict[str, bytes]) -> Manifest:
     for data in files.values():
-        put(cache, data)
+        if not cache.has_blob(digest_of(data), len(data)):
+            put(cache, data)
     manifest = manifest_of(files)
     cache.materialise(manifest)
     return manifest
