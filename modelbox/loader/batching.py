@@ -109,6 +109,7 @@ class Collector:
         self._scheduled = False
         self._timer: Timer | None = None
         self._running = 0
+        self._overdue = False
 
     @property
     def waiting(self) -> int:
@@ -157,13 +158,15 @@ class Collector:
         if not chunk.live and chunk.job is not None and chunk.job.cancel():
             self._running -= 1
             chunk.generation.release()
-            if self._groups:
+            if self._overdue:
                 self._flush()
 
     def _flush(self) -> None:
         """Hands on what was collected, as far as there are threads for it; runs short batches here and now."""
-        self._scheduled = False
-        self._timer = None
+        self._scheduled = self._overdue = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for group_key, group in list(self._groups.items()):
             generation = group.generation
             limit = self._max_batch
@@ -172,7 +175,8 @@ class Collector:
                 limit = self._part(generation, group.rows)
             while group.entries:
                 if not inline and self._running >= self._threads:
-                    # What comes until a thread is free joins the next batch.
+                    # What comes until a thread is free joins the next batch, delay or not.
+                    self._overdue = True
                     break
                 entries = _take(group, limit)
                 if group.entries:
@@ -226,7 +230,7 @@ class Collector:
         self._running -= 1
         _deliver(chunk.generation, chunk.entries, results, chunk.start_ns)
         chunk.generation.release()
-        if self._groups and not self._scheduled:
+        if self._overdue:
             self._flush()
 
 
@@ -259,15 +263,17 @@ def _deliver(
     took: list[int] = []
     waited: list[int] = []
     for entry, result in zip(entries, results, strict=True):
-        if entry.dropped or entry.waiter.done() or result is None:
+        waiter = entry.waiter
+        if result is None or entry.dropped or waiter.done():
             continue
-        if isinstance(result, Exception):
-            generation.stats.record(Outcome.ERROR, end_ns - entry.start_ns)
-            entry.waiter.set_exception(result)
-        else:
-            took.append(end_ns - entry.start_ns)
-            waited.append(start_ns - entry.start_ns)
-            entry.waiter.set_result(result)
+        began_ns = entry.start_ns
+        if type(result) is list:
+            took.append(end_ns - began_ns)
+            waited.append(start_ns - began_ns)
+            waiter.set_result(result)
+        elif isinstance(result, Exception):
+            generation.stats.record(Outcome.ERROR, end_ns - began_ns)
+            waiter.set_exception(result)
     if took:
         generation.stats.record_batch(took, waited)
 

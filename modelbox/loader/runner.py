@@ -164,6 +164,8 @@ class Runner:
             ClientClosed: The runner is closed.
             UsageError: No version is active yet.
 
+        A fast model answers without giving the event loop a turn, except once per ``fairness_s`` of work.
+
         Cancellation: a call that waits leaves its queue or batch; a run that has begun goes on to its end, unseen, and
         keeps its lease until then.
         """

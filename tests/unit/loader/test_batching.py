@@ -240,6 +240,20 @@ async def test_cancelled_batches_in_the_pool_leave_no_lease(tmp_path: Path) -> N
     assert terminated == 2
 
 
+async def test_a_long_delay_does_not_hold_up_what_waits_for_a_thread(tmp_path: Path) -> None:
+    runner = _runner(tmp_path, add_constant(1.0), mode=Mode.POOL, threads=1, max_batch=1, max_delay_s=0.2)
+
+    async def caller() -> None:
+        for _ in range(3):
+            await runner.predict(ones())
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(6):
+                group.start_soon(caller)
+    assert _batches(runner) == (18, 18.0)
+
+
 async def test_rows_that_disagree_run_alone(tmp_path: Path) -> None:
     from onnx import TensorProto, helper
 
