@@ -185,7 +185,7 @@ def test_death_at_any_system_call_leaves_a_sound_cache(strace: str, tmp_path: Pa
     count = len(re.findall(rf"^(?:\[pid +\d+\] )?{call}\(", seen.stderr, re.MULTILINE))
     if not count:
         pytest.skip(f"this platform's Python does not call {call} here")
-    step = max(1, count // 12)
+    step = max(1, count // 8)
     for number in range(1, count + 1, step):
         directory = tmp_path / f"killed-{number}"
         killed = _trace(strace, directory, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}")
