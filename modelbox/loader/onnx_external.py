@@ -90,20 +90,24 @@ class ExternalData:
             if listed is None:
                 raise _refuse(tensor, f"{shown(name)} is not a file of this version")
             declared = listed.size_bytes
-        part = self._directory
-        for segment in location.split("/"):
-            part = part / segment
-            try:
-                status = os.lstat(part)
-            except OSError as exc:
-                raise _refuse(tensor, f"{shown(name)} cannot be read: {exc.strerror}") from exc
-            if stat.S_ISLNK(status.st_mode):
-                raise _refuse(tensor, f"{shown(name)} leads through a symbolic link")
+        segments = location.split("/")
+        for depth in range(1, len(segments)):
+            self._lstat(tensor, name, self._directory.joinpath(*segments[:depth]))
+        status = self._lstat(tensor, name, self._directory / location)
         if not stat.S_ISREG(status.st_mode):
             raise _refuse(tensor, f"{shown(name)} is not a regular file")
         if declared is not None and status.st_size != declared:
             raise _refuse(tensor, f"{shown(name)} has {status.st_size} bytes, its manifest declares {declared}")
         return name, status.st_size
+
+    def _lstat(self, tensor: str, name: str, path: Path) -> os.stat_result:
+        try:
+            status = os.lstat(path)
+        except OSError as exc:
+            raise _refuse(tensor, f"{shown(name)} cannot be read: {exc.strerror}") from exc
+        if stat.S_ISLNK(status.st_mode):
+            raise _refuse(tensor, f"{shown(name)} leads through a symbolic link")
+        return status
 
 
 def _entry(path: Path, manifest: Manifest, entry: str | None) -> str:
