@@ -7,6 +7,7 @@ import base64
 import time
 from pathlib import Path
 
+import aiohttp
 import anyio
 import pytest
 from grpclib.exceptions import StreamTerminatedError
@@ -17,7 +18,7 @@ from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import LimitError
 from tests.h2_peer import H2Peer
 from tests.server import ServerProcess
-from tests.stubs import connect
+from tests.stubs import Stubs, connect
 
 WATCH = "/modelbox.v1.WatchService/Watch"
 UPLOAD = "/modelbox.v1.ArtifactService/Upload"
@@ -36,6 +37,30 @@ async def _one_call_s(server: ServerProcess) -> float:
     async with connect(server.grpc_address) as stubs:
         await stubs.server.get_server_info(pb.GetServerInfoRequest())
     return time.monotonic() - begun
+
+
+async def _fill(stubs: Stubs, count: int, description: str) -> None:
+    """Makes as many changes."""
+
+    async def make(start: int) -> None:
+        for number in range(start, count, 20):
+            request = pb.CreateModelRequest(namespace="slow", name=f"m{number}", description=description)
+            await stubs.registry.create_model(request)
+
+    async with anyio.create_task_group() as tasks:
+        for start in range(20):
+            tasks.start_soon(make, start)
+
+
+async def _scraped(server: ServerProcess, text: str) -> None:
+    """Waits until the metrics hold ``text``."""
+    async with aiohttp.ClientSession() as http:
+        with anyio.fail_after(30):
+            while True:
+                async with http.get(server.metrics_url) as response:
+                    if text in await response.text():
+                        return
+                await anyio.sleep(0.05)
 
 
 def _quiet(server: ServerProcess) -> None:
@@ -137,10 +162,7 @@ async def test_a_reader_of_the_feed_that_does_not_read_is_cut_off(tmp_path: Path
         async with connect(server.grpc_address) as stubs, H2Peer(server.grpc_address) as peer:
             token = (await stubs.watch.list(pb.ListRequest())).token
             text = "x" * 1000
-            for i in range(120):
-                await stubs.registry.create_model(
-                    pb.CreateModelRequest(namespace="slow", name=f"m{i}", description=text)
-                )
+            await _fill(stubs, 120, text)
             before = server.rss_bytes()
             # More than its window of 64 KiB, which is never widened.
             stream = peer.call(WATCH)
@@ -163,14 +185,11 @@ async def test_a_reader_of_events_that_does_not_read_is_cut_off(tmp_path: Path) 
         async with connect(server.grpc_address) as stubs:
             token = (await stubs.watch.list(pb.ListRequest())).token
             text = "x" * 16_000
-            for i in range(700):
-                await stubs.registry.create_model(
-                    pb.CreateModelRequest(namespace="slow", name=f"m{i}", description=text)
-                )
+            await _fill(stubs, 700, text)
             host, _, port = server.http_address.rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port), limit=1)
             writer.write(f"GET /api/v1/changes?token={token} HTTP/1.1\r\nHost: {server.http_address}\r\n\r\n".encode())
-            await anyio.sleep(4)
+            await _scraped(server, 'modelbox_slow_readers_total{protocol="http"} 1.0')
             received = 0
             with anyio.fail_after(10):
                 try:
@@ -258,12 +277,10 @@ async def test_calls_beyond_the_limit_of_a_connection_are_refused(tmp_path: Path
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00" + b"\x00" * 512,
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 200,
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-        + b"\x00\x00\x04\x01\x05\x00\x00\x00\x01zzzz",
+        PREFACE + b"\xff" * 40_000,
+        PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" + b"\x00\x00\x04\x01\x05\x00\x00\x00\x01zzzz",
     ],
-    ids=["http1", "tls", "garbage", "bad headers"],
+    ids=["http1", "tls", "overlong frame", "bad headers"],
 )
 async def test_what_is_not_http2_ends_the_connection(shared_server: ServerProcess, data: bytes) -> None:
     host, _, port = shared_server.grpc_address.rpartition(":")

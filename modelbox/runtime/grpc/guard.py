@@ -247,10 +247,12 @@ class GuardedProtocol(H2Protocol):
         connection = self.connection
         try:
             events = connection.feed(data)
+            # h2 looks at a frame's length only when the whole frame is there, be it 16 MiB.
+            if len(connection._connection.incoming_buffer._data) > connection._connection.max_inbound_frame_size + 9:
+                raise ProtocolError("a frame longer than allowed")
         except ProtocolError as exc:
             _LOG.debug("a peer broke the HTTP/2 protocol: %s", exc)
-            connection.flush()
-            self.processor.close("Protocol error")
+            # The rest of the clean-up comes with the loss of the connection.
             self._abort()
             return
         connection.flush()
