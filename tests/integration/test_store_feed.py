@@ -74,6 +74,8 @@ class Step:
     number: int
 
 
+# Something to act on, so that most of what follows succeeds: versions 1 and 2 of one model in two namespaces.
+BASE = [Step("publish", "m", number) for number in (1, 2, 3, 4)]
 STEPS = st.lists(
     st.builds(
         Step,
@@ -83,7 +85,7 @@ STEPS = st.lists(
     ),
     min_size=1,
     max_size=14,
-)
+).map(lambda steps: [*BASE, *steps])
 FILTERS = st.builds(
     Filter,
     namespace=st.sampled_from(["", "a", "b"]),
