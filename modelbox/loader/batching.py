@@ -198,9 +198,14 @@ class Collector:
     def _run_here(self, generation: Generation, entries: list[Entry]) -> None:
         start_ns = perf_counter_ns()
         results = run_rows(generation, entries)
-        generation.observe_rows(perf_counter_ns() - start_ns, _rows(entries), self._ceiling_ns)
+        self._observe(generation, perf_counter_ns() - start_ns, entries)
         _deliver(generation, entries, results, start_ns)
         generation.release()
+
+    def _observe(self, generation: Generation, took_ns: int, entries: list[Entry]) -> None:
+        generation.observe_rows(took_ns, _rows(entries), self._ceiling_ns)
+        if len(entries) == 1:
+            generation.observe(took_ns, self._ceiling_ns)
 
     def _run_in_pool(self, generation: Generation, entries: list[Entry]) -> None:
         chunk = _Chunk(generation, entries)
@@ -211,7 +216,7 @@ class Collector:
             chunk.start_ns = perf_counter_ns()
             cpu_ns = generation.session.clock_ns()
             results = run_rows(generation, entries)
-            generation.observe_rows(generation.session.clock_ns() - cpu_ns, _rows(entries), self._ceiling_ns)
+            self._observe(generation, generation.session.clock_ns() - cpu_ns, entries)
             # RuntimeError: the loop has ended, and its callers with it.
             try:
                 self.loop.call_soon_threadsafe(self._finish, chunk, results)

@@ -56,6 +56,8 @@ class RunnerOptions:
         mode: See `Mode`.
         inline_below_s: Average run time below which `Mode.AUTO` runs on the loop, seconds.
         fairness_s: Work on one loop after which a call lets the loop's other tasks run first, seconds.
+        batch_above_s: Average run time above which calls of one tick share a run, where the model allows it, seconds.
+            Below it, sharing costs more than the run; 0 shares always.
         max_batch: Most rows in one run of the batching path.
         max_delay_s: How long the first call of a batch may wait for others; 0 for the end of the loop's tick.
         threads: Of the pool; 0 for one per available core, at least 2 and at most 8.
@@ -64,6 +66,7 @@ class RunnerOptions:
     mode: Mode = Mode.AUTO
     inline_below_s: float = 0.001
     fairness_s: float = 0.001
+    batch_above_s: float = 0.00002
     max_batch: int = 64
     max_delay_s: float = 0.0
     threads: int = 0
@@ -120,6 +123,7 @@ class Runner:
         # With another core at hand, a batch is spread long before it would hold up the loop.
         spread = options.mode is Mode.AUTO and min(available_cores(), self._pool.threads) > 1
         self._batch_inline_below_ns = self._inline_below_ns * (_SPREAD_ABOVE if spread else 1.0)
+        self._batch_from_ns = options.batch_above_s * 1e9
         # One stall of a busy machine must not push a fast model out of the loop: it counts for a few times the limit.
         self._ceiling_ns = 4e9 * options.inline_below_s
         self._fairness_ns = options.fairness_s * 1e9
@@ -177,7 +181,7 @@ class Runner:
             await current_loop().checkpoint()
         start_ns = perf_counter_ns()
         generation = self.active
-        if generation is not None and generation.batching:
+        if generation is not None and generation.batching and generation.average_ns >= self._batch_from_ns:
             answer = await self._predict_batched(generation, inputs, start_ns)
             if answer is not None:
                 return answer

@@ -16,7 +16,7 @@ from tests.unit.loader.inference import add_any_width, generation, lookup, ones
 
 
 def _runner(directory: Path, model: bytes, **options: Any) -> Runner:
-    runner = Runner(RunnerOptions(**options))
+    runner = Runner(RunnerOptions(batch_above_s=0.0, **options))
     runner.swap(generation(directory, model, batching=True))
     assert runner.active is not None
     assert runner.active.batching

@@ -35,7 +35,7 @@ def runners() -> Iterator[Any]:
     made: list[Runner] = []
 
     def make(**options: Any) -> Runner:
-        made.append(Runner(RunnerOptions(**options)))
+        made.append(Runner(RunnerOptions(**{"batch_above_s": 0.0, **options})))
         return made[-1]
 
     yield make
@@ -91,6 +91,21 @@ async def test_a_fast_model_runs_on_the_loop_and_a_slow_one_in_the_pool(tmp_path
     for _ in range(200):
         await runner.predict(ones())
     assert threads[-1] is threading.current_thread()
+
+
+async def test_calls_of_a_very_fast_model_do_not_wait_for_each_other(tmp_path: Path, runners: Any) -> None:
+    runner = runners(batch_above_s=0.00002)
+    runner.swap(generation(tmp_path, add_constant(1.0), batching=True))
+
+    async def both(average_ns: float) -> int:
+        runner.active.average_ns = average_ns
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(runner.predict, ones())
+        return int(runner.active.stats.snapshot().batch_size.count)
+
+    assert await both(3_000.0) == 0
+    assert await both(60_000.0) == 1
 
 
 async def test_inline_calls_leave_time_for_other_tasks(tmp_path: Path, runners: Any) -> None:
