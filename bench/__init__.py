@@ -1,0 +1,1 @@
+"""The speed of ModelBox beside the floors of this machine: ``python -m bench``. See ``docs/benchmarks.md``."""

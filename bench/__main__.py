@@ -1,0 +1,86 @@
+"""``python -m bench [GROUP …] [--quick] [--json FILE]``: measures, prints a table, and writes JSON.
+
+Exits 0 when everything could be measured, whether or not aims were reached: a figure is a statement about a machine,
+and a busy one is no reason to fail a build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from bench.figure import Figure
+from bench.machine import describe
+from bench.report import print_table, write_json
+from bench.run import Run
+
+GROUPS: dict[str, str] = {
+    "predict": "calls in the process against the bare runtime, on every event loop",
+    "telemetry": "what one record costs",
+    "open": "load with everything in the cache against opening the file",
+    "cold": "load with an empty cache against receiving and writing the bytes",
+    "artifacts": "upload and download of one large file, and memory on both sides",
+    "swap": "from a promotion to the first answer, and what callers see of it",
+    "swaps": "memory over many swaps",
+    "start": "start and idle memory of the server",
+    "resolve": "one small call to the server",
+    "feed": "commits per second through the server",
+    "watch": "a change on its way to many watchers",
+}
+"""Modules of `bench.groups`, in the order in which they run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measures ModelBox beside the floors of this machine.",
+        epilog="groups:\n" + "\n".join(f"  {name:10} {what}" for name, what in GROUPS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="what to measure; everything without")
+    parser.add_argument("--quick", action="store_true", help="see that it works; the figures mean little")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="write test files there (up to 12 GiB)")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.groups if name not in GROUPS]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+
+    figures: list[Figure] = []
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="modelbox-bench-", dir=options.directory) as name:
+        directory = Path(name)
+        about = describe(directory) | {"quick": options.quick}
+        run = Run(directory=directory, quick=options.quick, say=_say)
+        began = time.monotonic()
+        for group in options.groups or GROUPS:
+            _say(f"{group}: {GROUPS[group]}")
+            try:
+                figures += import_module(f"bench.groups.{group}").measure(run)
+            except Exception as exc:
+                traceback.print_exc()
+                failed[group] = f"{type(exc).__name__}: {exc}"
+        about["took_s"] = round(time.monotonic() - began, 1)
+    print_table(figures, about)
+    if options.json is not None:
+        write_json(options.json, figures, about, failed)
+    if failed:
+        _say(f"could not be measured: {', '.join(failed)}")
+    missed = [figure.name for figure in figures if figure.reached is False]
+    _say(f"{about['took_s']} s, {len(figures)} figures" + (f", aims missed: {', '.join(missed)}" if missed else ""))
+    return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
