@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, update
 
-from modelbox.errors import ConflictError, InUseError, InvalidError, NotFoundError
+from modelbox.errors import InUseError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import (
     Alias,
@@ -26,60 +26,44 @@ from modelbox.objects import (
     NewVersion,
     Resolved,
     VersionPatch,
-    to_json,
 )
-from modelbox.refs import LATEST, Digest, ModelRef, shown
+from modelbox.refs import LATEST, ModelRef, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics
 from modelbox.runtime.ports import Key, Listed
 
+from .aliases import (
+    AliasWriting,
+    delete_alias,
+    list_alias_moves,
+    list_aliases,
+    move_alias,
+    rollback_alias,
+)
 from .artifacts import delete_artifacts_of, held_blobs
 from .database import Database
 from .feed import read_head, token_of
-from .lookups import alias_row, find_alias_row, find_model_row, find_namespace_id, model_row, ref_row, version_row
+from .lookups import find_alias_row, find_model_row, find_namespace_id, model_row, ref_row, version_row
 from .rows import (
     ALIASES,
     MODELS,
     NAMESPACES,
     VERSIONS,
-    alias_of,
     dump,
     from_us,
     model_of,
-    move_of,
     namespace_of,
     new_uid,
-    to_us,
     version_of,
 )
 from .schema import alias_moves, aliases, models, namespaces, version_blobs, versions
-from .writing import Writing
 
 __all__ = ("SqlRegistryStore",)
 
 _MODEL_BY_ID = MODELS.where(models.c.id == bindparam("row_id"))
 _VERSION_BY_ID = VERSIONS.where(versions.c.id == bindparam("row_id"))
-_ADD_MOVE = insert(alias_moves)
-_ADD_ALIAS = insert(aliases)
-_SET_ALIAS = (
-    update(aliases)
-    .where(aliases.c.id == bindparam("row_id"))
-    .values(
-        version_id=bindparam("new_version_id"),
-        moved_at_us=bindparam("new_moved_at_us"),
-        moved_by=bindparam("new_moved_by"),
-        reason=bindparam("new_reason"),
-        mod_rev=bindparam("new_mod_rev"),
-    )
-)
-_LAST_MOVE = (
-    select(alias_moves.c.from_version)
-    .where(alias_moves.c.model_id == bindparam("row_id"), alias_moves.c.name == bindparam("alias"))
-    .order_by(alias_moves.c.id.desc())
-    .limit(1)
-)
 
 
-class _Writing(Writing):
+class _Writing(AliasWriting):
     """A revision of the registry's."""
 
     def make_model(self, new: NewModel) -> Any:
@@ -109,43 +93,6 @@ class _Writing(Writing):
         self.note(model.namespace, model.path, Kind.MODEL, action, model)
         return model
 
-    def point(self, model: Any, name: str, before: Any | None, target: Any, reason: str) -> Alias:
-        """Moves (``before`` is its row) or makes an alias of the model's row to a version's row, and notes it."""
-        values = {
-            "version_id": target.id,
-            "moved_at_us": self.at_us,
-            "moved_by": self.actor,
-            "reason": reason,
-            "mod_rev": self.rev,
-        }
-        if before is None:
-            self.conn.execute(_ADD_ALIAS, {"model_id": model.id, "name": name, **values})
-        else:
-            new = {f"new_{key}": value for key, value in values.items()}
-            self.conn.execute(_SET_ALIAS, {"row_id": before.id, **new})
-        self._moved(model, name, None if before is None else before.version, target.version, reason)
-        alias = Alias(
-            namespace=model.namespace,
-            model=model.name,
-            name=name,
-            version=target.version,
-            digest=Digest(target.digest),
-            moved_at=self.at,
-            moved_by=self.actor,
-            reason=reason,
-            mod_rev=self.rev,
-        )
-        action = Action.CREATED if before is None else Action.MOVED
-        self.note(model.namespace, f"{model.namespace}/{model.name}@{name}", Kind.ALIAS, action, alias)
-        return alias
-
-    def drop_alias(self, model: Any, row: Any, reason: str) -> None:
-        """Deletes an alias's row (`ALIASES`), and notes it."""
-        self.conn.execute(delete(aliases).where(aliases.c.id == row.id))
-        self._moved(model, row.name, row.version, None, reason)
-        path = f"{model.namespace}/{model.name}@{row.name}"
-        self.note(model.namespace, path, Kind.ALIAS, Action.DELETED, alias_of(row))
-
     def drop_version(self, row: Any) -> None:
         """Deletes a version's row (`VERSIONS`) with its artifacts, and notes it."""
         path = f"{row.namespace}/{row.model}@{row.version}"
@@ -154,21 +101,6 @@ class _Writing(Writing):
         self.conn.execute(delete(version_blobs).where(version_blobs.c.version_id == row.id))
         self.conn.execute(delete(versions).where(versions.c.id == row.id))
         self.note(row.namespace, path, Kind.VERSION, Action.DELETED, version_of(row))
-
-    def _moved(self, model: Any, name: str, old: int | None, new: int | None, reason: str) -> None:
-        self.conn.execute(
-            _ADD_MOVE,
-            {
-                "model_id": model.id,
-                "name": name,
-                "from_version": old,
-                "to_version": new,
-                "moved_at_us": self.at_us,
-                "moved_by": self.actor,
-                "reason": reason,
-                "rev": self.rev,
-            },
-        )
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -435,125 +367,6 @@ def _resolve(conn: Connection, ref: ModelRef) -> Resolved:
     return Resolved(ref=ref, version=version, alias=alias, token=token_of(head), server_id=head.server_id)
 
 
-# -- aliases -------------------------------------------------------------------------------------------------------
-
-
-def _compare(row: Any | None, path: str, expected_mod_rev: int | None) -> None:
-    """The compare of compare-and-set, under the lock of the model's row."""
-    if expected_mod_rev is None or expected_mod_rev == (0 if row is None else row.mod_rev):
-        return
-    if row is None:
-        raise ConflictError(f"{path} does not exist any more: it was at revision {expected_mod_rev}", current=None)
-    state = "exists already" if expected_mod_rev == 0 else "was moved meanwhile"
-    raise ConflictError(
-        f"{path} {state}: {row.moved_by or 'somebody'} pointed it to version {row.version} in revision {row.mod_rev}",
-        current=to_json(alias_of(row)),
-    )
-
-
-def _move_alias(
-    conn: Connection,
-    namespace: str,
-    model: str,
-    alias: str,
-    version: int,
-    expected_mod_rev: int | None,
-    reason: str,
-    actor: str,
-    at: datetime,
-) -> Alias:
-    row = model_row(conn, namespace, model, lock=True)
-    before = find_alias_row(conn, row, alias)
-    _compare(before, f"{namespace}/{model}@{alias}", expected_mod_rev)
-    target = version_row(conn, row, version)
-    if before is not None and before.version_id == target.id:
-        return alias_of(before)
-    writing = _Writing(conn, actor=actor, at=at)
-    moved = writing.point(row, alias, before, target, reason)
-    writing.finish()
-    return moved
-
-
-def _rollback_alias(
-    conn: Connection,
-    namespace: str,
-    model: str,
-    alias: str,
-    expected_mod_rev: int | None,
-    reason: str,
-    actor: str,
-    at: datetime,
-) -> Alias:
-    row = model_row(conn, namespace, model, lock=True)
-    path = f"{namespace}/{model}@{alias}"
-    before = find_alias_row(conn, row, alias)
-    _compare(before, path, expected_mod_rev)
-    if before is None:
-        before = alias_row(conn, row, alias)
-    earlier = conn.execute(_LAST_MOVE, {"row_id": row.id, "alias": alias}).scalar()
-    if earlier is None:
-        raise ConflictError(
-            f"{path} has always pointed to version {before.version}: there is nothing to roll back to",
-            current=to_json(alias_of(before)),
-        )
-    target = version_row(conn, row, earlier)
-    writing = _Writing(conn, actor=actor, at=at)
-    moved = writing.point(row, alias, before, target, reason or f"rolled back from version {before.version}")
-    writing.finish()
-    return moved
-
-
-def _delete_alias(
-    conn: Connection,
-    namespace: str,
-    model: str,
-    alias: str,
-    expected_mod_rev: int | None,
-    reason: str,
-    actor: str,
-    at: datetime,
-) -> None:
-    row = model_row(conn, namespace, model, lock=True)
-    before = find_alias_row(conn, row, alias)
-    _compare(before, f"{namespace}/{model}@{alias}", expected_mod_rev)
-    if before is None:
-        before = alias_row(conn, row, alias)
-    writing = _Writing(conn, actor=actor, at=at)
-    writing.drop_alias(row, before, reason)
-    writing.finish()
-
-
-def _list_aliases(conn: Connection, namespace: str, model: str) -> tuple[Alias, ...]:
-    row = model_row(conn, namespace, model)
-    query = ALIASES.where(aliases.c.model_id == row.id).order_by(aliases.c.name)
-    return tuple(alias_of(alias) for alias in conn.execute(query))
-
-
-def _list_alias_moves(
-    conn: Connection,
-    namespace: str,
-    model: str,
-    alias: str,
-    at: datetime | None,
-    limit: int,
-    after: Key | None,
-) -> Listed[AliasMove]:
-    row = model_row(conn, namespace, model)
-    query = select(alias_moves).where(alias_moves.c.model_id == row.id).order_by(alias_moves.c.id.desc())
-    if alias:
-        query = query.where(alias_moves.c.name == alias)
-    if at is not None:
-        query = query.where(alias_moves.c.moved_at_us <= to_us(at))
-    if after is not None:
-        query = query.where(alias_moves.c.id < after[0])
-    found = conn.execute(query.limit(limit + 1)).all()
-    page = found[:limit]
-    return Listed(
-        items=tuple(move_of(move, namespace, model) for move in page),
-        next_key=(page[-1].id,) if len(found) > limit else None,
-    )
-
-
 class SqlRegistryStore:
     """`modelbox.runtime.ports.RegistryStore` over a database; see there for each method."""
 
@@ -624,7 +437,7 @@ class SqlRegistryStore:
     ) -> Alias:
         """See the port."""
         return await self._db.write(
-            lambda conn: _move_alias(conn, namespace, model, alias, version, expected_mod_rev, reason, actor, at)
+            lambda conn: move_alias(conn, namespace, model, alias, version, expected_mod_rev, reason, actor, at)
         )
 
     async def rollback_alias(
@@ -640,7 +453,7 @@ class SqlRegistryStore:
     ) -> Alias:
         """See the port."""
         return await self._db.write(
-            lambda conn: _rollback_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
+            lambda conn: rollback_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
         )
 
     async def delete_alias(
@@ -656,15 +469,15 @@ class SqlRegistryStore:
     ) -> None:
         """See the port."""
         await self._db.write(
-            lambda conn: _delete_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
+            lambda conn: delete_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
         )
 
     async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
         """See the port."""
-        return await self._db.read(lambda conn: _list_aliases(conn, namespace, model))
+        return await self._db.read(lambda conn: list_aliases(conn, namespace, model))
 
     async def list_alias_moves(
         self, namespace: str, model: str, *, alias: str, at: datetime | None, limit: int, after: Key | None
     ) -> Listed[AliasMove]:
         """See the port."""
-        return await self._db.read(lambda conn: _list_alias_moves(conn, namespace, model, alias, at, limit, after))
+        return await self._db.read(lambda conn: list_alias_moves(conn, namespace, model, alias, at, limit, after))
