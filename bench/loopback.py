@@ -68,9 +68,9 @@ class Loopback:
 @contextlib.contextmanager
 def loopback() -> Iterator[Loopback]:
     """A sending process."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "bench.loopback"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-m", "bench.loopback"]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
