@@ -9,6 +9,7 @@ calls than before (at most a tenth more).
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from modelbox.errors import (
     Unavailable,
 )
 
-__all__ = ("Call", "ConnectFailed", "Retries", "backoff_s", "map_errors", "unpacked")
+__all__ = ("Call", "ConnectFailed", "Retries", "backoff_s", "map_errors", "os_error_text", "unpacked")
 
 T = TypeVar("T")
 _R = TypeVar("_R")
@@ -81,7 +82,7 @@ def _translated(exc: Exception, what: str) -> ModelBoxError | None:
         case GrpclibProtocolError():
             return ProtocolError(f"{what} does not speak as agreed: {exc}")
         case aiohttp.ClientConnectorError():
-            return Unavailable(f"{what} cannot be reached: {exc.os_error.strerror or exc.os_error}. Is it running?")
+            return Unavailable(f"{what} cannot be reached: {os_error_text(exc.os_error)}. Is it running?")
         case aiohttp.ConnectionTimeoutError():
             return Unavailable(f"{what} cannot be reached: it does not answer")
         case aiohttp.InvalidURL():
@@ -95,6 +96,13 @@ def _translated(exc: Exception, what: str) -> ModelBoxError | None:
         case OSError():
             return Unavailable(f"the connection to {what} broke: {exc}")
     return None
+
+
+def os_error_text(exc: OSError) -> str:
+    """What the system says of ``exc``; asyncio puts addresses in its place."""
+    if exc.errno is not None and exc.errno > 0:
+        return os.strerror(exc.errno)
+    return exc.strerror or str(exc)
 
 
 def unpacked(unpack: Callable[[T], _R], message: T, what: str) -> _R:

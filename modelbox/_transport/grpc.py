@@ -50,7 +50,7 @@ from modelbox.objects import (
 )
 from modelbox.refs import Digest, ModelRef
 
-from .faults import Call, ConnectFailed, Retries, map_errors, unpacked
+from .faults import Call, ConnectFailed, Retries, map_errors, os_error_text, unpacked
 from .http import HttpFiles, UploadState
 
 __all__ = ("WATCH_SILENCE_S", "Connection")
@@ -157,7 +157,7 @@ class _Channel(Channel):
         except TimeoutError as exc:
             raise ConnectFailed(f"no connection to {self._authority} within {self._connect_timeout_s:g} s") from exc
         except OSError as exc:
-            raise ConnectFailed(f"{self._authority}: {exc.strerror or exc}") from exc
+            raise ConnectFailed(f"{self._authority}: {os_error_text(exc)}") from exc
 
 
 class Connection:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelbox.feed import Change, Kind, Resync
+from modelbox.objects import InstanceState
 
 from .output import (
     OutputFormat,
@@ -105,8 +106,8 @@ def fleet(
         rows = []
         for instance in found:
             report = instance.report
-            state = report.state if instance.alive else "lost"
-            wanted = report.target_version if report.target_version != report.version else ""
+            state = report.state if instance.alive or report.state == InstanceState.GONE else "lost"
+            wanted = report.target_version if report.target_version not in (0, report.version) else ""
             why = f"{report.stage}: {report.reason}" if report.reason else ""
             rows.append(
                 (

@@ -191,8 +191,9 @@ def _show_version(version: ModelVersion) -> None:
         print_line("")
         tensors = [("input", spec) for spec in manifest.signature.inputs]
         tensors += [("output", spec) for spec in manifest.signature.outputs]
-        rows = [(side, spec.name, spec.dtype, "x".join(map(str, spec.shape))) for side, spec in tensors]
-        print_table(("SIDE", "TENSOR", "DTYPE", "SHAPE"), rows, empty="")
+        # `name: dtype[shape]`, as the signature itself writes it.
+        rows = [(side, str(spec)) for side, spec in tensors]
+        print_table(("SIDE", "TENSOR"), rows, empty="")
     print_line("")
     files = [(f.path, size_text(f.size_bytes), f.digest) for f in manifest.files]
     print_table(("FILE", "SIZE", "DIGEST"), files, empty="")
@@ -258,9 +259,10 @@ def publish(
 
 
 def _named_files(values: list[str]) -> list[str] | dict[str, str]:
-    if not any("=" in value and not Path(value).exists() for value in values):
+    """Paths as they are; once one is given another name, all become names."""
+    if all("=" not in value or Path(value).exists() for value in values):
         return values
-    return text_pairs(values, "FILE")
+    return text_pairs([value if "=" in value else f"{Path(value).name}={value}" for value in values], "FILE")
 
 
 @app.command("versions")

@@ -6,6 +6,7 @@ came from elsewhere is printed without its control characters, so that no model'
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -96,8 +97,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
         table.add_column(name, overflow="fold", justify="right" if name in ("SIZE", "FILES", "REV") else "left")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
     # A pipe has no width; a line per row is what grep and awk want.
-    Console(width=None if sys.stdout.isatty() else 4096, highlight=False).print(table)
+    console = Console(width=4096, highlight=False, color_system=None, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    sys.stdout.flush()
 
 
 def fields(pairs: Mapping[str, object]) -> None:
