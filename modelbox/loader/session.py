@@ -84,6 +84,9 @@ def runtime() -> ModuleType:
     Raises:
         ConfigError: It is not installed.
     """
+    # From 1.31 on, importing it starts a thread that reports usage to its maker, and that thread's destructor aborts a
+    # forked child at exit. The switch is read at import only; whoever wants the reports sets it to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:

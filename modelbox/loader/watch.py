@@ -45,7 +45,7 @@ class InformerSettings:
     """
 
     backoff_base_s: float = 0.5
-    backoff_max_s: float = 30.0
+    backoff_max_s: float = 10.0
     denied_pause_s: float = 60.0
     healthy_s: float = 60.0
     relist_s: float = 600.0
