@@ -67,8 +67,10 @@ class BreakingProxy:
                         self.broken += 1
                 if breaks:
                     for end in (source, sink):
-                        # A reset, not an orderly end.
+                        # A reset as soon as the other thread, woken by the shutdown, has let go of the socket.
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        with contextlib.suppress(OSError):
+                            end.shutdown(socket.SHUT_RDWR)
                         end.close()
                     return
                 sink.sendall(block)
