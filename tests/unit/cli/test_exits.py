@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from modelbox import errors
 from modelbox.cli.exits import MEANINGS, Exit, exit_code
+from modelbox.config import ClientConfig
 
 
 def _all(cls: type[errors.ModelBoxError]) -> list[type[errors.ModelBoxError]]:
@@ -40,3 +44,15 @@ def test_an_error_never_ends_as_a_success(cls: type[errors.ModelBoxError]) -> No
 )
 def test_scripts_can_tell_errors_apart(error: errors.ModelBoxError, code: int) -> None:
     assert exit_code(error) == code
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    table = [f"| {int(code)} | {meaning} |" for code, meaning in MEANINGS.items()]
+    assert "\n".join(table) in text
+
+
+def test_the_documentation_names_every_setting() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    for setting in fields(ClientConfig):
+        assert f"| `{setting.name}` | `MODELBOX_{setting.name.upper()}` |" in text
