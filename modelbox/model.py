@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from modelbox import _fork
 from modelbox._loops import Loop, Waiter, current_loop
@@ -23,7 +23,7 @@ from modelbox.errors import ClientClosed
 from modelbox.events import DownloadProgress, ModelEvent, Observer
 from modelbox.loader.generation import Generation
 from modelbox.loader.reload import ModelState, Reloader
-from modelbox.loader.runner import Lease
+from modelbox.loader.runner import Lease, Prediction
 from modelbox.objects import JsonValue, ModelVersion
 from modelbox.otel import ModelMeter
 from modelbox.refs import Digest
@@ -108,7 +108,7 @@ class LiveModel:
 
     def predict(
         self, inputs: Mapping[str, ArrayLike], *, timeout: float | None = None
-    ) -> Coroutine[Any, Any, dict[str, NDArray[Any]]]:
+    ) -> Coroutine[Any, Any, Prediction]:
         """Runs the model.
 
         Args:
@@ -117,7 +117,7 @@ class LiveModel:
             timeout: Seconds to wait for a turn; None waits for ever. A run that has begun is not ended by it.
 
         Returns:
-            An array for each output, by name. All of them come from one version.
+            An array for each output, by name, and as ``.version`` the one version that gave them all.
 
         Raises:
             InputError: Names, dtypes or shapes do not fit; says for each what was expected and what came.
@@ -131,7 +131,7 @@ class LiveModel:
             self._rejoin()
         return self._runner.predict(inputs, timeout=timeout)
 
-    def predict_sync(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    def predict_sync(self, inputs: Mapping[str, ArrayLike]) -> Prediction:
         """`predict` for code that is not async; runs in the calling thread."""
         if self._inherited:
             self._rejoin()

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from modelbox._default import default_client
-from modelbox.loader.runner import Lease
+from modelbox.loader.runner import Lease, Prediction
 from modelbox.loader.settings import LoadOptions
 from modelbox.model import LiveModel, ModelState
 from modelbox.objects import JsonValue
@@ -74,7 +73,7 @@ class SyncModel:
         """Business metrics."""
         return self._model.meter
 
-    def predict(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    def predict(self, inputs: Mapping[str, ArrayLike]) -> Prediction:
         """Runs the model in the calling thread; arguments, result and errors as `modelbox.LiveModel.predict`."""
         return self._model.predict_sync(inputs)
 

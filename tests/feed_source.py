@@ -1,7 +1,7 @@
 """A `ModelSource` with aliases and a change feed, all in memory, and the feed's own faults on a switchboard.
 
-Its history obeys the contract of `modelbox.feed` unless a test tells it to break it: skip a revision, repeat one, answer
-a resume with a RESYNC, break off, restore an older state.
+Its history obeys the contract of `modelbox.feed` unless a test tells it to break it: skip a revision, repeat one,
+answer a resume with a RESYNC, break off, restore an older state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from modelbox.errors import NotFoundError, Unavailable
-from modelbox.feed import Action, Bookmark, Change, FeedItem, Kind, Resync, ResyncReason, ResumeToken, Revision
+from modelbox.feed import Action, Bookmark, Change, FeedItem, Kind, ResumeToken, Resync, ResyncReason, Revision
 from modelbox.objects import Alias, ModelVersion, Resolved, to_json
 from modelbox.refs import ModelRef
 from tests.model_source import NOW, MemorySource

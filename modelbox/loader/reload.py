@@ -310,7 +310,11 @@ class Reloader:
     async def _drain(self, old: Generation, prepared: Prepared) -> None:
         drained = anyio.Event()
         loop = current_loop()
-        old.retire(lambda: loop.call_soon_threadsafe(drained.set))
+
+        def on_drained() -> None:
+            loop.call_soon_threadsafe(drained.set)
+
+        old.retire(on_drained)
         forced = False
         with anyio.move_on_after(self._settings.drain_timeout_s) as scope:
             await drained.wait()

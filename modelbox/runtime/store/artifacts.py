@@ -363,7 +363,7 @@ class SqlArtifactStore:
 
     async def list_artifacts(self, *, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
         """See the port."""
-        return await self._db.read(lambda conn: _list_artifacts(conn, parent, namespace, limit, after))
+        return await self._db.scan(lambda conn: _list_artifacts(conn, parent, namespace, limit, after))
 
     async def delete_artifact(self, artifact_id: str, *, actor: str, at: datetime) -> None:
         """See the port."""

@@ -41,5 +41,8 @@ class Database(AbstractAsyncContextManager[Any, None], Protocol):
         The snapshot holds every `write` that returned before.
         """
 
+    async def scan(self, fn: Callable[[Connection], T]) -> T:
+        """`read` for pages of lists, which may take long: however many of them wait, no `read` waits for them."""
+
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has ``callback`` called on the event loop after commits: a hint that there is something new to read."""

@@ -400,7 +400,7 @@ class SqlFeedStore:
 
     async def list_states(self, wanted: Filter, *, limit: int, after: Key | None) -> FeedListing:
         """See the port."""
-        return await self._database.read(lambda conn: _list_states(conn, wanted, limit, after))
+        return await self._database.scan(lambda conn: _list_states(conn, wanted, limit, after))
 
     async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
         """See the port."""

@@ -111,6 +111,6 @@ class SqlFleetStore:
         after: Key | None,
     ) -> Listed[Instance]:
         """See the port."""
-        return await self._db.read(
+        return await self._db.scan(
             lambda conn: _list_instances(conn, namespace, model, seen_since, lease_s, at, limit, after)
         )

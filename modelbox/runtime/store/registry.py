@@ -391,11 +391,11 @@ class SqlRegistryStore:
 
     async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
         """See the port."""
-        return await self._db.read(lambda conn: _list_models(conn, namespace, limit, after))
+        return await self._db.scan(lambda conn: _list_models(conn, namespace, limit, after))
 
     async def list_namespaces(self, *, limit: int, after: Key | None) -> Listed[Namespace]:
         """See the port."""
-        return await self._db.read(lambda conn: _list_namespaces(conn, limit, after))
+        return await self._db.scan(lambda conn: _list_namespaces(conn, limit, after))
 
     async def publish_version(self, new: NewVersion, *, actor: str, at: datetime) -> Created[ModelVersion]:
         """See the port."""
@@ -417,7 +417,7 @@ class SqlRegistryStore:
 
     async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
         """See the port."""
-        return await self._db.read(lambda conn: _list_versions(conn, namespace, model, limit, after))
+        return await self._db.scan(lambda conn: _list_versions(conn, namespace, model, limit, after))
 
     async def resolve(self, ref: ModelRef) -> Resolved:
         """See the port."""
@@ -480,4 +480,4 @@ class SqlRegistryStore:
         self, namespace: str, model: str, *, alias: str, at: datetime | None, limit: int, after: Key | None
     ) -> Listed[AliasMove]:
         """See the port."""
-        return await self._db.read(lambda conn: list_alias_moves(conn, namespace, model, alias, at, limit, after))
+        return await self._db.scan(lambda conn: list_alias_moves(conn, namespace, model, alias, at, limit, after))

@@ -9,7 +9,9 @@ Owns the data directory's lock, the connections and what SQLite's errors mean. I
   hears of success before the commit. After an I/O error the writer stops for good: what an fsync that failed has lost
   cannot be known, so nothing is acknowledged any more.
 
-Reads run whole in one of a few threads: one hop for a transaction, where aiosqlite hops for every statement.
+Short reads run whole in one of a few threads: one hop for a transaction, where aiosqlite hops for every statement (five
+times the latency). Scans, for which that does not matter, have a connection of their own through aiosqlite, so that
+they never keep a short read waiting. See docs/adr/0006-reads-on-sqlite.md.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool, StaticPool
 
 from modelbox.errors import ConfigError, LimitError, ModelBoxError, ServerBusy, StorageError
 
@@ -89,6 +92,8 @@ class SqliteDatabase:
         self._readers: list[threading.Thread] = []
         self._connections: list[Connection] = []
         self._callbacks: list[Callable[[], None]] = []
+        self._scans: AsyncEngine | None = None
+        self._scanning = anyio.CapacityLimiter(1)
         self._lock_fd: int | None = None
         self._open = False
         self._failure: StorageError | None = None
@@ -115,6 +120,7 @@ class SqliteDatabase:
         self._loop = asyncio.get_running_loop()
         try:
             await to_thread.run_sync(self._start)
+            self._scans = _scan_engine(self.path)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._stop)
@@ -128,6 +134,9 @@ class SqliteDatabase:
         self._open = False
         # The threads end by themselves after what is queued, so this is bounded by the work that callers began.
         with anyio.CancelScope(shield=True):
+            if self._scans is not None:
+                async with self._scanning:
+                    await self._scans.dispose()
             await to_thread.run_sync(self._stop)
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
@@ -137,6 +146,22 @@ class SqliteDatabase:
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """See `Database.read`."""
         return await self._run(self._reads, fn)
+
+    async def scan(self, fn: Callable[[Connection], T]) -> T:
+        """See `Database.scan`."""
+        if not self._open or self._scans is None:
+            raise ServerBusy("the database is closed", retry_after_s=1.0)
+        began = time.perf_counter()
+        succeeded = False
+        try:
+            async with self._scanning, self._scans.connect() as connection:
+                result = await connection.run_sync(fn)
+            succeeded = True
+            return result
+        except (SQLAlchemyError, sqlite3.Error) as exc:
+            raise _translate(exc) from exc
+        finally:
+            self._seen("read", began, succeeded)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See `Database.on_commit`."""
@@ -321,6 +346,22 @@ class SqliteDatabase:
     def _seen(self, operation: Literal["read", "write", "commit"], began: float, succeeded: bool) -> None:
         if self._observe is not None:
             self._observe(operation, time.perf_counter() - began, succeeded)
+
+
+def _scan_engine(path: Path) -> AsyncEngine:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=StaticPool)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _: object) -> None:
+        for pragma in ("query_only=ON", "wal_autocheckpoint=0", f"busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        # The driver begins nothing for a SELECT; without a transaction, each statement would see another snapshot.
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:
