@@ -24,7 +24,7 @@ from modelbox.events import (
     SessionFreed,
     StaleChanged,
 )
-from modelbox.loader.runner import RunnerOptions
+from modelbox.loader.runner import Lease, Mode, Prediction, RunnerOptions
 from modelbox.loader.session import SessionOptions
 from modelbox.loader.settings import LoadOptions
 from modelbox.manifest import Manifest, ManifestFile
@@ -38,14 +38,17 @@ __all__ = (
     "Compatibility",
     "Digest",
     "DownloadProgress",
+    "Lease",
     "LiveModel",
     "LoadOptions",
     "Manifest",
     "ManifestFile",
+    "Mode",
     "ModelBoxError",
     "ModelEvent",
     "ModelRef",
     "ModelState",
+    "Prediction",
     "ReloadFailed",
     "ReloadStarted",
     "ReloadSucceeded",

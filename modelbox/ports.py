@@ -43,7 +43,7 @@ class ModelSource(Protocol):
         """Opens the bytes of one file from ``offset`` on."""
 
     def watch(self, objects: Sequence[str], token: str) -> AbstractAsyncContextManager[AsyncIterator[FeedItem]]:
-        """Follows the change feed for these models (``namespace/model``) from ``token`` on, as one stream.
+        """Follows aliases and versions of these models (``namespace/model``) from ``token`` on, as one stream.
 
         The iterator ends with a `Resync`, or raises `Unavailable` when the connection breaks or is silent for longer
         than three bookmarks.

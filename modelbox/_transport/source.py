@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from modelbox.config import ClientConfig
-from modelbox.feed import FeedItem, Filter
+from modelbox.feed import FeedItem, Filter, Kind
 from modelbox.manifest import ManifestFile
 from modelbox.objects import InstanceReport, ModelVersion, Resolved
 from modelbox.ports import ByteStream
@@ -59,7 +59,7 @@ class RemoteSource:
 
     def watch(self, objects: Sequence[str], token: str) -> AbstractAsyncContextManager[AsyncIterator[FeedItem]]:
         """Follows the change feed for these models from ``token`` on, as one stream."""
-        return self.grpc.watch(Filter(objects=tuple(objects)), token)
+        return self.grpc.watch(Filter(objects=tuple(objects), kinds=(Kind.ALIAS, Kind.VERSION)), token)
 
     async def report(self, reports: Sequence[InstanceReport]) -> None:
         """Tells the server what this instance serves; also the heartbeat."""

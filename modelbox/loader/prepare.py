@@ -189,6 +189,7 @@ class Preparer:
         # Never abandoned: a thread that opens a session has to hand it over, or nobody would close it.
         with anyio.CancelScope(shield=True):
             return await to_thread.run_sync(fn, *args, limiter=self._opening)
+        raise AssertionError("nobody cancels this scope")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -118,16 +119,17 @@ async def test_one_handle_on_several_loops_and_threads(shared_server: ServerProc
                     wrong.append("sync")
 
         threads = [threading.Thread(target=without_loop)]
+
+        def with_loop(backend: str, options: dict[str, Any]) -> None:
+            anyio.run(use, backend, backend=backend, backend_options=options)
+
         for backend, options in (("asyncio", {}), ("asyncio", {"use_uvloop": True}), ("trio", {})):
-            threads.append(
-                threading.Thread(
-                    target=lambda b=backend, o=options: anyio.run(use, b, backend=b, backend_options=o)  # type: ignore[misc]
-                )
-            )
+            threads.append(threading.Thread(target=with_loop, args=(backend, options)))
         for thread in threads:
             thread.start()
         await publish(shared_server.url, "loops/model", tmp_path, 2)
-        await anyio.to_thread.run_sync(lambda: [thread.join(30) for thread in threads])
+        for thread in threads:
+            await anyio.to_thread.run_sync(thread.join, 30)
         assert not any(thread.is_alive() for thread in threads)
         assert wrong == []
 

@@ -103,14 +103,14 @@ async def test_acknowledged_moves_survive_and_answers_go_on(server: ServerProces
 
 async def test_the_service_starts_without_a_server(server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(add_constant(1))
-    settings = {"url": server.url, "cache_dir": str(tmp_path / "cache")}
-    async with modelbox.Client(**settings) as client:
+    cache_dir = str(tmp_path / "cache")
+    async with modelbox.Client(server.url, cache_dir=cache_dir) as client:
         await client.publish("kill/model", str(tmp_path / "model.onnx"), aliases=["prod"])
         await client.load("kill/model@prod")
         await anyio.sleep(0.2)
     server.kill()
     x = {"x": np.zeros((1, 4), np.float32)}
-    async with modelbox.Client(**settings) as client:
+    async with modelbox.Client(server.url, cache_dir=cache_dir) as client:
         with anyio.fail_after(5):
             model = await client.load("kill/model@prod")
         assert model.stale

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -17,8 +18,7 @@ import psutil
 import pytest
 
 import modelbox
-from modelbox import LoadOptions, ReloadSucceeded, RunnerOptions, SessionFreed
-from modelbox.loader.runner import Mode
+from modelbox import LoadOptions, Mode, ReloadSucceeded, RunnerOptions, SessionFreed
 from tests.onnx_models import add_constant, perceptron
 from tests.server import ServerProcess
 
@@ -100,7 +100,7 @@ async def test_memory_stays_flat_over_200_swaps(shared_server: ServerProcess, tm
         await client.promote(f"{path}@prod", 1)
         model = await client.load(f"{path}@prod")
         x = np.ones((1, 256), np.float32)
-        expected = {}
+        expected: dict[int, np.ndarray[Any, np.dtype[Any]]] = {}
         failed = mixed = done = 0
         stop = False
         freed = anyio.Event()

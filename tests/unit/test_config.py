@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_sizes_may_have_units(tmp_path: Path, text: str, size: int) -> None:
         ("actor", "a\x1b[31m"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(tmp_path: Path, name: str, value: object) -> None:
+def test_a_wrong_value_is_refused_by_name(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         load_client_config(env=env_of(tmp_path), **{name: value})
     (problem,) = problems_of(caught.value)
