@@ -1,0 +1,79 @@
+"""What a caller gets while the server is impaired: a typed error, in time, and work that goes on afterwards."""
+
+from __future__ import annotations
+
+import signal
+from time import monotonic
+
+import anyio
+import pytest
+from aiohttp import web
+
+from modelbox.client import Client
+from modelbox.errors import DeadlineExceeded, ProtocolError, Unavailable
+from tests.server import ServerProcess
+
+
+async def test_nobody_there_is_said_quickly() -> None:
+    async with Client("http://127.0.0.1:1") as client:
+        began = monotonic()
+        with pytest.raises(Unavailable, match="cannot be reached: Connection refused"):
+            await client.get_model("a/b")
+        assert monotonic() - began < 3
+
+
+async def test_a_server_that_answers_nothing_ends_at_the_deadline(server: ServerProcess) -> None:
+    async with Client(server.url, request_timeout_s=1) as client:
+        await client.create_model("a/b")
+        server.send_signal(signal.SIGSTOP)
+        try:
+            began = monotonic()
+            with pytest.raises(DeadlineExceeded, match="within 1 s"):
+                await client.get_model("a/b")
+            assert monotonic() - began < 1.5
+            with anyio.move_on_after(0.2) as scope:
+                await client.get_model("a/b")
+            assert scope.cancelled_caught
+        finally:
+            server.send_signal(signal.SIGCONT)
+        assert (await client.get_model("a/b")).path == "a/b"
+
+
+async def test_calls_go_on_after_the_server_was_killed(server: ServerProcess) -> None:
+    async with Client(server.url) as client:
+        await client.create_model("a/b")
+        for _ in range(2):
+            await anyio.to_thread.run_sync(server.kill)
+            with pytest.raises(Unavailable):
+                await client.get_model("a/b")
+            await anyio.to_thread.run_sync(server.restart)
+            assert (await client.get_model("a/b")).path == "a/b"
+
+
+async def test_something_else_at_the_address_is_said(free_tcp_port: int) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text="<html>a router's start page</html>")
+
+    server = _Elsewhere(answer, free_tcp_port)
+    async with Client(f"http://127.0.0.1:{free_tcp_port}") as client:
+        await client.engine.call(server.start)
+        with pytest.raises(ProtocolError, match="no ModelBox server"):
+            await client.get_model("a/b")
+        await client.engine.call(server.stop)
+
+
+class _Elsewhere:
+    """A web server that is no ModelBox; it runs on the engine's loop."""
+
+    def __init__(self, answer: web.RequestHandler | object, port: int) -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", answer)  # type: ignore[arg-type]  # aiohttp's own handler type is not exported
+        self._runner = web.AppRunner(app)
+        self._port = port
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
