@@ -25,7 +25,7 @@ from modelbox.loader.generation import Generation
 from modelbox.loader.reload import ModelState, Reloader
 from modelbox.loader.runner import Lease, Prediction
 from modelbox.objects import JsonValue, ModelVersion
-from modelbox.otel import ModelMeter
+from modelbox.otel import ModelMeter, is_sampled, predict_span
 from modelbox.refs import Digest
 from modelbox.signature import Signature
 
@@ -129,6 +129,8 @@ class LiveModel:
         """
         if self._inherited:
             self._rejoin()
+        if is_sampled():
+            return self._predict_in_span(inputs, timeout)
         return self._runner.predict(inputs, timeout=timeout)
 
     def predict_sync(self, inputs: Mapping[str, ArrayLike]) -> Prediction:
@@ -200,6 +202,12 @@ class LiveModel:
         if active is None:
             raise ClientClosed(f"{self.ref} was closed")
         return active
+
+    async def _predict_in_span(self, inputs: Mapping[str, ArrayLike], timeout: float | None) -> Prediction:
+        with predict_span(self._reloader.ref) as answered_by:
+            prediction = await self._runner.predict(inputs, timeout=timeout)
+            answered_by(prediction.version.version)
+            return prediction
 
     def _after_fork_in_child(self) -> None:
         self._inherited = not self._closed

@@ -17,9 +17,10 @@ import atexit
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 
 from modelbox.errors import ConfigError
 from modelbox.events import (
@@ -61,6 +62,8 @@ RELOAD_DURATION = "modelbox.reload.duration"
 SESSIONS_FREED = "modelbox.sessions.freed"
 STALE = "modelbox.stale"
 DOWNLOAD_BYTES = "modelbox.download.bytes"
+CACHE_REQUESTS = "modelbox.cache.requests"
+PREDICT_SPAN = "modelbox.predict"
 
 _SCOPE = "modelbox"
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
@@ -78,6 +81,7 @@ class Telemetry:
         self._stages = meter.create_histogram(RELOAD_DURATION, unit="s", description="Duration of a reload by stage")
         self._freed = meter.create_counter(SESSIONS_FREED, description="Replaced sessions whose memory was freed")
         self._bytes = meter.create_counter(DOWNLOAD_BYTES, unit="By", description="Verified bytes of fetched versions")
+        self._cache = meter.create_counter(CACHE_REQUESTS, description="Versions asked of the cache (hit, miss)")
         self._stale_by_ref: dict[str, bool] = {}
         self._fetched: dict[str, int] = {}
         meter.create_observable_gauge(
@@ -102,14 +106,30 @@ class Telemetry:
         elif isinstance(event, StaleChanged):
             self._stale_by_ref[event.ref] = event.stale
         elif isinstance(event, DownloadProgress):
-            before = self._fetched.get(event.ref, 0)
+            # The first event of a fetch says what the cache held.
+            before = self._fetched.get(event.ref)
             self._fetched[event.ref] = event.done_bytes
-            if event.done_bytes > before:
+            if before is None:
+                outcome = "hit" if event.done_bytes == event.total_bytes else "miss"
+                self._cache.add(1, {**labels, "outcome": outcome})
+            elif event.done_bytes > before:
                 self._bytes.add(event.done_bytes - before, labels)
 
     def _observe_stale(self, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
         for ref, stale in list(self._stale_by_ref.items()):
             yield metrics.Observation(int(stale), _ref_labels(ModelRef.parse(ref)))
+
+
+def is_sampled() -> bool:
+    """Whether the caller is inside of a span that is recorded; a fraction of a microsecond."""
+    return trace.get_current_span().is_recording()
+
+
+@contextmanager
+def predict_span(ref: ModelRef) -> Iterator[Callable[[int], None]]:
+    """A span around one prediction; tell it the version that answered. Inputs and outputs are never recorded."""
+    with trace.get_tracer(_SCOPE).start_as_current_span(PREDICT_SPAN, attributes=_ref_labels(ref)) as span:
+        yield lambda version: span.set_attribute("version", str(version))
 
 
 class ModelMeter:
