@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,14 @@ async def run_python(block: Block, where: str, names: dict[str, Any], url: str) 
         await eval(compiled, names)  # noqa: S307 - the project's own pages
     else:
         await anyio.to_thread.run_sync(eval, compiled, names)
+
+
+def test_the_server_shows_the_metrics_that_operations_lists(server: ServerProcess) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    listed = set(re.findall(r"^\| `(modelbox_\w+)` \|", page, re.MULTILINE))
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as answer:
+        shown = set(re.findall(r"^# TYPE (modelbox_\w+) ", answer.read().decode(), re.MULTILINE))
+    assert {name for name in shown if not name.endswith("_created")} == listed
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
