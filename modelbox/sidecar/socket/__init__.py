@@ -1,0 +1,1 @@
+"""ModelBox's own protocol over a Unix socket."""
