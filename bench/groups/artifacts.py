@@ -1,13 +1,16 @@
 """Upload and download of one large file through a real server, and what both processes' memory does meanwhile.
 
 Each upload is of a content that the server has not seen. A time is the whole call: hashing before an upload, hashing,
-writing and syncing on the receiving side.
+writing and syncing on the receiving side. Beside them stands what the server sends to a reader that drops the bytes,
+which tells whether the network or the receiving disk is the limit.
 """
 
 from __future__ import annotations
 
+import http.client
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 
@@ -36,7 +39,6 @@ def measure(run: Run) -> list[Figure]:
         taken = anyio.run(_measure, run, server, floor, path, growth)
     path.unlink()
     floor_what = "loopback sendfile into nothing"
-    details = {"floor with sha256, write and fsync, MB/s": taken["stored"].p50 / 1e6}
     figures = [
         Figure(
             name=f"artifacts.{name}",
@@ -48,10 +50,24 @@ def measure(run: Run) -> list[Figure]:
             ratio=ratio(taken[name], taken["floor"]),
             aim=f"≥ {aim / 1e6:.0f} MB/s",
             reached=taken[name].p50 >= aim,
-            details=details,
+            details={
+                "floor with sha256, write and fsync, MB/s": taken["stored"].p50 / 1e6,
+                "ratio to that": ratio(taken[name], taken["stored"]),
+            },
         )
         for name, aim in (("up", UP_BYTES_PER_S), ("down", DOWN_BYTES_PER_S))
     ]
+    figures.append(
+        Figure(
+            name="artifacts.sent",
+            what="the same file from the server to a reader that drops it",
+            unit=Unit.BYTES_PER_SECOND,
+            measured=taken["sent"],
+            floor=taken["floor"],
+            floor_what=floor_what,
+            ratio=ratio(taken["sent"], taken["floor"]),
+        )
+    )
     figures += [
         Figure(
             name=f"artifacts.memory.{name}",
@@ -101,6 +117,20 @@ async def _measure(
                 await to_thread.run_sync(shutil.rmtree, Path(scratch) / "here")
             return [size_bytes / took]
 
+        def drop() -> Sequence[float]:
+            buffer = bytearray(1 << 20)
+            left = size_bytes
+            with closing(http.client.HTTPConnection(server.http_address)) as peer:
+                began = perf_counter()
+                peer.request("GET", f"/api/v1/artifacts/{uploaded}/files/{path.name}")
+                response = peer.getresponse()
+                while received := response.readinto(buffer):
+                    left -= received
+                took = perf_counter() - began
+            if left:
+                raise ConnectionError(f"HTTP status {response.status}, {left} bytes are missing")
+            return [size_bytes / took]
+
         def discard() -> Sequence[float]:
             began = perf_counter()
             floor.discard([path])
@@ -112,6 +142,11 @@ async def _measure(
                 floor.store([path], Path(scratch), durable=True)
                 return [size_bytes / (perf_counter() - began)]
 
+        async def sent() -> Sequence[float]:
+            if not uploaded:
+                await up()
+            return await to_thread.run_sync(drop)
+
         async def bare() -> Sequence[float]:
             return await to_thread.run_sync(discard)
 
@@ -119,5 +154,8 @@ async def _measure(
             return await to_thread.run_sync(store)
 
         return await interleave(
-            {"up": up, "down": down, "floor": bare, "stored": stored}, rounds=run.choose(4, 1), warm_up=1, seed=SEED
+            {"up": up, "down": down, "sent": sent, "floor": bare, "stored": stored},
+            rounds=run.choose(4, 1),
+            warm_up=1,
+            seed=SEED,
         )
