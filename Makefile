@@ -38,7 +38,7 @@ bench: $(STAMP)  ## Measure speed against the floors of this machine
 
 .PHONY: test check fmt docs
 test: check  ## Everything that CI runs: the checks, then all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, directions of imports, generated code
 	$(BIN)/ruff check $(SOURCES)
