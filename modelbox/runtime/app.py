@@ -9,35 +9,34 @@ safe as a crash, which loses nothing that was acknowledged.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 from aiohttp import web
 
 from modelbox._proto.modelbox import v1 as pb
-from modelbox.errors import ConfigError, StorageError
+from modelbox._serving.codec import WireCodec
+from modelbox._serving.grpc import GrpcServer, Servable
+from modelbox._serving.guard import Limits
+from modelbox._serving.health import Health
+from modelbox._serving.hello import HelloWatch
+from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox._serving.standard import health_service, reflection_services
+from modelbox.errors import StorageError
 
 from .blobs.filesystem import FilesystemBlobs
 from .config import ServerConfig
 from .grpc.artifacts import ArtifactAdapter
 from .grpc.calls import Boundary, CallLimits
 from .grpc.fleet import FleetAdapter
-from .grpc.guard import Limits
+from .grpc.hello import ServerAdapter
 from .grpc.registry import RegistryAdapter
-from .grpc.server import GrpcServer, Servable
-from .grpc.standard import ServerAdapter, health_service, reflection_services
 from .grpc.watch import WatchAdapter
-from .health import Health
 from .metrics import CONTENT_TYPE, Metrics
 from .rest.app import build_app
-from .rest.hello import HelloWatch
 from .services.artifacts import ArtifactService
 from .services.feed import FeedService
 from .services.fleet import FleetService
@@ -52,7 +51,6 @@ __all__ = ("Addresses", "serve")
 
 _LOG = logging.getLogger(__name__)
 _SWEEP_INTERVAL_S = 3600.0
-_READ_BUFFER = 1 << 20
 
 
 class Addresses:
@@ -84,44 +82,19 @@ async def serve(config: ServerConfig, *, on_ready: Callable[[Addresses], None] =
 
     Cancellation: stops without a drain.
     """
-    try:
-        await _serve(config, on_ready)
-    except BaseExceptionGroup as group:
-        raise _single(group) from group
 
+    async def run(stopping: anyio.Event) -> None:
+        async with AsyncExitStack() as stack:
+            server = _Server(config, stack)
+            await server.start()
+            try:
+                on_ready(server.addresses)
+                await server.run_until(stopping)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await server.stop()
 
-async def _serve(config: ServerConfig, on_ready: Callable[[Addresses], None]) -> None:
-    stopping = anyio.Event()
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, stopping, name="signals")
-            async with AsyncExitStack() as stack:
-                server = _Server(config, stack)
-                await server.start()
-                try:
-                    on_ready(server.addresses)
-                    await server.run_until(stopping)
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await server.stop()
-            tasks.cancel_scope.cancel()
-
-
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception in nested groups of one."""
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
-    return inner
-
-
-async def _obey(signals: AsyncIterator[signal.Signals], stopping: anyio.Event) -> None:
-    async for number in signals:
-        if stopping.is_set():
-            _LOG.warning("exiting at once on a second %s", signal.Signals(number).name)
-            os._exit(128 + number)
-        _LOG.info("stopping on %s", signal.Signals(number).name)
-        stopping.set()
+    await serve_until_signalled(run)
 
 
 class _Server:
@@ -134,14 +107,16 @@ class _Server:
     async def start(self) -> None:
         config, metrics, health = self._config, self._metrics, self._health
         sockets = [
-            self._stack.enter_context(_bind(config.host, port, key))
+            self._stack.enter_context(bind(config.host, port, key))
             for key, port in (
                 ("grpc_port", config.grpc_port),
                 ("http_port", config.http_port),
                 ("metrics_port", config.metrics_port),
             )
         ]
-        self.addresses = Addresses(grpc=_address(sockets[0]), http=_address(sockets[1]), metrics=_address(sockets[2]))
+        self.addresses = Addresses(
+            grpc=address_of(sockets[0]), http=address_of(sockets[1]), metrics=address_of(sockets[2])
+        )
         self._database = await self._stack.enter_async_context(
             SqliteDatabase(config.data_dir, observe=metrics.observe_database)
         )
@@ -155,11 +130,11 @@ class _Server:
         )
         info = {
             "server_id": (await feed_store.head()).server_id,
-            "version": _version(),
+            "version": package_version(),
             "grpc_address": config.advertise_grpc or _reachable(sockets[0]),
             "http_address": config.advertise_http or _reachable(sockets[1]),
         }
-        tasks = await self._stack.enter_async_context(_task_group())
+        tasks = await self._stack.enter_async_context(task_group())
         tasks.start_soon(_sweep_for_ever, artifacts, name="upload sweeper")
 
         self._boundary = Boundary(
@@ -188,6 +163,7 @@ class _Server:
                 hello_timeout_s=config.hello_timeout_s,
                 keepalive_s=config.keepalive_s,
             ),
+            codec=WireCodec(),
         )
 
         hello = HelloWatch(config.hello_timeout_s)
@@ -203,39 +179,16 @@ class _Server:
             send_timeout_s=config.send_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
         )
-        self._http = await self._run_http(app, sockets[1], hello, tasks, drain_s=config.drain_timeout_s)
-        self._scrapes = await self._run_http(_metrics_app(metrics), sockets[2], None, tasks, drain_s=1.0)
+        self._http = await run_http(
+            self._stack, app, sockets[1], hello=hello, tasks=tasks, drain_s=config.drain_timeout_s
+        )
+        self._scrapes = await run_http(self._stack, _metrics_app(metrics), sockets[2], drain_s=1.0)
         await self._grpc.listen(sockets[0])
 
         metrics.describe(version=info["version"], server_id=info["server_id"])
         metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", lambda: self._grpc.connections)
         metrics.observe_gauge("modelbox_watchers", "Open streams of the change feed.", lambda: self._feed.watchers)
         health.set_ready()
-
-    async def _run_http(
-        self,
-        app: web.Application,
-        sock: socket.socket,
-        hello: HelloWatch | None,
-        tasks: anyio.abc.TaskGroup,
-        *,
-        drain_s: float,
-    ) -> web.AppRunner:
-        runner = web.AppRunner(
-            app,
-            handle_signals=False,
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=60.0,
-            shutdown_timeout=drain_s,
-            read_bufsize=_READ_BUFFER,
-        )
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, sock, backlog=1024).start()
-        if hello is not None and runner.server is not None:
-            tasks.start_soon(hello.run, runner.server, name="silent HTTP connections")
-        return runner
 
     async def run_until(self, stopping: anyio.Event) -> None:
         """Returns when it is time to stop; raises when the database has failed for good."""
@@ -277,13 +230,6 @@ async def _sweep_for_ever(artifacts: ArtifactService) -> None:
         await anyio.sleep(_SWEEP_INTERVAL_S)
 
 
-@asynccontextmanager
-async def _task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
-    async with anyio.create_task_group() as tasks:
-        yield tasks
-        tasks.cancel_scope.cancel()
-
-
 def _metrics_app(metrics: Metrics) -> web.Application:
     async def scrape(request: web.Request) -> web.Response:
         body = await anyio.to_thread.run_sync(metrics.render)
@@ -294,40 +240,7 @@ def _metrics_app(metrics: Metrics) -> web.Application:
     return app
 
 
-def _bind(host: str, port: int, key: str) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With the protocol named, event loops switch Nagle's algorithm off; without, keep-alive requests take 40 ms.
-        sock = socket.socket(family, kind, socket.IPPROTO_TCP)
-    except OSError as exc:
-        raise ConfigError(f"host = {host!r} is no address of this machine: {exc.strerror or exc}") from exc
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(1024)
-        sock.setblocking(False)
-    except OSError as exc:
-        sock.close()
-        raise ConfigError(
-            f"{key} = {port}: cannot listen on {host}:{port}: {exc.strerror or exc}; choose another {key}, 0 takes a "
-            "free one"
-        ) from exc
-    return sock
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _reachable(sock: socket.socket) -> str:
     """What clients are told: an address, or the port alone where every address of this machine will do."""
     host, port = sock.getsockname()[:2]
-    return f":{port}" if host in ("0.0.0.0", "::") else _address(sock)
-
-
-def _version() -> str:
-    try:
-        return version("modelbox")
-    except PackageNotFoundError:
-        return "unknown"
+    return f":{port}" if host in ("0.0.0.0", "::") else address_of(sock)

@@ -21,13 +21,12 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 from h2.errors import ErrorCodes
 
+from modelbox._serving.grpc import Servable
+from modelbox._serving.health import Health
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
-from modelbox.runtime.health import Health
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.status import statuses_of
-
-from .server import Servable
 
 __all__ = ("Boundary", "CallLimits", "Streaming", "current_actor")
 

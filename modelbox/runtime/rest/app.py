@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from modelbox._serving.health import Health
+from modelbox._serving.hello import HelloWatch
 from modelbox.objects import to_json
-from modelbox.runtime.health import Health
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.feed import FeedService
@@ -16,7 +17,6 @@ from modelbox.runtime.services.registry import RegistryService
 from .boundary import boundary, json_response
 from .changes import ChangeRoutes
 from .files import FileRoutes, ref_of
-from .hello import HelloWatch
 
 __all__ = ("build_app",)
 

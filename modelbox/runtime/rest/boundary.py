@@ -17,14 +17,13 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from modelbox._serving.health import Health
+from modelbox._serving.hello import HelloWatch
 from modelbox._wire import ACTOR_KEY
 from modelbox.errors import AuthError, InvalidError, LimitError, ModelBoxError, NotFoundError, ServerBusy
 from modelbox.refs import shown
-from modelbox.runtime.health import Health
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.status import statuses_of
-
-from .hello import HelloWatch
 
 __all__ = ("actor_of", "boundary", "json_response")
 

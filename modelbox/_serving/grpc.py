@@ -15,10 +15,10 @@ from typing import Protocol
 
 import anyio
 from grpclib.const import Handler as Method
+from grpclib.encoding.base import CodecBase
 from grpclib.protocol import H2Protocol
 from grpclib.server import Handler, Server
 
-from .codec import WireCodec
 from .guard import ConnectionTable, GuardedProtocol, Limits
 
 __all__ = ("GrpcServer", "Servable")
@@ -41,10 +41,11 @@ class GrpcServer(Server):
     Args:
         services: What to serve.
         limits: What peers may do.
+        codec: How bytes become messages.
     """
 
-    def __init__(self, services: Collection[Servable], *, limits: Limits) -> None:
-        super().__init__(services, codec=WireCodec(), config=limits.configuration())
+    def __init__(self, services: Collection[Servable], *, limits: Limits, codec: CodecBase) -> None:
+        super().__init__(services, codec=codec, config=limits.configuration())
         self._limits = limits
         self._table = ConnectionTable()
         self._listeners: list[asyncio.Server] = []

@@ -1,4 +1,4 @@
-"""What gRPC tools expect of every server: health, reflection; and ServerService, which tells our clients the rest."""
+"""What gRPC tools expect of every server: health and reflection."""
 
 from __future__ import annotations
 
@@ -12,23 +12,10 @@ from grpclib.health.service import OVERALL
 from grpclib.health.service import Health as HealthService
 from grpclib.reflection.service import ServerReflection
 
-from modelbox._proto.modelbox import v1 as pb
-from modelbox.runtime.health import Health
+from .grpc import Servable
+from .health import Health
 
-from .server import Servable
-
-__all__ = ("ServerAdapter", "health_service", "reflection_services")
-
-
-class ServerAdapter(pb.ServerServiceBase):
-    """See ``protos/modelbox/v1/server.proto``."""
-
-    def __init__(self, info: pb.ServerInfo) -> None:
-        self._info = info
-
-    async def get_server_info(self, message: pb.GetServerInfoRequest) -> pb.ServerInfo:
-        """See the proto."""
-        return self._info
+__all__ = ("health_service", "reflection_services")
 
 
 def health_service(health: Health, services: list[Servable]) -> Servable:
