@@ -1,0 +1,342 @@
+"""Tensors of the Open Inference Protocol to arrays and back, as raw bytes and as JSON values.
+
+Sans-I/O, for HTTP and gRPC alike. Refuses whatever does not match its own declaration: a size that is not shape times
+type, values of another kind, numbers out of range, booleans that are neither 0 nor 1. Values are never rounded into an
+integer type, cut off or parsed from text.
+
+Invariants: decoding allocates no more than the bytes or values that came with it call for, whatever a shape claims. A
+decoded array may share memory with the bytes it came from and is read-only then. Errors are `InputError` and name the
+tensor, never its values.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modelbox.errors import InputError, InvalidError
+from modelbox.refs import shown
+
+from .datatypes import BYTES, Datatype, datatype_of_array
+
+__all__ = (
+    "Array",
+    "Buffer",
+    "decode_raw",
+    "decode_shape",
+    "decode_values",
+    "elements_of",
+    "encode_json",
+    "encode_raw",
+    "raw_size",
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Buffer = bytes | bytearray | memoryview
+
+_MAX_RANK = 32
+_MAX_BYTES = 1 << 62
+_LENGTH = struct.Struct("<I")
+_COPY_BELOW = 1 << 16
+
+
+def decode_shape(value: object, name: str) -> tuple[int, ...]:
+    """A shape as the protocol gives it, checked.
+
+    Args:
+        value: A list of lengths.
+        name: Of the tensor, for errors.
+
+    Raises:
+        InputError: It is no list of lengths, or no memory could hold such a tensor.
+    """
+    if not isinstance(value, list | tuple):
+        raise InputError(f"tensor {shown(name)} has the shape {shown(value)}: expected a list of lengths")
+    if len(value) > _MAX_RANK:
+        raise InputError(f"tensor {shown(name)} has {len(value)} dimensions, more than {_MAX_RANK}")
+    for dim in value:
+        if type(dim) is not int or dim < 0:
+            raise InputError(f"tensor {shown(name)} has the dimension {shown(dim)}: expected a whole number from 0 on")
+    return tuple(value)
+
+
+def elements_of(shape: Sequence[int], name: str) -> int:
+    """How many elements a tensor of ``shape`` has.
+
+    Raises:
+        InputError: More than can be addressed, even if one dimension is 0.
+    """
+    elements = 1
+    bound = 1
+    for dim in shape:
+        elements *= dim
+        bound *= dim or 1
+        if bound > _MAX_BYTES >> 3:
+            raise InputError(f"tensor {shown(name)} has a shape that no memory could hold")
+    return elements
+
+
+def raw_size(datatype: Datatype, shape: Sequence[int], name: str) -> int | None:
+    """Bytes of such a tensor; None for BYTES, where the shape does not say.
+
+    Raises:
+        InputError: The shape is too large.
+    """
+    elements = elements_of(shape, name)
+    return elements * datatype.itemsize if datatype is not BYTES else None
+
+
+# -- raw bytes
+
+
+def decode_raw(datatype: Datatype, shape: tuple[int, ...], data: Buffer, name: str) -> Array:
+    """The tensor in ``data``: little-endian, row-major, without padding.
+
+    BYTES elements come as str where all of them are UTF-8, as bytes otherwise.
+
+    Args:
+        datatype: Of its elements.
+        shape: Its dimensions, from `decode_shape`.
+        data: Exactly its bytes; the array keeps them alive and shares them.
+        name: Of the tensor, for errors.
+
+    Raises:
+        InputError: The size is not shape times type, a boolean is neither 0 nor 1, or a length runs past the end.
+    """
+    elements = elements_of(shape, name)
+    if datatype is BYTES:
+        return _decode_bytes(elements, shape, data, name)
+    expected = elements * datatype.itemsize
+    if len(data) != expected:
+        raise InputError(
+            f"unexpected size for tensor {shown(name)}: got {len(data)} bytes, expecting {expected} for "
+            f"{datatype.name}{list(shape)}"
+        )
+    array = np.frombuffer(data, _array_dtype(datatype)).reshape(shape)
+    if not array.flags.aligned:
+        array = array.copy()
+    if datatype.name == "BOOL" and elements and array.view(np.uint8).max() > 1:
+        raise InputError(f"tensor {shown(name)} has a BOOL that is neither 0 nor 1")
+    return array
+
+
+def _array_dtype(datatype: Datatype) -> np.dtype[Any]:
+    try:
+        return datatype.array_dtype()
+    except InvalidError as exc:
+        raise InputError(exc.message, **exc.fields) from exc
+
+
+def _decode_bytes(elements: int, shape: tuple[int, ...], data: Buffer, name: str) -> Array:
+    size = len(data)
+    if elements * 4 > size:
+        raise InputError(
+            f"unexpected size for tensor {shown(name)}: {elements} elements of BYTES need at least {elements * 4} "
+            f"bytes, got {size}"
+        )
+    raw = bytes(data)
+    items: list[bytes] = []
+    at = 0
+    for _ in range(elements):
+        start = at + 4
+        if start > size:
+            raise InputError(f"tensor {shown(name)} ends in the middle of a length")
+        at = start + _LENGTH.unpack_from(raw, at)[0]
+        if at > size:
+            raise InputError(f"tensor {shown(name)} has an element that is longer than what came")
+        items.append(raw[start:at])
+    if at != size:
+        raise InputError(f"tensor {shown(name)} has {size - at} bytes after its last element")
+    array = np.empty(elements, object)
+    try:
+        array[:] = [item.decode() for item in items]
+    except UnicodeDecodeError:
+        array[:] = items
+    return array.reshape(shape)
+
+
+def encode_raw(array: Array) -> Buffer:
+    """The raw bytes of a tensor; large ones share the array's memory.
+
+    Raises:
+        InvalidError: No data type of the protocol carries it.
+    """
+    datatype = _datatype_for(array)
+    if datatype is BYTES:
+        parts: list[bytes] = []
+        for item in array.flat:
+            raw = _to_bytes(item)
+            parts += (_LENGTH.pack(len(raw)), raw)
+        return b"".join(parts)
+    if datatype.dtype is not None and array.dtype != datatype.dtype:
+        array = array.astype(datatype.dtype)
+    if array.nbytes < _COPY_BELOW:
+        return array.tobytes()
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _to_bytes(item: object) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    return (item if isinstance(item, str) else str(item)).encode()
+
+
+def _datatype_for(array: Array) -> Datatype:
+    datatype = datatype_of_array(array)
+    if datatype is None:
+        raise InvalidError(f"the protocol has no datatype for {shown(array.dtype.name)} tensors")
+    return datatype
+
+
+# -- JSON values
+
+# Kinds of numpy that parsed values may have, by the kind of the datatype.
+_FITS = {"b": "biu", "i": "iu", "u": "iu", "f": "iuf"}
+_KIND_NAMES = {"b": "booleans", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
+
+
+def decode_values(datatype: Datatype, shape: tuple[int, ...], data: object, name: str) -> Array:
+    """The tensor in parsed JSON (or protobuf) values.
+
+    Args:
+        datatype: Of its elements.
+        shape: Its dimensions, from `decode_shape`.
+        data: A flat list of its values in row-major order, or lists nested as the shape; a single value for ``[]``.
+        name: Of the tensor, for errors.
+
+    Raises:
+        InputError: The number of values is not that of the shape, or one is of another kind or out of range.
+    """
+    if not datatype.in_json:
+        raise InputError(f"tensor {shown(name)}: {datatype.name} cannot be given as JSON, only as raw bytes")
+    elements = elements_of(shape, name)
+    if datatype is BYTES:
+        return _decode_text(elements, shape, data, name)
+    target = _array_dtype(datatype)
+    try:
+        array = np.array(data)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
+    if array.size != elements or (array.ndim != 1 and array.shape != shape):
+        raise _miscounted(array, elements, shape, name)
+    if not elements:
+        return np.empty(shape, target)
+    return _cast(array, target, data, datatype, name).reshape(shape)
+
+
+def _cast(array: Array, target: np.dtype[Any], data: object, datatype: Datatype, name: str) -> Array:
+    """``array`` as ``target``, which must lose nothing but precision of floats."""
+    kind = array.dtype.kind
+    wanted = target.kind
+    if wanted == "f":
+        if kind not in "iuf":
+            raise _wrong_kind(wanted, datatype, name)
+        if array.dtype is not target:
+            with np.errstate(over="ignore"):
+                array = array.astype(target)
+        if not np.isfinite(array).all():
+            raise InputError(f"tensor {shown(name)} has a number that is too large for {datatype.name}")
+        return array
+    if kind == "f" and target.itemsize == 8 and _all_whole(data):
+        # Whole numbers on both sides of what 64 bits with a sign can hold: numpy takes them for floats.
+        try:
+            return np.array(data, target)
+        except OverflowError:
+            raise _out_of_range(datatype, name) from None
+    if kind not in _FITS[wanted]:
+        raise _out_of_range(datatype, name) if kind == "O" and _all_whole(data) else _wrong_kind(wanted, datatype, name)
+    if array.dtype is target:
+        return array
+    low, high = (0, 1) if wanted == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
+    if int(array.min()) < low or int(array.max()) > high:
+        raise _out_of_range(datatype, name)
+    return array.astype(target)
+
+
+def _all_whole(data: object) -> bool:
+    pending = [data]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, list | tuple):
+            pending += item
+        elif type(item) is not int:
+            return False
+    return True
+
+
+def _decode_text(elements: int, shape: tuple[int, ...], data: object, name: str) -> Array:
+    # Of ragged lists numpy makes elements that are lists, which are no text.
+    try:
+        found = np.array(data, object)
+    except (ValueError, RecursionError):
+        raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
+    if found.size != elements or (found.ndim != 1 and found.shape != shape):
+        raise _miscounted(found, elements, shape, name)
+    items = found.reshape(-1).tolist()
+    if not all([isinstance(item, str | bytes) for item in items]):
+        raise InputError(f"tensor {shown(name)} has data that are no text: expected strings for BYTES")
+    if items and isinstance(items[0], bytes):
+        try:
+            items = [item.decode() for item in items]
+        except UnicodeDecodeError:
+            pass
+    else:
+        try:
+            "".join(items).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"tensor {shown(name)} has a string that is no valid Unicode") from None
+    array = np.empty(elements, object)
+    array[:] = items
+    return array.reshape(shape)
+
+
+def _miscounted(array: Array, elements: int, shape: tuple[int, ...], name: str) -> InputError:
+    return InputError(
+        f"tensor {shown(name)} has {array.size} values (as {list(array.shape)}), expecting {elements} for the shape "
+        f"{list(shape)}"
+    )
+
+
+def _wrong_kind(kind: str, datatype: Datatype, name: str) -> InputError:
+    return InputError(
+        f"tensor {shown(name)} has data of another kind: expected {_KIND_NAMES[kind]} for {datatype.name}"
+    )
+
+
+def _out_of_range(datatype: Datatype, name: str) -> InputError:
+    return InputError(f"tensor {shown(name)} has a value outside of {datatype.name}")
+
+
+def encode_json(array: Array, name: str) -> str:
+    """The values of a tensor as the text of a flat JSON list.
+
+    Raises:
+        InputError: JSON cannot carry them: FP16, BF16, NaN, infinities, and bytes that are no text. Says what to ask
+            for instead.
+        InvalidError: No data type of the protocol carries it.
+    """
+    datatype = _datatype_for(array)
+    if datatype is BYTES:
+        try:
+            items = [item.decode() if isinstance(item, bytes) else str(item) for item in array.flat]
+        except UnicodeDecodeError as exc:
+            raise _ask_for_binary(name, "bytes that are no text") from exc
+        return json.dumps(items)
+    if not datatype.in_json:
+        raise _ask_for_binary(name, datatype.name)
+    text = str(array.ravel().tolist())
+    if array.dtype.kind == "b":
+        return text.lower()
+    if "n" in text:  # of nan and inf
+        raise _ask_for_binary(name, "NaN or infinity")
+    return text
+
+
+def _ask_for_binary(name: str, what: str) -> InputError:
+    return InputError(
+        f'output {shown(name)} holds {what}, which JSON cannot carry: ask for it with the parameter "binary_data": true'
+    )
