@@ -304,6 +304,9 @@ class Reloader:
     async def _settle(self, target: Resolved, prepared: Prepared) -> None:
         """What follows a swap and must not delay it."""
         await self._save()
+        if prepared.optimised:
+            return
+        await anyio.sleep(self._settings.optimise_after_s)
         if self._active is prepared:
             await self._preparer.keep_optimised(prepared, self.options)
 

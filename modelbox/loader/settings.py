@@ -44,6 +44,7 @@ class LoaderSettings:
         retry_base_s: First pause after a failure that may pass (network, disk, memory); doubles up to `retry_max_s`.
         heartbeat_s: The instance reports to the server this often, and at once when something changed.
         keep_optimised: Whether the cache keeps what onnxruntime made of a model, to open it faster next time.
+        optimise_after_s: How long after a swap that form is made, so that it does not compete with the first calls.
     """
 
     offline_after_s: float = 1.0
@@ -53,4 +54,5 @@ class LoaderSettings:
     retry_max_s: float = 3600.0
     heartbeat_s: float = 30.0
     keep_optimised: bool = True
+    optimise_after_s: float = 5.0
     informer: InformerSettings = field(default_factory=InformerSettings)

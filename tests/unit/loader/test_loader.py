@@ -40,6 +40,7 @@ SETTINGS = LoaderSettings(
     drain_timeout_s=2.0,
     retry_base_s=0.02,
     retry_max_s=0.05,
+    optimise_after_s=0.0,
     informer=InformerSettings(backoff_base_s=0.01, backoff_max_s=0.02),
 )
 X = {"x": np.ones((1, 4), np.float32)}
