@@ -820,7 +820,7 @@ class ModelInferResponse(betterproto2.Message):
         6, betterproto2.TYPE_BYTES, repeated=True
     )
     """
-    One entry for each output that is not in shared memory, in order; then no output has `contents`.
+    One entry for each output, in order, an empty one for an output in shared memory; then no output has `contents`.
     """
 
 
