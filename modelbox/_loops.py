@@ -12,6 +12,7 @@ whole run if one does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import types
@@ -73,6 +74,9 @@ class Loop(Protocol):
     async def checkpoint(self) -> None:
         """Lets every other ready task run once; delivers a pending cancellation."""
 
+    def watch(self, fd: int, fn: Callable[[], object], *, writable: bool = False) -> Timer:
+        """Calls ``fn`` whenever ``fd`` can be read from (or written to), until cancelled; cancel before closing it."""
+
 
 @types.coroutine
 def _yield_once() -> Generator[None, None, None]:
@@ -94,6 +98,9 @@ class _AsyncioLoop:
 
     async def checkpoint(self) -> None:
         await _yield_once()
+
+    def watch(self, fd: int, fn: Callable[[], object], *, writable: bool = False) -> Timer:
+        return _AsyncioWatch(self.raw, fd, fn, writable=writable)
 
 
 class _TrioWaiter(Generic[T]):
@@ -139,6 +146,21 @@ class _TrioWaiter(Generic[T]):
         return cast(T, value)
 
 
+class _AsyncioWatch:
+    __slots__ = ("_fd", "_raw", "_writable")
+
+    def __init__(self, raw: asyncio.AbstractEventLoop, fd: int, fn: Callable[[], object], *, writable: bool) -> None:
+        self._raw: asyncio.AbstractEventLoop | None = raw
+        self._fd = fd
+        self._writable = writable
+        (raw.add_writer if writable else raw.add_reader)(fd, fn)
+
+    def cancel(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None and not raw.is_closed():
+            (raw.remove_writer if self._writable else raw.remove_reader)(self._fd)
+
+
 class _TrioTimer:
     __slots__ = ("_scope",)
 
@@ -147,6 +169,23 @@ class _TrioTimer:
 
     def cancel(self) -> None:
         self._scope.cancel()
+
+
+class _TrioWatch(_TrioTimer):
+    __slots__ = ("_fd",)
+
+    def __init__(self, scope: Any, fd: int) -> None:
+        super().__init__(scope)
+        self._fd = fd
+
+    def cancel(self) -> None:
+        import trio
+
+        if not self._scope.cancel_called:
+            self._scope.cancel()
+            # Only the current run knows the descriptor; after its end there is nothing left to notify.
+            with contextlib.suppress(RuntimeError):
+                trio.lowlevel.notify_closing(self._fd)
 
 
 class _TrioLoop:
@@ -177,6 +216,24 @@ class _TrioLoop:
 
     async def checkpoint(self) -> None:
         await self._trio.checkpoint()
+
+    def watch(self, fd: int, fn: Callable[[], object], *, writable: bool = False) -> Timer:
+        import trio
+
+        scope = trio.CancelScope()
+        wait = trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable
+
+        async def keep_watching() -> None:
+            # ClosedResourceError: cancelled, and the descriptor closed, before this task had its turn.
+            with scope, contextlib.suppress(trio.ClosedResourceError):
+                while True:
+                    await wait(fd)
+                    if scope.cancel_called:
+                        return
+                    fn()
+
+        trio.lowlevel.spawn_system_task(keep_watching, name="modelbox socket")
+        return _TrioWatch(scope, fd)
 
 
 class _Cache(threading.local):

@@ -116,7 +116,15 @@ class Collector:
         """Calls whose run has not been handed on yet."""
         return sum(len(group.entries) for group in self._groups.values())
 
-    def submit(self, generation: Generation, feed: Feed, rows: int, key: object, start_ns: int) -> Entry | None:
+    def submit(
+        self,
+        generation: Generation,
+        feed: Feed,
+        rows: int,
+        key: object,
+        start_ns: int,
+        waiter: Waiter[Outputs] | None = None,
+    ) -> Entry | None:
         """Adds a call, to be awaited at ``entry.waiter``; None when the generation is retired."""
         group_key = (generation.number, key)
         group = self._groups.get(group_key)
@@ -124,7 +132,7 @@ class Collector:
             if not generation.acquire():
                 return None
             group = self._groups[group_key] = _Group(generation, key)
-        entry = Entry(feed, rows, self.loop.make_waiter(), start_ns, group)
+        entry = Entry(feed, rows, waiter or self.loop.make_waiter(), start_ns, group)
         group.entries.append(entry)
         group.rows += rows
         if not self._scheduled:

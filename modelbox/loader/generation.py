@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from modelbox._fork import reset_in_child
 from modelbox.objects import ModelVersion
+from modelbox.signature import Signature
 
 from .inputs import InputChecker
 from .stats import CallStats
@@ -88,6 +89,11 @@ class Generation:
         self._retired = False
         self._drained: Callable[[], None] | None = None
         reset_in_child(self)
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs, as the session reports them."""
+        return self.session.signature
 
     @property
     def leases(self) -> int:

@@ -18,23 +18,23 @@ from enum import StrEnum
 from queue import Empty, SimpleQueue
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import numpy as np
 
 from modelbox._fork import reset_in_child
 from modelbox._loops import Waiter, current_loop
-from modelbox.errors import ClientClosed, DeadlineExceeded, InputError, LeaseReleased, UsageError
+from modelbox.errors import ClientClosed, DeadlineExceeded, InputError, LeaseReleased, ModelBoxError, UsageError
 from modelbox.objects import ModelVersion
 
-from .batching import Collector
+from .batching import Collector, Entry
 from .generation import Generation
 from .inputs import Feed
 from .pool import Pool, available_cores
 from .stats import Outcome
 
-__all__ = ("Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
+__all__ = ("DirectCall", "Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
 
 
 class Mode(StrEnum):
@@ -81,6 +81,15 @@ class Prediction(dict[str, np.ndarray[Any, np.dtype[Any]]]):
     __slots__ = ("version",)
 
     version: ModelVersion
+
+
+class DirectCall(Waiter[list[Any]], Protocol):
+    """A call of `Runner.start`, made by whoever serves it; never awaited."""
+
+    generation: Generation | None
+    """What runs it; set before the outcome."""
+    entry: Entry | None
+    """Its place in a batch, for `Runner.discard`."""
 
 
 class _Turn(threading.local):
@@ -266,17 +275,7 @@ class Runner:
         self, generation: Generation, inputs: Mapping[str, Any], start_ns: int
     ) -> Prediction | None:
         """One call of a batch; None when it cannot be one, or the generation has just been retired."""
-        loop = current_loop()
-        collector = self._local.collector
-        if collector is None or collector.loop is not loop:
-            collector = self._local.collector = Collector(
-                loop,
-                self._pool,
-                max_batch=self.options.max_batch,
-                max_delay_s=self.options.max_delay_s,
-                inline_below_ns=self._batch_inline_below_ns,
-                ceiling_ns=self._ceiling_ns,
-            )
+        collector = self._collector()
         try:
             feed = generation.check(inputs)
         except InputError as exc:
@@ -297,6 +296,71 @@ class Runner:
             _record_failure(generation, exc, start_ns)
             raise
         return _prediction(generation, outputs)
+
+    def start(self, inputs: Mapping[str, Any], call: DirectCall) -> bool:
+        """Starts a call without a task, for a program that serves many: ``call`` is told the outcome.
+
+        A short run has ended when this returns; one that shares its run with others is told at the end of the loop's
+        tick, or from there on. Every lease is taken and given back here.
+
+        Args:
+            inputs: As in `predict`.
+            call: Gets its ``generation``, then its result or error; its ``entry`` while it waits for others.
+
+        Returns:
+            False when the call needs a task, because it runs longer than a loop should wait; then nothing was done.
+
+        Raises:
+            ClientClosed: The runner is closed.
+            UsageError: No version is active yet.
+        """
+        start_ns = perf_counter_ns()
+        generation = self.active
+        if generation is None or not generation.acquire():
+            generation = self._acquire()
+        try:
+            call.generation = generation
+            try:
+                if generation.batching and generation.average_ns >= self._batch_from_ns:
+                    feed = generation.check(inputs)
+                    stack = generation.checker.rows(feed)
+                    if stack is not None:
+                        entry = self._collector().submit(generation, feed, stack[0], stack[1], start_ns, call)
+                        if entry is not None:
+                            call.entry = entry
+                            return True
+                if generation.average_ns >= self._inline_below_ns:
+                    return False
+                outputs = generation.run(generation.check(inputs))
+            except ModelBoxError as exc:
+                _record_failure(generation, exc, start_ns)
+                call.set_exception(exc)
+                return True
+        finally:
+            generation.release()
+        took_ns = perf_counter_ns() - start_ns
+        generation.observe(took_ns, self._ceiling_ns)
+        generation.stats.record_ok(took_ns)
+        call.set_result(outputs)
+        return True
+
+    def discard(self, entry: Entry) -> None:
+        """Forgets a call of `start` that nobody waits for any more; on the loop that started it."""
+        self._collector().discard(entry)
+
+    def _collector(self) -> Collector:
+        loop = current_loop()
+        collector = self._local.collector
+        if collector is None or collector.loop is not loop:
+            collector = self._local.collector = Collector(
+                loop,
+                self._pool,
+                max_batch=self.options.max_batch,
+                max_delay_s=self.options.max_delay_s,
+                inline_below_ns=self._batch_inline_below_ns,
+                ceiling_ns=self._ceiling_ns,
+            )
+        return collector
 
     async def _predict_in_pool(self, generation: Generation, feed: Feed, start_ns: int) -> Prediction:
         """Runs a checked call in a thread, which ends the lease that it is given."""
