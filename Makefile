@@ -63,10 +63,16 @@ proto: $(STAMP)  ## Regenerate modelbox/_proto from protos/
 proto-check: $(STAMP)  ## Fail if modelbox/_proto is not what protos/ gives
 	$(BIN)/python tools/generate_protos.py --check
 
-lock: $(STAMP)  ## Resolve requirements/dev.in into dev.txt again (ARGS="--upgrade" for newer releases)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  $(ARGS) requirements/dev.in -o requirements/dev.txt
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+
+lock: $(STAMP)  ## Resolve dev.txt and the images' locks in requirements/ again (ARGS="--upgrade" for newer releases)
+	$(COMPILE) $(ARGS) requirements/dev.in -o requirements/dev.txt
+	@# What the container images install has the versions of dev.txt, which are those that the tests ran with.
+	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+	$(COMPILE) -c requirements/dev.txt --extra sidecar pyproject.toml -o requirements/sidecar.txt
+	$(COMPILE) -c requirements/dev.txt --extra server pyproject.toml -o requirements/server.txt
+	$(COMPILE) -c requirements/dev.txt --extra otel pyproject.toml requirements/example.in -o requirements/example.txt
 
 ##-- the environment
 
