@@ -53,7 +53,8 @@ class Datatype:
                 "BF16 tensors need the package ml_dtypes where the model runs: pip install ml_dtypes, or give the "
                 "model FP32 or FP16 inputs"
             ) from exc
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
 
 
 def _plain(name: str, spec: str, *, in_json: bool = True) -> Datatype:

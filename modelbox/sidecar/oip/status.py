@@ -1,8 +1,8 @@
 """Which error becomes which status of the Open Inference Protocol, over gRPC and HTTP: the one table.
 
-The central server has a table of its own (its errors are about a registry); a client of a model server expects 503 where
-a model does not answer yet and 400 for anything that is its own fault. A class without a row goes by its nearest base
-class; a test walks all of them.
+The central server has a table of its own (its errors are about a registry); a client of a model server expects 503
+where a model does not answer yet and 400 for anything that is its own fault. A class without a row goes by its nearest
+base class.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ tensor, never its values.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Sequence
@@ -176,7 +177,7 @@ def encode_raw(array: Array) -> Buffer:
         array = array.astype(datatype.dtype)
     if array.nbytes < _COPY_BELOW:
         return array.tobytes()
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _to_bytes(item: object) -> bytes:
@@ -221,7 +222,8 @@ def decode_values(datatype: Datatype, shape: tuple[int, ...], data: object, name
         array = np.array(data)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
-    if array.size != elements or (array.ndim != 1 and array.shape != shape):
+    # Lists cannot show the dimensions behind one that is 0.
+    if array.size != elements or (elements and array.ndim != 1 and array.shape != shape):
         raise _miscounted(array, elements, shape, name)
     if not elements:
         return np.empty(shape, target)
@@ -274,17 +276,16 @@ def _decode_text(elements: int, shape: tuple[int, ...], data: object, name: str)
         found = np.array(data, object)
     except (ValueError, RecursionError):
         raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
-    if found.size != elements or (found.ndim != 1 and found.shape != shape):
+    if found.size != elements or (elements and found.ndim != 1 and found.shape != shape):
         raise _miscounted(found, elements, shape, name)
     items = found.reshape(-1).tolist()
     if not all([isinstance(item, str | bytes) for item in items]):
         raise InputError(f"tensor {shown(name)} has data that are no text: expected strings for BYTES")
-    if items and isinstance(items[0], bytes):
-        try:
-            items = [item.decode() for item in items]
-        except UnicodeDecodeError:
-            pass
-    else:
+    if any([isinstance(item, bytes) for item in items]):
+        # From a message of gRPC; JSON has text only.
+        with contextlib.suppress(UnicodeDecodeError):
+            items = [_to_bytes(item).decode() for item in items]
+    elif not all([item.isascii() for item in items]):
         try:
             "".join(items).encode()
         except UnicodeEncodeError:
