@@ -28,7 +28,9 @@ _LOG = logging.getLogger(__name__)
 _STALL_S = 60.0
 """Without any progress of the peer, within one message."""
 _MAX_TEXT = 1000
-_IDENTITY_ONLY = "compressed messages are not taken: send them with grpc-encoding identity (tritonclient: compression_algorithm=None)"
+_IDENTITY_ONLY = (
+    "compressed messages are not taken: send them with grpc-encoding identity (tritonclient: no compression_algorithm)"
+)
 
 
 class _SlowReader(Exception):
