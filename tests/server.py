@@ -26,52 +26,39 @@ from typing import IO
 _READY = re.compile(r"^modelbox ready grpc=(\S+) http=(\S+) metrics=(\S+)$", re.MULTILINE)
 
 
-class ServerProcess:
-    """One server process at a time, over one data directory.
+class ProgramProcess:
+    """One process at a time of one of our programs.
 
     Args:
-        data_dir: Where it keeps everything; made if it is missing.
-        env: Environment variables beside the inherited ones; inherited ``MODELBOX_…`` are left out.
+        module: What ``python -m`` runs.
+        settings: Flags: ``send_timeout_s=1`` becomes ``--send-timeout-s 1``.
         args: Further command-line arguments.
-        **settings: Any setting of the server: ``send_timeout_s=1`` becomes ``--send-timeout-s 1``.
+        env: Environment variables beside the inherited ones; inherited ``MODELBOX_…`` are left out.
     """
 
     def __init__(
-        self,
-        data_dir: Path,
-        *,
-        env: Mapping[str, str] | None = None,
-        args: Sequence[str] = (),
-        **settings: object,
+        self, module: str, *, settings: Mapping[str, object], args: Sequence[str] = (), env: Mapping[str, str]
     ) -> None:
-        self.data_dir = data_dir
-        self._env = dict(env or {})
+        self._module = module
+        self._settings = dict(settings)
         self._args = tuple(args)
-        self._settings: dict[str, object] = {"grpc_port": 0, "http_port": 0, "metrics_port": 0} | settings
+        self._env = dict(env)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._eof = False
-        self.grpc_address = ""
-        self.http_address = ""
-        self.metrics_address = ""
-
-    @property
-    def url(self) -> str:
-        """Base address of HTTP, as a client takes it."""
-        return f"http://{self.http_address}"
-
-    @property
-    def metrics_url(self) -> str:
-        """Where Prometheus scrapes."""
-        return f"http://{self.metrics_address}/metrics"
 
     @property
     def pid(self) -> int:
         """Of the running process."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process that has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def returncode(self) -> int | None:
@@ -95,13 +82,13 @@ class ServerProcess:
         assert self._process is None or self._process.poll() is not None, "it runs already"
         flags = [
             part
-            for key, value in {"data_dir": self.data_dir, **self._settings}.items()
+            for key, value in self._settings.items()
             for part in ("--" + key.replace("_", "-"), str(value).lower() if isinstance(value, bool) else str(value))
         ]
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODELBOX_")}
         self._eof = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "modelbox.runtime", *flags, *self._args],
+            [sys.executable, "-m", self._module, *flags, *self._args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -112,14 +99,6 @@ class ServerProcess:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
-
-    def start(self, *, timeout: float = 30) -> ServerProcess:
-        """Starts the process and waits until it is ready."""
-        before = len(self.output)
-        self.spawn()
-        match = self.wait_for(_READY, timeout=timeout, after=before)
-        self.grpc_address, self.http_address, self.metrics_address = match.groups()
-        return self
 
     def wait_for(self, pattern: str | re.Pattern[str], *, timeout: float = 10, after: int = 0) -> re.Match[str]:
         """Waits until what it printed matches; fails when it ends before that.
@@ -141,7 +120,7 @@ class ServerProcess:
             self._changed.wait_for(seen, timeout)
             text = "".join(self._lines)[after:]
         if not found:
-            raise AssertionError(f"the server never printed {regex.pattern!r} (exit {self.returncode}):\n{text}")
+            raise AssertionError(f"{self._module} never printed {regex.pattern!r} (exit {self.returncode}):\n{text}")
         return found[0]
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -169,6 +148,72 @@ class ServerProcess:
         self._reader.join(timeout)
         return code
 
+    def close(self) -> None:
+        """Ends whatever still runs."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.terminate(timeout=10)
+        if self._process.poll() is None:
+            self.kill()
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                with self._changed:
+                    self._lines.append(line)
+                    self._changed.notify_all()
+        with self._changed:
+            self._eof = True
+            self._changed.notify_all()
+
+
+class ServerProcess(ProgramProcess):
+    """One server process at a time, over one data directory.
+
+    Args:
+        data_dir: Where it keeps everything; made if it is missing.
+        env: Environment variables beside the inherited ones; inherited ``MODELBOX_…`` are left out.
+        args: Further command-line arguments.
+        **settings: Any setting of the server: ``send_timeout_s=1`` becomes ``--send-timeout-s 1``.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        args: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
+        self.data_dir = data_dir
+        ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+        super().__init__(
+            "modelbox.runtime", settings={"data_dir": data_dir, **ports, **settings}, args=args, env=env or {}
+        )
+        self.grpc_address = ""
+        self.http_address = ""
+        self.metrics_address = ""
+
+    @property
+    def url(self) -> str:
+        """Base address of HTTP, as a client takes it."""
+        return f"http://{self.http_address}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus scrapes."""
+        return f"http://{self.metrics_address}/metrics"
+
+    def start(self, *, timeout: float = 30) -> ServerProcess:
+        """Starts the process and waits until it is ready."""
+        before = len(self.output)
+        self.spawn()
+        match = self.wait_for(_READY, timeout=timeout, after=before)
+        self.grpc_address, self.http_address, self.metrics_address = match.groups()
+        return self
+
     def restart(self, *, timeout: float = 30) -> ServerProcess:
         """Starts a process over the same data on the same ports; the old one is terminated if it still runs."""
         if self._process is not None and self._process.poll() is None:
@@ -181,16 +226,6 @@ class ServerProcess:
             self._settings[key] = address.rpartition(":")[2]
         return self.start(timeout=timeout)
 
-    def close(self) -> None:
-        """Ends whatever still runs."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.terminate(timeout=10)
-        if self._process.poll() is None:
-            self.kill()
-
     def __enter__(self) -> ServerProcess:
         return self.start()
 
@@ -198,13 +233,3 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _read(self, stream: IO[str]) -> None:
-        with stream:
-            for line in stream:
-                with self._changed:
-                    self._lines.append(line)
-                    self._changed.notify_all()
-        with self._changed:
-            self._eof = True
-            self._changed.notify_all()

@@ -275,6 +275,7 @@ def _deliver(
     end_ns = perf_counter_ns()
     took: list[int] = []
     waited: list[int] = []
+    rows = 0
     for entry, result in zip(entries, results, strict=True):
         waiter = entry.waiter
         if result is None or entry.dropped or waiter.done():
@@ -283,12 +284,13 @@ def _deliver(
         if type(result) is list:
             took.append(end_ns - began_ns)
             waited.append(start_ns - began_ns)
+            rows += entry.rows
             waiter.set_result(result)
         elif isinstance(result, Exception):
             generation.stats.record(Outcome.ERROR, end_ns - began_ns)
             waiter.set_exception(result)
     if took:
-        generation.stats.record_batch(took, waited)
+        generation.stats.record_batch(took, waited, rows=rows, run_ns=end_ns - start_ns)
 
 
 def run_rows(generation: Generation, entries: Sequence[Entry]) -> list[Outputs | Exception | None]:

@@ -26,6 +26,9 @@ DURATION_BOUNDS_S: tuple[float, ...] = (
 SIZE_BOUNDS: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 """Upper bounds of the batch size buckets, in calls."""
 
+_MAX_SIZES = 512
+"""Numbers of rows that are told apart; whatever else callers send is not counted by rows."""
+
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS_S)
 
 
@@ -102,7 +105,7 @@ class _Series:
 class CallStats:
     """Aggregates of one generation; every method may be called from any thread."""
 
-    __slots__ = ("__weakref__", "_batch", "_cancelled", "_error", "_invalid", "_lock", "_ok", "_queue")
+    __slots__ = ("__weakref__", "_batch", "_cancelled", "_error", "_invalid", "_joined", "_lock", "_ok", "_queue")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -110,6 +113,7 @@ class CallStats:
         self._ok, self._invalid, self._error, self._cancelled = _Series(n), _Series(n), _Series(n), _Series(n)
         self._queue = _Series(n)
         self._batch = _Series(len(SIZE_BOUNDS))
+        self._joined: dict[int, list[int]] = {}
         reset_in_child(self)
 
     def record_ok(self, took_ns: int) -> None:
@@ -129,8 +133,15 @@ class CallStats:
         """Adds the time that one call waited for its run to start."""
         self._add(self._queue, bisect_left(_BOUNDS_NS, waited_ns), waited_ns)
 
-    def record_batch(self, took_ns: Sequence[int], waited_ns: Sequence[int]) -> None:
-        """Adds one batch, all of it answered: what each of its calls took, and waited for the run to start."""
+    def record_batch(self, took_ns: Sequence[int], waited_ns: Sequence[int], *, rows: int = 0, run_ns: int = 0) -> None:
+        """Adds one batch, all of it answered.
+
+        Args:
+            took_ns: What each of its calls took.
+            waited_ns: What each of them waited for the run to start.
+            rows: Of all calls together; 0 if nobody counted.
+            run_ns: What the run took.
+        """
         with self._lock:
             for series, values in ((self._ok, took_ns), (self._queue, waited_ns)):
                 series.count += len(values)
@@ -138,6 +149,12 @@ class CallStats:
                 buckets = series.buckets
                 for value in values:
                     buckets[bisect_left(_BOUNDS_NS, value)] += 1
+            runs = self._joined.get(rows)
+            if runs is None and rows and len(self._joined) < _MAX_SIZES:
+                runs = self._joined[rows] = [0, 0]
+            if runs is not None:
+                runs[0] += 1
+                runs[1] += run_ns
             self._batch.count += 1
             self._batch.total += len(took_ns)
             self._batch.buckets[bisect_left(SIZE_BOUNDS, len(took_ns))] += 1
@@ -158,6 +175,11 @@ class CallStats:
                 queue_s=self._queue.snapshot(DURATION_BOUNDS_S, 1e-9),
                 batch_size=self._batch.snapshot(SIZE_BOUNDS, 1),
             )
+
+    def joined_runs(self) -> dict[int, tuple[int, int]]:
+        """Runs of the batching path by their number of rows: how many, and nanoseconds in all."""
+        with self._lock:
+            return {rows: (count, ns) for rows, (count, ns) in self._joined.items()}
 
     def _after_fork_in_child(self) -> None:
         self._lock = threading.Lock()

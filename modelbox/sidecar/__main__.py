@@ -1,0 +1,98 @@
+"""The sidecar's command line: ``python -m modelbox.sidecar``, and what ``modelbox sidecar`` hands on to.
+
+Owns flags, exit codes and logging; reads the environment once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from modelbox.errors import ConfigError, ModelBoxError
+from modelbox.sidecar.config import SidecarConfig, load_sidecar_config, setting_help
+
+__all__ = ("main",)
+
+_EPILOG = """\
+examples:
+  %(prog)s langtech/silero-vad@prod acme/ranker@staging
+  %(prog)s acme/ranker@prod --socket /run/modelbox/sidecar.sock --server http://models.example:8080
+  %(prog)s --config modelbox-sidecar.toml --log-level debug
+
+Flags win over the environment (MODELBOX_SIDECAR_HTTP_PORT ...), which wins over the file. Exit codes: 0 after SIGTERM
+or SIGINT, 1 for a failure while it ran, 2 for settings that cannot work.
+"""
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serves models of a ModelBox server, over the Open Inference Protocol and a Unix socket.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("models", nargs="*", metavar="REF", help="What to serve, such as acme/ranker@prod.")
+    parser.add_argument(
+        "--config", "--config-path", dest="config_path", type=Path, metavar="FILE", help="TOML file with settings."
+    )
+    for name, text in setting_help():
+        if name != "models":
+            parser.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=text.replace("%", "%%"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m modelbox.sidecar") -> int:
+    """Runs the sidecar.
+
+    Args:
+        argv: Arguments; those of the process by default.
+        prog: How the help calls the program.
+
+    Returns:
+        The exit code.
+    """
+    flags = vars(_parser(prog).parse_args(argv))
+    config_path = flags.pop("config_path")
+    flags["models"] = flags["models"] or None
+    try:
+        config = load_sidecar_config(flags=flags, env=os.environ, config_path=config_path)
+        _set_up_logging(config)
+        _run(config)
+    except ConfigError as exc:
+        print(f"modelbox: {exc}", file=sys.stderr)
+        return 2
+    except ModelBoxError as exc:
+        print(f"modelbox: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _set_up_logging(config: SidecarConfig) -> None:
+    logging.basicConfig(
+        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # They log every event of a connection and every lost peer.
+    for noisy in ("aiohttp", "asyncio", "grpclib", "hpack", "PIL"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _run(config: SidecarConfig) -> None:
+    try:
+        import anyio
+
+        from modelbox.sidecar.app import serve
+    except ModuleNotFoundError as exc:
+        raise ConfigError(f"the sidecar needs the package {exc.name}: pip install 'modelbox[sidecar]'") from exc
+    # The cache and the socket are for this user alone, whatever the shell's default is.
+    os.umask(0o077)
+    anyio.run(serve, config, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

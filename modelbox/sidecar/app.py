@@ -1,0 +1,248 @@
+"""The composition root: builds the sidecar of its parts, runs it, and stops it without losing an accepted call.
+
+Owns the order of start and stop. Start: settings, execution providers, sockets, metrics, the service with its models,
+the protocols; one line on stdout says where it listens, a second one that every configured model answers. Stop, on
+SIGTERM or SIGINT: readiness off, ``drain_delay_s`` for those who route requests to notice, no new connections, accepted
+calls finish within ``drain_timeout_s``, then the models are given back. A second signal exits at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from aiohttp import web
+
+from modelbox._serving.codec import WireCodec
+from modelbox._serving.grpc import GrpcServer
+from modelbox._serving.guard import Limits
+from modelbox._serving.hello import HelloWatch
+from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox.client import Client
+from modelbox.config import ClientConfig, load_client_config
+from modelbox.errors import ConfigError
+from modelbox.loader.runner import Mode, RunnerOptions
+from modelbox.loader.session import SessionOptions, runtime
+from modelbox.loader.settings import LoadOptions
+
+from .config import SidecarConfig
+from .limits import ProtocolLimits
+from .metrics import CONTENT_TYPE, SidecarMetrics
+from .service import InferenceService
+
+__all__ = ("Addresses", "serve")
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the sidecar listens: ``host:port``, or ``-`` for what is switched off."""
+
+    http: str = "-"
+    grpc: str = "-"
+    metrics: str = "-"
+    socket: str = "-"
+
+    def __str__(self) -> str:
+        return f"http={self.http} grpc={self.grpc} metrics={self.metrics} socket={self.socket}"
+
+
+def _announce(what: str, addresses: Addresses) -> None:
+    print(f"modelbox sidecar {what} {addresses}", flush=True)
+
+
+async def serve(config: SidecarConfig, *, announce: Callable[[str, Addresses], None] = _announce) -> None:
+    """Runs the sidecar until a signal ends it.
+
+    Args:
+        config: The settings.
+        announce: Called with ``listening`` once it can be asked, and with ``ready`` whenever every configured model has
+            come to answer for the first time.
+
+    Raises:
+        ConfigError: It cannot start so: a port is taken, an execution provider is missing ...
+
+    Cancellation: stops without a drain.
+    """
+
+    async def run(stopping: anyio.Event) -> None:
+        async with AsyncExitStack() as stack:
+            sidecar = _Sidecar(config, stack)
+            await sidecar.start()
+            try:
+                announce("listening", sidecar.addresses)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(sidecar.tell_ready, announce, name="ready line")
+                    await stopping.wait()
+                    tasks.cancel_scope.cancel()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await sidecar.stop()
+
+    await serve_until_signalled(run)
+
+
+class _Sidecar:
+    def __init__(self, config: SidecarConfig, stack: AsyncExitStack) -> None:
+        self._config = config
+        self._stack = stack
+        self._http: web.AppRunner | None = None
+        self._grpc: GrpcServer | None = None
+
+    async def start(self) -> None:
+        config, stack = self._config, self._stack
+        await anyio.to_thread.run_sync(_check_providers, config.providers)
+        sockets = {
+            name: stack.enter_context(bind(config.host, port, f"{name}_port"))
+            for name, port, wanted in (
+                ("http", config.http_port, config.http),
+                ("grpc", config.grpc_port, config.grpc),
+                ("metrics", config.metrics_port, True),
+            )
+            if wanted
+        }
+        metrics = SidecarMetrics()
+        limits = ProtocolLimits(
+            max_request_bytes=config.max_request_bytes,
+            idle_timeout_s=config.idle_timeout_s,
+            repository_control=config.repository_control,
+            shared_memory=config.shared_memory,
+            loopback=config.loopback,
+        )
+        client = Client(config=await anyio.to_thread.run_sync(_client_config, config))
+        stack.push_async_callback(client.aclose)
+        self._service = service = await stack.enter_async_context(
+            InferenceService(
+                client,
+                config.models,
+                options=_load_options(config),
+                max_queue=config.max_queue,
+                default_timeout_s=config.default_timeout_s or None,
+                cache_bytes=int(config.prediction_cache_mb * (1 << 20)),
+                limits=limits,
+                drain_timeout_s=config.drain_timeout_s,
+            )
+        )
+        metrics.observe(service, version=package_version())
+        self._tasks = await stack.enter_async_context(task_group())
+        if "http" in sockets and _exists("modelbox.sidecar.oip.http"):
+            from .oip.http import make_app
+
+            self._http = await run_http(
+                stack,
+                make_app(service, limits),
+                sockets["http"],
+                hello=HelloWatch(config.idle_timeout_s),
+                tasks=self._tasks,
+                drain_s=config.drain_timeout_s,
+            )
+        if "grpc" in sockets and _exists("modelbox.sidecar.oip.grpc", "make_handlers"):
+            from .oip.grpc import make_handlers
+
+            self._grpc = GrpcServer(
+                make_handlers(service),
+                limits=Limits(
+                    max_message_bytes=config.max_request_bytes,
+                    max_connections=config.max_connections,
+                    max_streams=config.max_streams,
+                ),
+                codec=WireCodec(),
+            )
+            await self._grpc.listen(sockets["grpc"])
+            metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", self._count_grpc)
+        self._scrapes = await run_http(stack, _metrics_app(metrics), sockets["metrics"], drain_s=1.0)
+        if config.socket is not None and _exists("modelbox.sidecar.socket.server", "serve_socket"):
+            await self._open_socket(config.socket)
+        self.addresses = Addresses(
+            **{name: address_of(sock) for name, sock in sockets.items()},
+            socket=str(config.socket) if config.socket is not None else "-",
+        )
+
+    async def _open_socket(self, path: Path) -> None:
+        from .socket.server import serve_socket
+
+        await self._tasks.start(serve_socket, self._service, path, name="Unix socket")
+
+    def _count_grpc(self) -> float:
+        return self._grpc.connections if self._grpc is not None else 0
+
+    async def tell_ready(self, announce: Callable[[str, Addresses], None]) -> None:
+        """Says once that every configured model answers."""
+        ready = anyio.Event()
+        self._service.health.on_change(lambda now: ready.set() if now else None)
+        if not self._service.ready():
+            await ready.wait()
+        announce("ready", self.addresses)
+
+    async def stop(self) -> None:
+        """Drains and closes what listens; the rest closes with the stack."""
+        config = self._config
+        self._service.drain()
+        _LOG.info("draining: not ready any more, accepted calls have %s s to end", config.drain_timeout_s)
+        await anyio.sleep(config.drain_delay_s)
+        async with anyio.create_task_group() as closing:
+            if self._grpc is not None:
+                closing.start_soon(self._close_grpc, self._grpc, name="drain gRPC")
+            if self._http is not None:
+                closing.start_soon(self._http.cleanup, name="drain HTTP")
+        await self._scrapes.cleanup()
+
+    async def _close_grpc(self, server: GrpcServer) -> None:
+        cut_off = await server.aclose(grace_s=self._config.drain_timeout_s)
+        if cut_off:
+            _LOG.warning("cut off %d gRPC calls that did not end within %s s", cut_off, self._config.drain_timeout_s)
+
+
+def _exists(module: str, name: str = "") -> bool:
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None and (not name or hasattr(import_module(module), name))
+
+
+def _client_config(config: SidecarConfig) -> ClientConfig:
+    return load_client_config(url=config.server or None, cache_dir=config.cache_dir)
+
+
+def _load_options(config: SidecarConfig) -> LoadOptions:
+    return LoadOptions(
+        session=SessionOptions(providers=config.providers, intra_op_threads=config.intra_op_threads),
+        runner=RunnerOptions(
+            mode=Mode(config.mode),
+            max_batch=config.max_batch,
+            max_delay_s=config.max_delay_ms / 1e3,
+            threads=config.threads,
+        ),
+        batching={"auto": None, "on": True, "off": False}[config.batching],
+    )
+
+
+def _check_providers(providers: tuple[str, ...]) -> None:
+    """Imports onnxruntime, and compares.
+
+    Raises:
+        ConfigError: A provider is not there.
+    """
+    there = runtime().get_available_providers()
+    missing = [name for name in providers if name not in there]
+    if missing:
+        raise ConfigError(
+            f"providers: the installed onnxruntime has no {', '.join(missing)}, only {', '.join(there)}; CUDA "
+            "needs the package onnxruntime-gpu"
+        )
+
+
+def _metrics_app(metrics: SidecarMetrics) -> web.Application:
+    async def scrape(request: web.Request) -> web.Response:
+        body = await anyio.to_thread.run_sync(metrics.render)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", scrape)])
+    return app

@@ -1,0 +1,297 @@
+"""The sidecar's settings.
+
+Owns `SidecarConfig` and how it is read: flags over environment (``MODELBOX_SIDECAR_…``) over TOML file over default,
+all problems at once. Where the central server is and where the cache lies are settings of the client
+(`modelbox.config`), which the sidecar is one of: ``MODELBOX_URL``, ``MODELBOX_CACHE_DIR`` and its file count here, and
+``server`` and ``cache_dir`` win over them. A setting is one field below; its flag, its variable, its line in the file
+and its row in ``docs/sidecar.md`` are made of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelbox._serving.settings import (
+    BOOL,
+    HOST,
+    LEVEL,
+    PORT,
+    Kind,
+    SettingError,
+    Settings,
+    is_loopback,
+    number,
+    port_problems,
+    problems_error,
+    setting,
+)
+from modelbox.errors import RefError
+from modelbox.refs import ModelRef, shown
+
+__all__ = (
+    "CONFIG_PATH_VARIABLE",
+    "SidecarConfig",
+    "load_sidecar_config",
+    "setting_help",
+    "settings_table",
+    "sidecar_config_toml",
+)
+
+CONFIG_PATH_VARIABLE = "MODELBOX_SIDECAR_CONFIG"
+"""Names the TOML file where no flag does."""
+
+_MODES = ("auto", "inline", "pool")
+_BATCHING = ("auto", "on", "off")
+
+
+def _words(value: Any) -> list[str]:
+    """Text separated by blanks or commas, or a list of texts."""
+    if isinstance(value, str):
+        return value.replace(",", " ").split()
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return list(value)
+    raise ValueError
+
+
+def _read_models(value: Any) -> tuple[ModelRef, ...]:
+    refs: list[ModelRef] = []
+    for text in [str(item) for item in value] if isinstance(value, tuple) else _words(value):
+        try:
+            ref = ModelRef.parse(text)
+        except RefError as exc:
+            raise SettingError(str(exc)) from exc
+        if ref not in refs:
+            refs.append(ref)
+    return tuple(refs)
+
+
+def _read_providers(value: Any) -> tuple[str, ...]:
+    names = tuple(_words(value))
+    if not names:
+        raise ValueError
+    return tuple(name if name.endswith("ExecutionProvider") else f"{name}ExecutionProvider" for name in names)
+
+
+def _read_optional_path(value: Any) -> Path | None:
+    if isinstance(value, str | Path) and "\0" not in str(value):
+        return Path(value).expanduser().absolute() if str(value) else Path()
+    raise ValueError
+
+
+def _read_socket(value: Any) -> Path | None:
+    if isinstance(value, str):
+        value = value.removeprefix("unix://")
+    path = _read_optional_path(value)
+    if path is not None and len(bytes(path)) > 107:
+        raise SettingError("the kernel takes at most 107 bytes")
+    return path
+
+
+def _read_mode(value: Any) -> int:
+    if isinstance(value, str):
+        value = int(value, 8)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0o777:
+        raise ValueError
+    return value
+
+
+def _read_url(value: Any) -> str:
+    if not isinstance(value, str) or (value and not value.startswith("http://")):
+        raise ValueError
+    return value
+
+
+def _choice(names: tuple[str, ...]) -> Kind:
+    def read(value: Any) -> str:
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        if not isinstance(value, str) or value.lower() not in names:
+            raise ValueError
+        return value.lower()
+
+    return Kind(read=read, allowed=", ".join(names))
+
+
+_MODELS = Kind(read=_read_models, allowed="references such as langtech/wav2vec@prod")
+_PROVIDERS = Kind(read=_read_providers, allowed="names of execution providers, such as CPU or CUDA")
+_SOCKET = Kind(read=_read_socket, allowed="a path, or empty for none")
+_SOCKET_MODE = Kind(read=_read_mode, allowed="file permissions, octal")
+_PATH = Kind(read=_read_optional_path, allowed="a directory, or empty")
+_URL = Kind(read=_read_url, allowed="http://host:port, or empty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarConfig:
+    """Everything that can be set; made by `load_sidecar_config`, which checks it."""
+
+    models: tuple[ModelRef, ...] = setting(
+        (), _MODELS, "What is served; a flag's place is taken by the positional arguments."
+    )
+    host: str = setting("127.0.0.1", HOST, "Address to listen on. Others than loopback need insecure_plaintext.")
+    http_port: int = setting(8000, PORT, "Port of the Open Inference Protocol over HTTP; 0 takes a free one.")
+    grpc_port: int = setting(8001, PORT, "Port of the Open Inference Protocol over gRPC; 0 takes a free one.")
+    metrics_port: int = setting(8002, PORT, "Port of Prometheus /metrics; 0 takes a free one.")
+    http: bool = setting(True, BOOL, "Whether to listen on http_port.")
+    grpc: bool = setting(True, BOOL, "Whether to listen on grpc_port.")
+    socket: Path | None = field(
+        default=None,
+        metadata={"kind": _SOCKET, "help": "Unix socket for ModelBox's own client; empty for none."},
+    )
+    socket_mode: int = field(
+        default=0o600,
+        metadata={
+            "kind": _SOCKET_MODE,
+            "help": "Permissions of the socket's file. With 600 only the sidecar's own user may connect.",
+            "shown": "600",
+        },
+    )
+    insecure_plaintext: bool = setting(
+        False,
+        BOOL,
+        "Listen beyond loopback although there is no authentication and no TLS: everybody who reaches the ports may use"
+        " the models. Only inside a network that you trust, such as a pod.",
+    )
+    server: str = setting("", _URL, "HTTP address of the central server; empty: MODELBOX_URL or the client's file.")
+    cache_dir: Path | None = field(
+        default=None,
+        metadata={
+            "kind": _PATH,
+            "help": "Where downloaded models are kept; empty: MODELBOX_CACHE_DIR or the client's file.",
+        },
+    )
+    log_level: str = setting("info", LEVEL, "Least severity that is logged, on stderr.")
+    drain_timeout_s: float = setting(
+        30.0, number(0, 3600, "seconds", whole=False), "Seconds that accepted calls get to finish after SIGTERM."
+    )
+    repository_control: bool = setting(
+        True, BOOL, "Whether clients may load and unload models by the protocol's repository calls."
+    )
+    shared_memory: bool = setting(
+        True,
+        BOOL,
+        "Whether clients may register shared memory of this machine, which the sidecar then reads and writes.",
+    )
+    max_queue: int = setting(
+        1000, number(0, 1_000_000, "calls", whole=True), "Calls to one model that may wait; more are refused as busy."
+    )
+    max_batch: int = setting(
+        64, number(1, 65_536, "rows", whole=True), "Most rows in one run of calls that were joined."
+    )
+    max_delay_ms: float = setting(
+        0.0,
+        number(0, 10_000, "milliseconds", whole=False),
+        "How long the first call of a batch waits for others; 0 joins only what arrives in the same turn of the loop.",
+    )
+    batching: str = setting(
+        "auto",
+        _choice(_BATCHING),
+        "Whether calls are joined: auto lets each model's metadata or its warm-up decide.",
+    )
+    default_timeout_s: float = setting(
+        0.0,
+        number(0, 86_400, "seconds", whole=False),
+        "Limit of calls that bring none; 0 for none.",
+    )
+    mode: str = setting(
+        "auto",
+        _choice(_MODES),
+        "Where runs happen: inline on the event loop, in a pool of threads, or by length.",
+    )
+    threads: int = setting(
+        0,
+        number(0, 1024, "threads", whole=True),
+        "Threads of each model's pool; 0: one per processor of the control group's quota, at least 2 and at most 8.",
+    )
+    intra_op_threads: int = setting(
+        1, number(1, 256, "threads", whole=True), "Threads inside one run; more pay only on an idle machine."
+    )
+    providers: tuple[str, ...] = setting(
+        ("CPUExecutionProvider",), _PROVIDERS, "onnxruntime's execution providers, best first; all must be installed."
+    )
+    prediction_cache_mb: float = setting(
+        0.0,
+        number(0, 1_000_000, "MiB", whole=False),
+        "Memory for answers by version and inputs, given again without a run; 0 for none.",
+    )
+    max_request_mb: float = setting(
+        64.0, number(0.001, 100_000, "MiB", whole=False), "Largest request that is taken, over HTTP and gRPC."
+    )
+    max_connections: int = setting(
+        10_000, number(1, 1_000_000, "connections", whole=True), "Connections at a time on each port and the socket."
+    )
+    max_streams: int = setting(1000, number(1, 100_000, "calls", whole=True), "Calls at a time on one gRPC connection.")
+    drain_delay_s: float = setting(
+        0.0,
+        number(0, 600, "seconds", whole=False),
+        "Seconds between the end of readiness and the end of listening, for load balancers to notice.",
+    )
+    idle_timeout_s: float = setting(
+        30.0,
+        number(0.1, 3600, "seconds", whole=False),
+        "Seconds that a client may leave a request unfinished or an answer unread; then it is cut off.",
+    )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the sidecar."""
+        return is_loopback(self.host)
+
+    @property
+    def max_request_bytes(self) -> int:
+        """`max_request_mb` in bytes."""
+        return int(self.max_request_mb * (1 << 20))
+
+
+_SETTINGS = Settings(SidecarConfig, prefix="MODELBOX_SIDECAR_", path_variable=CONFIG_PATH_VARIABLE)
+
+
+def load_sidecar_config(
+    *, flags: Mapping[str, object], env: Mapping[str, str], config_path: Path | None = None
+) -> SidecarConfig:
+    """Reads the settings.
+
+    Args:
+        flags: By setting; what is None was not given.
+        env: The environment.
+        config_path: A TOML file; without it `CONFIG_PATH_VARIABLE` names one or there is none.
+
+    Raises:
+        ConfigError: With one line for every problem; ``fields["problems"]`` lists them.
+    """
+    problems: list[str] = []
+    values = _SETTINGS.read(flags=flags, env=env, config_path=config_path, problems=problems)
+    for key in ("socket", "cache_dir"):
+        if values.get(key) == Path():
+            values[key] = None
+    config = SidecarConfig(**values)
+    if not config.loopback and not config.insecure_plaintext and not any("insecure_plaintext" in p for p in problems):
+        problems.append(
+            f"host = {shown(config.host)} can be reached from other machines, and there is no authentication and no "
+            "TLS: expected a loopback address such as 127.0.0.1, or insecure_plaintext = true beside it in a network "
+            "that you trust"
+        )
+    problems += port_problems(config, ("http_port", "grpc_port", "metrics_port"))
+    if problems:
+        raise problems_error(problems)
+    return config
+
+
+def setting_help() -> list[tuple[str, str]]:
+    """Every setting with its help text, in order."""
+    return _SETTINGS.help()
+
+
+def sidecar_config_toml() -> str:
+    """A file with every setting, explained and commented out."""
+    return _SETTINGS.toml(
+        "Settings of the ModelBox sidecar: python -m modelbox.sidecar --config-path THIS_FILE",
+        "Flags and MODELBOX_SIDECAR_... variables win over what is set here. Values shown are the defaults.",
+    )
+
+
+def settings_table() -> str:
+    """The settings as Markdown."""
+    return _SETTINGS.table()
