@@ -58,16 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="modelbox-bench-", dir=options.directory) as name:
         directory = Path(name)
         about = describe(directory) | {"quick": options.quick}
+        group_s: dict[str, float] = {}
         run = Run(directory=directory, quick=options.quick, say=_say)
         began = time.monotonic()
         for group in options.groups or GROUPS:
             _say(f"{group}: {GROUPS[group]}")
+            started = time.monotonic()
             try:
                 figures += import_module(f"bench.groups.{group}").measure(run)
             except Exception as exc:
                 traceback.print_exc()
                 failed[group] = f"{type(exc).__name__}: {exc}"
-        about["took_s"] = round(time.monotonic() - began, 1)
+            group_s[group] = round(time.monotonic() - started, 1)
+        about |= {"took_s": round(time.monotonic() - began, 1), "group_s": group_s}
     print_table(figures, about)
     if options.json is not None:
         write_json(options.json, figures, about, failed)

@@ -3,6 +3,9 @@
 ``python -m bench.loopback`` is the sending process: it prints its port, then answers every connection that names a file
 with the file's bytes. The receiving side does what the figure beside it has to do at least: throw the bytes away, or
 hash and write them.
+
+sendfile hands over single pages, which a loopback interface moves slower than large copied buffers; a sender that
+copies may therefore be above it.
 """
 
 from __future__ import annotations

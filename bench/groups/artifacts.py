@@ -155,7 +155,7 @@ async def _measure(
 
         return await interleave(
             {"up": up, "down": down, "sent": sent, "floor": bare, "stored": stored},
-            rounds=run.choose(4, 1),
+            rounds=run.choose(3, 1),
             warm_up=1,
             seed=SEED,
         )

@@ -98,5 +98,5 @@ async def _measure(
         return await to_thread.run_sync(receive, False)
 
     return await interleave(
-        {"load": load, "floor": synced, "unsynced": unsynced}, rounds=run.choose(4, 1), warm_up=1, seed=SEED
+        {"load": load, "floor": synced, "unsynced": unsynced}, rounds=run.choose(3, 1), warm_up=1, seed=SEED
     )

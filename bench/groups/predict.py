@@ -114,7 +114,7 @@ async def _one_caller(run: Run, client: Client, path: Path) -> tuple[Series, Ser
         return _time_runs(session, inputs, calls)
 
     taken = await interleave(
-        {"ours": ours, "bare": bare}, rounds=run.choose(25, 3), warm_up=run.choose(3, 1), seed=SEED
+        {"ours": ours, "bare": bare}, rounds=run.choose(20, 3), warm_up=run.choose(3, 1), seed=SEED
     )
     await model.aclose()
     return taken["ours"], taken["bare"]
@@ -148,7 +148,7 @@ async def _many_callers(run: Run, client: Client, path: Path) -> dict[str, Serie
             "bare": bare,
             "rows": rows,
         },
-        rounds=run.choose(12, 2),
+        rounds=run.choose(10, 2),
         seed=SEED,
     )
     await single.aclose()

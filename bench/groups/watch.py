@@ -31,7 +31,7 @@ FLAT_BYTES = 10e6
 
 def measure(run: Run) -> list[Figure]:
     """The figures."""
-    watchers, changes = run.choose(1000, 50), run.choose(40, 4)
+    watchers, changes = run.choose(1000, 50), run.choose(25, 4)
     with run.server() as server:
         arrivals, promotions, memory = anyio.run(_measure, run, server, watchers, changes)
     settled = memory[2 + len(memory) // 4 :]
