@@ -17,7 +17,9 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
 from modelbox._proto import inference as pb
+from modelbox._serving.grpc import Servable
 from modelbox._serving.process import package_version
+from modelbox._serving.standard import health_service, reflection_services
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import shown
 from modelbox.sidecar.service import InferenceService
@@ -37,11 +39,30 @@ from .messages import (
 )
 from .shared_memory import SharedMemory
 
-__all__ = ("OpenInferenceAdapter",)
+__all__ = ("OpenInferenceAdapter", "make_handlers")
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _STREAM_CALLS = 64
 """Requests of one stream that may run or wait to be read at once; the next is read when the oldest answer is sent."""
+
+
+def make_handlers(service: InferenceService, memory: SharedMemory | None = None) -> list[Servable]:
+    """What the sidecar serves over gRPC: inference, and the health and reflection that tools expect of every server.
+
+    Args:
+        service: What runs the models; its limits say what clients may do.
+        memory: Registered shared memory, to be shared with HTTP; a registry of its own where None is given and clients
+            may use shared memory.
+    """
+    limits = service.limits
+    if memory is None and limits.shared_memory:
+        memory = SharedMemory()
+    adapter = OpenInferenceAdapter(
+        service, memory=memory if limits.shared_memory else None, repository=limits.repository_control
+    )
+    services: list[Servable] = [adapter]
+    services.append(health_service(service.health, [adapter]))
+    return services + reflection_services(services)
 
 
 class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
