@@ -13,7 +13,7 @@ import math
 import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -188,14 +188,14 @@ class Settings(Generic[T]):
                 *(f"# {line}" for line in _wrap(f.metadata["help"])),
                 f"# Allowed: {f.metadata['kind'].allowed}.",
             ]
-            lines.append(f"# {f.name} = {_toml(f.default)}")
+            lines.append(f"# {f.name} = {_shown(f)}")
         return "\n".join(lines) + "\n"
 
     def table(self) -> str:
         """The settings as Markdown."""
         lines = ["| setting | flag | environment | default | allowed | meaning |", "|---|---|---|---|---|---|"]
         lines += [
-            f"| `{f.name}` | `{_flag(f.name)}` | `{self.variable(f.name)}` | `{_toml(f.default)}` "
+            f"| `{f.name}` | `{_flag(f.name)}` | `{self.variable(f.name)}` | `{_shown(f)}` "
             f"| {f.metadata['kind'].allowed} | {f.metadata['help']} |"
             for f in self._fields
         ]
@@ -249,7 +249,13 @@ def _flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
+def _shown(f: Field[Any]) -> str:
+    return json.dumps(text) if (text := f.metadata.get("shown")) else _toml(f.default)
+
+
 def _toml(value: object) -> str:
+    if value is None:
+        return '""'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
