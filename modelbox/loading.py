@@ -6,6 +6,7 @@ is where configuration, transport, cache, telemetry and loader meet.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -57,18 +58,26 @@ class LoaderHost:
 
     async def load(self, ref: ModelRef, options: LoadOptions | None, *, timeout: float | None) -> LiveModel:
         """Brings ``ref`` into service and returns a handle; see `Client.load`."""
+        held: list[Reloader] = []
         try:
             with anyio.fail_after(timeout):
-                reloader = await self._engine.call(self._load, ref, options or LoadOptions())
+                await self._engine.call(self._load, ref, options or LoadOptions(), held)
+            return LiveModel(held.pop(), self)
         except DeadlineExceeded:
             raise
         except TimeoutError as exc:
             raise DeadlineExceeded(f"{ref} was not ready within {timeout} s", timeout_s=timeout) from exc
-        return LiveModel(reloader, self)
+        finally:
+            self._give_back(held)
 
     def load_sync(self, ref: ModelRef, options: LoadOptions | None, *, timeout: float | None) -> LiveModel:
         """The same for code that is not async."""
-        return LiveModel(self._engine.call_sync(self._load, ref, options or LoadOptions(), timeout=timeout), self)
+        held: list[Reloader] = []
+        try:
+            self._engine.call_sync(self._load, ref, options or LoadOptions(), held, timeout=timeout)
+            return LiveModel(held.pop(), self)
+        finally:
+            self._give_back(held)
 
     async def release(self, reloader: Reloader) -> None:
         """Gives a handle's reference back."""
@@ -85,7 +94,7 @@ class LoaderHost:
 
         async def rejoin() -> None:
             life = await self._living()
-            model._reloader = await life.loader.adopt(inherited)
+            model._hold(await life.loader.adopt(inherited))
 
         self._engine.start_soon(rejoin, name=f"modelbox adopt {inherited.ref}")
 
@@ -96,8 +105,18 @@ class LoaderHost:
             life.stop.set()
             await life.ended.wait()
 
-    async def _load(self, ref: ModelRef, options: LoadOptions) -> Reloader:
-        return await (await self._living()).loader.load(ref, options)
+    def forget(self, reloader: Reloader) -> None:
+        """Gives a reference back without waiting; for handles that nobody closed."""
+        self._give_back([reloader])
+
+    def _give_back(self, held: list[Reloader]) -> None:
+        # Not empty where the caller was cancelled in the moment in which the engine had finished.
+        for reloader in held:
+            with contextlib.suppress(ClientClosed):
+                self._engine.start_soon(self._release, reloader, name=f"modelbox release {reloader.ref}")
+
+    async def _load(self, ref: ModelRef, options: LoadOptions, held: list[Reloader]) -> None:
+        held.append(await (await self._living()).loader.load(ref, options))
 
     async def _release(self, reloader: Reloader) -> None:
         life = self._life

@@ -48,8 +48,8 @@ class LiveModel:
     """
 
     def __init__(self, reloader: Reloader, host: LoaderHost) -> None:
-        self._reloader = reloader
         self._host = host
+        self._hold(reloader)
         self._runner = reloader.runner
         self._inboxes: weakref.WeakSet[_Inbox] = weakref.WeakSet()
         self._closed = False
@@ -172,6 +172,7 @@ class LiveModel:
         """
         if not self._closed:
             self._closed = True
+            self._forgotten.detach()
             for inbox in list(self._inboxes):
                 inbox.end()
             await self._host.release(self._reloader)
@@ -180,6 +181,7 @@ class LiveModel:
         """`aclose` for code that is not async."""
         if not self._closed:
             self._closed = True
+            self._forgotten.detach()
             for inbox in list(self._inboxes):
                 inbox.end()
             self._host.release_sync(self._reloader)
@@ -209,8 +211,15 @@ class LiveModel:
             answered_by(prediction.version.version)
             return prediction
 
+    def _hold(self, reloader: Reloader) -> None:
+        self._reloader = reloader
+        # A handle that nobody closes gives its reference back when it is forgotten.
+        self._forgotten = weakref.finalize(self, self._host.forget, reloader)
+        self._forgotten.atexit = False
+
     def _after_fork_in_child(self) -> None:
         self._inherited = not self._closed
+        self._forgotten.detach()
 
     def _rejoin(self) -> None:
         """First use in a forked child: serve what was inherited, and follow the reference from here on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -160,3 +161,24 @@ async def test_the_default_client_needs_no_set_up(
     finally:
         await modelbox.aclose()
     await modelbox.aclose()
+
+
+async def test_cancelled_and_forgotten_loads_leave_nothing_in_service(
+    shared_server: ServerProcess, tmp_path: Path
+) -> None:
+    await publish(shared_server.url, "forgotten/model", tmp_path, 1)
+    async with modelbox.Client(shared_server.url, cache_dir=str(tmp_path / "cache")) as client:
+        keeper = await client.load("forgotten/model@prod")
+        for attempt in range(60):
+            with anyio.move_on_after(0.00005 * attempt):  # some end just when the engine has finished
+                await client.load("forgotten/model@prod")
+        await keeper.aclose()
+        del keeper
+        gc.collect()
+
+        async def gone() -> bool:
+            return [instance async for instance in client.iter_instances("forgotten/model")] == []
+
+        with anyio.fail_after(10):
+            while not await gone():
+                await anyio.sleep(0.02)
