@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Collection
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable, Collection
+from functools import cached_property, partial
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import anyio
 from grpclib.const import Handler as Method
 from grpclib.encoding.base import CodecBase
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler, Server
 
 from .guard import ConnectionTable, GuardedProtocol, Limits
@@ -35,6 +36,27 @@ class Servable(Protocol):
         """The methods."""
 
 
+class _Handler(Handler):
+    """The calls of one connection."""
+
+    endless: tuple[str, ...] = ()
+
+    def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], Any]) -> None:
+        """Begins a call."""
+        super().accept(stream, headers, release_stream)
+        if self.endless and dict(headers).get(":path", "").startswith(self.endless):
+            self._ambient.add(self._tasks[stream])
+
+    @cached_property
+    def _ambient(self) -> WeakSet[asyncio.Task[None]]:
+        return WeakSet()
+
+    def end_endless(self) -> None:
+        """Cancels the calls that would not end by themselves."""
+        for task in self._ambient:
+            task.cancel()
+
+
 class GrpcServer(Server):
     """Serves ``services`` on sockets that are bound already.
 
@@ -42,10 +64,15 @@ class GrpcServer(Server):
         services: What to serve.
         limits: What peers may do.
         codec: How bytes become messages.
+        endless: Beginnings of the paths whose calls last as long as their callers like, such as a watch of the health;
+            a stop ends them at once.
     """
 
-    def __init__(self, services: Collection[Servable], *, limits: Limits, codec: CodecBase) -> None:
+    def __init__(
+        self, services: Collection[Servable], *, limits: Limits, codec: CodecBase, endless: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(services, codec=codec, config=limits.configuration())
+        self._endless = endless
         self._limits = limits
         self._table = ConnectionTable()
         self._listeners: list[asyncio.Server] = []
@@ -62,7 +89,8 @@ class GrpcServer(Server):
 
     def _protocol_factory(self) -> H2Protocol:
         self.__gc_step__()
-        handler = Handler(self._mapping, self._codec, None, self.__dispatch__)
+        handler = _Handler(self._mapping, self._codec, None, self.__dispatch__)
+        handler.endless = self._endless
         self._handlers.add(handler)
         return GuardedProtocol(handler, self._config, self._h2_config, self._limits, self._table)
 
@@ -83,6 +111,9 @@ class GrpcServer(Server):
             How many had to be cancelled.
         """
         self.stop_listening()
+        for handler in tuple(self._handlers):
+            if isinstance(handler, _Handler):
+                handler.end_endless()
         with anyio.move_on_after(grace_s):
             while self.running:
                 tasks = [task for handler in self._handlers for task in handler._tasks.values() if not task.done()]

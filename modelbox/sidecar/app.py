@@ -12,7 +12,6 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -21,7 +20,6 @@ from aiohttp import web
 from modelbox._serving.codec import WireCodec
 from modelbox._serving.grpc import GrpcServer
 from modelbox._serving.guard import Limits
-from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
 from modelbox.client import Client
 from modelbox.config import ClientConfig, load_client_config
@@ -33,7 +31,12 @@ from modelbox.loader.settings import LoadOptions
 from .config import SidecarConfig
 from .limits import ProtocolLimits
 from .metrics import CONTENT_TYPE, SidecarMetrics
+from .oip.grpc import make_handlers
+from .oip.http import HttpServer
+from .oip.routes import Routes
+from .oip.shared_memory import IDLE_S, SharedMemory
 from .service import InferenceService
+from .socket.server import SocketLimits, SocketServer
 
 __all__ = ("Addresses", "serve")
 
@@ -92,8 +95,9 @@ class _Sidecar:
     def __init__(self, config: SidecarConfig, stack: AsyncExitStack) -> None:
         self._config = config
         self._stack = stack
-        self._http: web.AppRunner | None = None
+        self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
+        self._socket: SocketServer | None = None
 
     async def start(self) -> None:
         config, stack = self._config, self._stack
@@ -131,46 +135,69 @@ class _Sidecar:
         )
         metrics.observe(service, version=package_version())
         self._tasks = await stack.enter_async_context(task_group())
-        if "http" in sockets and _exists("modelbox.sidecar.oip.http"):
-            from .oip.http import make_app
-
-            self._http = await run_http(
-                stack,
-                make_app(service, limits),
-                sockets["http"],
-                hello=HelloWatch(config.idle_timeout_s),
-                tasks=self._tasks,
-                drain_s=config.drain_timeout_s,
+        memory: SharedMemory | None = None
+        if config.shared_memory:
+            # One namespace for both protocols.
+            memory = SharedMemory()
+            stack.callback(memory.close)
+            self._tasks.start_soon(_sweep_for_ever, memory, name="shared memory of clients that are gone")
+        if "http" in sockets:
+            self._http = await stack.enter_async_context(
+                HttpServer(
+                    Routes(
+                        service,
+                        memory=memory,
+                        repository=config.repository_control,
+                        max_body_bytes=config.max_request_bytes,
+                        loopback=config.loopback,
+                    ),
+                    max_body_bytes=config.max_request_bytes,
+                    max_connections=config.max_connections,
+                    idle_timeout_s=config.idle_timeout_s,
+                )
             )
-        if "grpc" in sockets and _exists("modelbox.sidecar.oip.grpc", "make_handlers"):
-            from .oip.grpc import make_handlers
-
+            await self._http.listen(sockets["http"])
+            metrics.observe_gauge("modelbox_http_connections", "Open HTTP connections.", self._count_http)
+        if "grpc" in sockets:
             self._grpc = GrpcServer(
-                make_handlers(service),
+                make_handlers(service, memory),
                 limits=Limits(
                     max_message_bytes=config.max_request_bytes,
                     max_connections=config.max_connections,
                     max_streams=config.max_streams,
                 ),
                 codec=WireCodec(),
+                endless=("/grpc.health.", "/grpc.reflection."),
             )
             await self._grpc.listen(sockets["grpc"])
             metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", self._count_grpc)
         self._scrapes = await run_http(stack, _metrics_app(metrics), sockets["metrics"], drain_s=1.0)
-        if config.socket is not None and _exists("modelbox.sidecar.socket.server", "serve_socket"):
-            await self._open_socket(config.socket)
+        if config.socket is not None:
+            self._socket = await stack.enter_async_context(
+                SocketServer(
+                    service,
+                    config.socket,
+                    mode=config.socket_mode,
+                    limits=SocketLimits(max_connections=config.max_connections, stall_timeout_s=config.idle_timeout_s),
+                    may_load=config.repository_control,
+                )
+            )
+            metrics.observe_gauge(
+                "modelbox_socket_connections", "Open connections of the Unix socket.", self._count_socket
+            )
         self.addresses = Addresses(
             **{name: address_of(sock) for name, sock in sockets.items()},
             socket=str(config.socket) if config.socket is not None else "-",
         )
 
-    async def _open_socket(self, path: Path) -> None:
-        from .socket.server import serve_socket
-
-        await self._tasks.start(serve_socket, self._service, path, name="Unix socket")
+    def _count_http(self) -> float:
+        return self._http.connections if self._http is not None else 0
 
     def _count_grpc(self) -> float:
         return self._grpc.connections if self._grpc is not None else 0
+
+    def _count_socket(self) -> float:
+        return self._socket.connections if self._socket is not None else 0
 
     async def tell_ready(self, announce: Callable[[str, Addresses], None]) -> None:
         """Says once that every configured model answers."""
@@ -190,8 +217,21 @@ class _Sidecar:
             if self._grpc is not None:
                 closing.start_soon(self._close_grpc, self._grpc, name="drain gRPC")
             if self._http is not None:
-                closing.start_soon(self._http.cleanup, name="drain HTTP")
+                closing.start_soon(self._close_http, self._http, name="drain HTTP")
+            if self._socket is not None:
+                closing.start_soon(self._close_socket, self._socket, name="drain the Unix socket")
         await self._scrapes.cleanup()
+
+    async def _close_socket(self, server: SocketServer) -> None:
+        with anyio.move_on_after(self._config.drain_timeout_s) as scope:
+            await server.drain()
+        if scope.cancelled_caught:
+            _LOG.warning("cut off calls over the Unix socket after %s s", self._config.drain_timeout_s)
+
+    async def _close_http(self, server: HttpServer) -> None:
+        cut_off = await server.aclose(grace_s=self._config.drain_timeout_s)
+        if cut_off:
+            _LOG.warning("cut off %d HTTP calls that did not end within %s s", cut_off, self._config.drain_timeout_s)
 
     async def _close_grpc(self, server: GrpcServer) -> None:
         cut_off = await server.aclose(grace_s=self._config.drain_timeout_s)
@@ -199,15 +239,15 @@ class _Sidecar:
             _LOG.warning("cut off %d gRPC calls that did not end within %s s", cut_off, self._config.drain_timeout_s)
 
 
-def _exists(module: str, name: str = "") -> bool:
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None and (not name or hasattr(import_module(module), name))
+async def _sweep_for_ever(memory: SharedMemory) -> None:
+    while True:
+        await anyio.sleep(IDLE_S / 4)
+        memory.sweep()
 
 
 def _client_config(config: SidecarConfig) -> ClientConfig:
-    return load_client_config(url=config.server or None, cache_dir=config.cache_dir)
+    # It is the sidecar: its own models run here, whatever the environment tells applications.
+    return load_client_config(url=config.server or None, cache_dir=config.cache_dir, sidecar="")
 
 
 def _load_options(config: SidecarConfig) -> LoadOptions:

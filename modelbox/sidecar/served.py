@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -287,7 +287,8 @@ class ServedModel:
                 attempt.set_exception(error)
 
     def _generation(self) -> Generation | None:
-        return self.live._runner.active if self.live is not None else None
+        # In this process a handle's runner is the loader's own.
+        return cast("Generation | None", self.live._runner.active) if self.live is not None else None
 
     def _drain_s(self) -> float:
         generation = self._generation()
