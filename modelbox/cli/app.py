@@ -21,6 +21,8 @@ from modelbox.errors import InvalidError, ModelBoxError
 from . import artifacts, cache, changes, doctor, models, predict, settings
 from .exits import Exit, exit_code
 from .output import OutputFormat, note, print_error, print_line
+from .server import server_app
+from .sidecar import sidecar_app
 
 __all__ = ("app", "run")
 
@@ -74,13 +76,8 @@ def _build() -> typer.Typer:
     _add_commands(client)
     client.command("init-config")(settings.init_config)
     root.add_typer(client, name="client")
-    try:
-        from .server import server_app
-    except ModuleNotFoundError as exc:
-        if exc.name != "modelbox.cli.server":
-            raise
-    else:
-        root.add_typer(server_app, name="server")
+    root.add_typer(server_app, name="server")
+    root.add_typer(sidecar_app, name="sidecar")
     return root
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ("server_app",)
+__all__ = ("server_app", "write_settings")
 
 server_app = typer.Typer(
     name="server", help="Run the central server.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -46,7 +46,11 @@ def init_config(
     """
     from modelbox.runtime.config import server_config_toml
 
-    text = server_config_toml()
+    write_settings(path, server_config_toml(), force=force, start="modelbox server start --config-path")
+
+
+def write_settings(path: Path, text: str, *, force: bool, start: str) -> None:
+    """Writes a program's file of settings, for its user alone; ``start`` is how to use it."""
     if str(path) == "-":
         sys.stdout.write(text)
         return
@@ -60,4 +64,4 @@ def init_config(
     except OSError as exc:
         typer.echo(f"modelbox: cannot write {path}: {exc.strerror}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"wrote {path}; start with: modelbox server start --config-path {path}")
+    typer.echo(f"wrote {path}; start with: {start} {path}")

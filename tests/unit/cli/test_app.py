@@ -52,7 +52,7 @@ def test_the_commands_are_all_there() -> None:
     expected |= {"models delete", "watch", "fleet", "predict", "doctor", "cache list", "cache verify", "cache prune"}
     assert expected <= names
     assert {f"client {name}" for name in expected} | {"client init-config"} <= names
-    assert {"server start", "server init-config"} <= names
+    assert {"server start", "server init-config", "sidecar start", "sidecar init-config"} <= names
 
 
 @pytest.mark.parametrize(
