@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from modelbox.errors import (
     ServerBusy,
     Unavailable,
 )
+from modelbox.loader.disk import write_chunks
+from modelbox.loader.transfer import receive
 from modelbox.loader.verify import FileVerifier
 from modelbox.manifest import Manifest, ManifestFile
 from modelbox.objects import (
@@ -56,6 +58,8 @@ _AT_A_TIME = 2
 _BREAKS_IN_A_ROW = 6
 _PAUSE_BASE_S = 0.2
 _PAUSE_CAP_S = 5.0
+_STALL_S = 30.0
+_MIN_BYTES_PER_S = 1024
 _BROKEN = (Unavailable, DeadlineExceeded, ServerBusy)
 
 
@@ -295,41 +299,81 @@ async def _download_all(
 
 
 async def _download(file: ManifestFile, opened: _Opener, target: Path, at: Callable[[int], None]) -> None:
-    verifier = FileVerifier(file)
-    fd = await anyio.to_thread.run_sync(_create, target)
+    sink = await anyio.to_thread.run_sync(_FileSink, file, target)
+    written = 0
 
-    def take(chunk: bytes) -> None:
-        verifier.feed(chunk)
-        view = memoryview(chunk)
-        try:
-            while view:
-                view = view[os.write(fd, view) :]
-        except OSError as exc:
-            raise _cannot(exc, target) from exc
+    def advance(size_bytes: int) -> None:
+        nonlocal written
+        written += size_bytes
+        at(written)
 
     try:
         breaks = 0
-        while verifier.missing:
-            before = verifier.offset
+        while sink.missing:
+            before = sink.offset
             try:
-                async with opened(file, verifier.offset) as chunks:
-                    async for chunk in chunks:
-                        await anyio.to_thread.run_sync(take, chunk)
-                        at(verifier.offset)
-                error: ModelBoxError = Unavailable(
-                    f"the server ended {file.path} after {verifier.offset} of {file.size_bytes} bytes"
+                await receive(
+                    opened(file, sink.offset),
+                    sink,
+                    thread=_in_thread,
+                    advance=advance,
+                    stall_s=_STALL_S,
+                    min_bytes_per_s=_MIN_BYTES_PER_S,
                 )
-            except _BROKEN as exc:
-                error = exc
-            if verifier.missing:
-                breaks = breaks + 1 if verifier.offset == before else 1
+            except _BROKEN:
+                breaks = breaks + 1 if sink.offset == before else 1
                 if breaks == _BREAKS_IN_A_ROW:
-                    raise error
+                    raise
                 await anyio.sleep(backoff_s(breaks, base_s=_PAUSE_BASE_S, cap_s=_PAUSE_CAP_S))
-        verifier.finish()
-        await anyio.to_thread.run_sync(os.fsync, fd)
+        await anyio.to_thread.run_sync(sink.finish)
     finally:
-        os.close(fd)
+        sink.close()
+
+
+async def _in_thread(fn: Callable[..., T], *args: object) -> T:
+    return await anyio.to_thread.run_sync(fn, *args)
+
+
+class _FileSink:
+    """A plain file that is verified while it grows; a `modelbox.loader.transfer.Sink`."""
+
+    def __init__(self, file: ManifestFile, target: Path) -> None:
+        self._verifier = FileVerifier(file)
+        self._target = target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except OSError as exc:
+            raise _cannot(exc, target) from exc
+
+    @property
+    def offset(self) -> int:
+        return self._verifier.offset
+
+    @property
+    def missing(self) -> int:
+        return self._verifier.missing
+
+    def check(self, chunks: Sequence[bytes]) -> None:
+        for chunk in chunks:
+            self._verifier.feed(chunk)
+
+    def store(self, chunks: Sequence[bytes]) -> None:
+        try:
+            write_chunks(self._fd, chunks)
+        except OSError as exc:
+            raise _cannot(exc, self._target) from exc
+
+    def finish(self) -> None:
+        """Confirms that every byte is right and on disk."""
+        self._verifier.finish()
+        try:
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise _cannot(exc, self._target) from exc
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 def _make_staging(directory: Path) -> Path:
@@ -344,14 +388,6 @@ def _make_staging(directory: Path) -> Path:
     except OSError as exc:
         raise _cannot(exc, directory) from exc
     return staging
-
-
-def _create(target: Path) -> int:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except OSError as exc:
-        raise _cannot(exc, target) from exc
 
 
 def _reveal(staging: Path, directory: Path, paths: list[str]) -> None:

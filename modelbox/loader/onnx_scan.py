@@ -31,6 +31,9 @@ from modelbox.signature import Signature, TensorSpec
 
 __all__ = ("KNOWN_DOMAINS", "OnnxSummary", "ScanLimits", "scan")
 
+RULES = 1
+"""Grows with every change of what `scan` refuses, so that nothing passes on the strength of an older verdict."""
+
 KNOWN_DOMAINS = frozenset(
     [
         "",

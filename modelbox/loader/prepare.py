@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -125,10 +126,12 @@ class Preparer:
                 tree = await self._downloader.fetch(version, on_progress)
             path = tree / entry
             with _stage("verify", stage_s):
-                if entry.endswith(".onnx"):
+                kept = await to_thread.run_sync(self._find_optimised, version, options)
+                # What the cache keeps was made of a version that passed.
+                if kept is None and entry.endswith(".onnx"):
                     await to_thread.run_sync(onnx_scan.scan, path, version.manifest)
             with _stage("open", stage_s):
-                session, optimised = await self._in_opener(self._open, version, path, options)
+                session = await self._in_opener(partial(Session.open, path, options=options.session, optimised=kept))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(lease.release)
@@ -153,7 +156,7 @@ class Preparer:
             batching=report.rows_independent if wanted is None else bool(wanted),
             stage_s=stage_s,
             model_path=path,
-            optimised=optimised,
+            optimised=kept is not None,
         )
 
     async def discard(self, session: Session, lease: Lease) -> None:
@@ -173,13 +176,12 @@ class Preparer:
         except ModelBoxError as exc:
             _log.info("the optimised form of %s is not kept: %s", prepared.version.ref, exc)
 
-    def _open(self, version: ModelVersion, path: Path, options: LoadOptions) -> tuple[Session, bool]:
-        kept = self._cache.find_derived(version.digest, optimised_key(options.session))
-        optimised = find_optimised(kept) if kept is not None else None
-        return Session.open(path, options=options.session, optimised=optimised), optimised is not None
+    def _find_optimised(self, version: ModelVersion, options: LoadOptions) -> Path | None:
+        kept = self._cache.find_derived(version.digest, _kept_key(options))
+        return find_optimised(kept) if kept is not None else None
 
     def _write_optimised(self, version: ModelVersion, path: Path, options: LoadOptions) -> None:
-        key = optimised_key(options.session)
+        key = _kept_key(options)
         if self._cache.find_derived(version.digest, key) is None:
             with self._cache.new_derived(version.digest, key) as writer:
                 write_optimised(path, writer.directory, options=options.session)
@@ -190,6 +192,11 @@ class Preparer:
         with anyio.CancelScope(shield=True):
             return await to_thread.run_sync(fn, *args, limiter=self._opening)
         raise AssertionError("nobody cancels this scope")
+
+
+def _kept_key(options: LoadOptions) -> str:
+    # The scan's rules are a part of it: a form that passed older ones is made again.
+    return f"{optimised_key(options.session)}-scan{onnx_scan.RULES}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One stream of bytes into one blob: read, hash and write side by side.
+"""One stream of bytes into one file: read, hash and write side by side.
 
 Three stages: the event loop reads and gathers batches of about a megabyte, one worker thread hashes a batch while
 another writes the one before. Between the stages lie at most a few batches, so memory stays flat and a slow disk slows
@@ -8,7 +8,7 @@ the peer down. A stream that stalls is broken off; what had arrived is kept, for
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
@@ -16,10 +16,9 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from modelbox.errors import IntegrityError, Unavailable
-from modelbox.loader.cache import BlobWriter
 from modelbox.ports import ByteStream
 
-__all__ = ("receive",)
+__all__ = ("Sink", "receive")
 
 T = TypeVar("T")
 
@@ -36,9 +35,23 @@ class Thread(Protocol):
     def __call__(self, fn: Callable[..., T], *args: object) -> Awaitable[T]: ...
 
 
+class Sink(Protocol):
+    """A file under way, such as `modelbox.loader.cache_blob.BlobWriter`."""
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to be checked."""
+
+    def check(self, chunks: Sequence[bytes], /) -> None:
+        """Counts and hashes the next bytes; may run beside `store` of those before."""
+
+    def store(self, chunks: Sequence[bytes], /) -> None:
+        """Appends what was checked."""
+
+
 async def receive(
     opening: AbstractAsyncContextManager[ByteStream],
-    writer: BlobWriter,
+    writer: Sink,
     *,
     thread: Thread,
     advance: Callable[[int], None],
@@ -48,8 +61,8 @@ async def receive(
     """Feeds a stream into ``writer`` until nothing is missing.
 
     Args:
-        opening: The stream, from ``writer.offset`` on.
-        writer: Takes the bytes; the caller commits or aborts it.
+        opening: The stream, from what ``writer`` holds on.
+        writer: Takes the bytes; the caller finishes it.
         thread: Runs blocking work.
         advance: Told how many bytes were written.
         stall_s: The window, in seconds of waiting for the peer, over which the rate is judged.
