@@ -20,9 +20,8 @@ _SUFFIXES = {
 }
 # What Prometheus adds to every series when it scrapes.
 _TARGET_LABELS = {"job", "instance", "container", "namespace", "pod"}
-_WORDS = frozenset(
-    "avg bool by count histogram_quantile increase label_values max min sum rate and or unless on ignoring".split()
-)
+_WORDS = {"and", "by", "count", "histogram_quantile", "ignoring", "increase", "label_values", "max", "min", "on", "or"}
+_WORDS |= {"rate", "sum", "unless"}
 _BRACES = re.compile(r"([a-zA-Z_:][\w:]*)?\{([^}]*)\}")
 _GROUPING = re.compile(r"\b(?:by|on|ignoring|without)\s*\(([^)]*)\)")
 _PLACEHOLDER = re.compile(r"<<[^>]*>>")

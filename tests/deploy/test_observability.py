@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -78,7 +79,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     directory = tmp_path_factory.mktemp("exporters")
     with ServerProcess(directory / "server") as server:
         urlopen(f"{server.url}/healthz").close()
-        with SidecarProcess(directory / "sidecar", ["ns/model@prod"], server=server.url) as sidecar:
+        sidecar = SidecarProcess(directory, server.url, "ns/model@prod")
+        with contextlib.closing(sidecar.listen()):
             for url in (server.metrics_url, sidecar.metrics_url):
                 with urlopen(url) as page:
                     for name, labels in exported_by(page.read().decode()).items():

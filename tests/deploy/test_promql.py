@@ -29,7 +29,7 @@ def test_reads_the_series_of_a_query(query: str, series: set[str]) -> None:
     [
         'sum by (model, job) (rate(calls_total{model="a"}[5m]))',
         "histogram_quantile(0.5, sum by (le) (rate(time_bucket[5m])))",
-        "rate(idle_total{whatever=\"x\"}[5m])",
+        'rate(idle_total{whatever="x"}[5m])',
         "label_values(calls_total, model)",
     ],
 )
@@ -53,5 +53,5 @@ def test_finds_what_is_not_exported(query: str, problem: str) -> None:
 
 
 def test_knows_series_without_samples() -> None:
-    page = "# TYPE a_total counter\n# TYPE b histogram\nb_bucket{le=\"+Inf\",m=\"x\"} 1\nb_sum{m=\"x\"} 1\nb_count{m=\"x\"} 1\n"
+    page = '# TYPE a_total counter\n# TYPE b histogram\nb_bucket{le="+Inf",m="x"} 1\nb_sum{m="x"} 1\nb_count{m="x"} 1\n'
     assert exported_by(page) == {"a_total": set(), "b_bucket": {"le", "m"}, "b_sum": {"m"}, "b_count": {"m"}}
