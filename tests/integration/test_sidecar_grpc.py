@@ -215,13 +215,13 @@ def test_compressed_requests_are_refused_clearly(client: Any, algorithm: str) ->
 
 
 def test_what_is_not_served_says_so(client: Any) -> None:
-    for ask in (
-        lambda: client.register_cuda_shared_memory("r", b"\0" * 64, 0, 8),
-        lambda: client.get_trace_settings(),
-        lambda: client.get_log_settings(),
+    for ask, arguments in (
+        (client.register_cuda_shared_memory, ("r", b"\0" * 64, 0, 8)),
+        (client.get_trace_settings, ()),
+        (client.get_log_settings, ()),
     ):
         with pytest.raises(InferenceServerException) as caught:
-            ask()
+            ask(*arguments)
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
         assert caught.value.message()
     # Many clients begin like this.
@@ -431,7 +431,8 @@ def test_malformed_messages_fail_alone(sidecar: SidecarProcess, client: Any) -> 
                 for _ in range(rng.integers(1, 6)):
                     body[rng.integers(len(body))] = rng.integers(256)
                 cut = bytes(body[: rng.integers(len(body) + 1)])
-                call = channel.stream_stream(path)(iter([cut]), timeout=10)
+                method_call: Any = channel.stream_stream(path)
+                call = method_call(iter([cut]), timeout=10)
                 with contextlib.suppress(grpc.RpcError):
                     list(call)
                 codes.add(call.code())
@@ -444,11 +445,11 @@ def test_malformed_messages_fail_alone(sidecar: SidecarProcess, client: Any) -> 
 def test_a_call_without_a_message_is_refused(sidecar: SidecarProcess) -> None:
     with grpc.insecure_channel(sidecar.grpc_address) as channel:
         for method in ("ModelInfer", "ServerLive"):
-            empty = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
+            empty: Any = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
             with pytest.raises(grpc.RpcError) as caught:
                 empty(iter([]), timeout=10)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            twice = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
+            twice: Any = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
             with contextlib.suppress(grpc.RpcError):
                 twice(iter([b"", b""]), timeout=10)
 
