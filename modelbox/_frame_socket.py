@@ -64,6 +64,7 @@ class FrameSocket:
         received_fds: Descriptors that came, oldest first; whoever takes one owns it.
         blocked: The peer does not take what was sent; more is only queued.
         queued_bytes: How much waits since then.
+        progressed: Set whenever the peer takes some of it.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class FrameSocket:
         self._writing: Timer | None = None
         self.received_fds: deque[int] = deque()
         self.blocked = False
+        self.progressed = False
         self.queued_bytes = 0
         enlarge_buffers(sock)
         self._watch()
@@ -179,6 +181,7 @@ class FrameSocket:
                 else:
                     sent = sock.send(data)
                 self.queued_bytes -= sent
+                self.progressed = True
                 if sent < len(data):
                     self._rest[0] = (data[sent:], -1)
                     return
@@ -286,6 +289,10 @@ class FrameSocket:
     def close(self) -> None:
         """Sends what can be sent at once, and ends the connection. Idempotent."""
         self.flush()
+        self._end(None)
+
+    def reset(self) -> None:
+        """Ends the connection at once, whatever waits to be sent. Idempotent."""
         self._end(None)
 
     def abandon(self) -> None:

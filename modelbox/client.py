@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from modelbox.model import LiveModel
 
     from ._transport.follow import Batch, Follower
+    from ._transport.sidecar import SidecarHost
     from ._transport.source import RemoteSource
 
 __all__ = ("ChangeFeed", "Client")
@@ -103,7 +104,7 @@ class Client:
         self._source_pid = 0
         self._of_parent: list[RemoteSource] = []
         self._closed = False
-        self._host: LoaderHost | None = None
+        self._host: LoaderHost | SidecarHost | None = None
 
     @property
     def config(self) -> ClientConfig:
@@ -202,7 +203,8 @@ class Client:
 
         Args:
             ref: ``namespace/model@prod``, ``…@7``, ``…@sha256:…``; without a suffix, ``@latest``.
-            options: How to open and run it; handles of one reference share the options of the first.
+            options: How to open and run it; handles of one reference share the options of the first. A sidecar goes by
+                its own.
             timeout: Seconds until the first version has to be ready; None for the transports' own timeouts.
 
         Raises:
@@ -211,13 +213,16 @@ class Client:
             LoadError: It cannot be served (format, broken file, unknown operator, warm-up).
             IntegrityError: Its bytes are not what the manifest says.
             CacheError: The cache cannot be used: disk full, read-only, not ours.
-            Unavailable: The server cannot be reached and the cache holds nothing for ``ref``.
+            Unavailable: The server cannot be reached and the cache holds nothing for ``ref``; or no sidecar answers.
             DeadlineExceeded: It was not ready within ``timeout``.
             ConfigError: onnxruntime is not installed.
 
         Cancellation: the work ends when nobody else waits for the same reference; verified files stay in the cache.
         """
-        return await self._loading().load(ModelRef.parse(ref), options, timeout=timeout)
+        parsed = ModelRef.parse(ref)
+        if self._config is None:
+            await anyio.to_thread.run_sync(lambda: self.config)
+        return await self._loading().load(parsed, options, timeout=timeout)
 
     def load_sync(
         self, ref: str | ModelRef, *, options: LoadOptions | None = None, timeout: float | None = None
@@ -225,12 +230,17 @@ class Client:
         """`load` for code that is not async; see `modelbox.sync`."""
         return self._loading().load_sync(ModelRef.parse(ref), options, timeout=timeout)
 
-    def _loading(self) -> LoaderHost:
+    def _loading(self) -> LoaderHost | SidecarHost:
         self._check_open()
         if self._host is None:
-            from modelbox.loading import LoaderHost
+            if self.config.sidecar:
+                from ._transport.sidecar import SidecarHost
 
-            self._host = LoaderHost(self._engine, config=lambda: self.config, source=self.source)
+                self._host = SidecarHost(self._engine, self.config)
+            else:
+                from modelbox.loading import LoaderHost
+
+                self._host = LoaderHost(self._engine, config=lambda: self.config, source=self.source)
         return self._host
 
     # --- models --------------------------------------------------------------------------------------------------

@@ -71,6 +71,16 @@ def _label(value: object) -> str:
     return text
 
 
+def _sidecar(value: object) -> str:
+    if value == "":
+        return ""
+    text = _text(value)
+    path = text.removeprefix("unix://")
+    if path == text or not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
+        raise ValueError("expected unix:///path/of/the/socket, with a path of at most 107 bytes, or empty")
+    return text
+
+
 def _directory(value: object) -> Path:
     if isinstance(value, str) and value.strip():
         value = Path(value)
@@ -146,6 +156,8 @@ class ClientConfig:
         stall_timeout_s: How long an upload or download may stand still before it is broken off and resumed.
         actor: Who is named in the history of what this client does.
         instance_id: Name of this process in ``modelbox fleet``; empty: see `process_instance_id`.
+        sidecar: ``unix:///path`` of the sidecar's socket; then `Client.load` has models run there. Empty: they run in
+            this process.
     """
 
     url: str = field(
@@ -190,6 +202,13 @@ class ClientConfig:
         metadata=_about(
             lambda value: "" if value == "" else _label(value),
             "Name of the process in `modelbox fleet`, unique per process. Default: made from host and process id.",
+        ),
+    )
+    sidecar: str = field(
+        default="",
+        metadata=_about(
+            _sidecar,
+            "Socket of a sidecar in which models run: unix:///path. Empty: they run in this process.",
         ),
     )
 

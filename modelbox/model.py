@@ -1,8 +1,8 @@
 """The handle that an application holds: one reference that always answers with what it points to now.
 
 Owns nothing but its subscriptions: sessions, downloads and swaps belong to the loader, which lives in the engine's
-thread. `Model.predict` never goes there; it runs on the caller's loop, on the session that is active at that
-moment.
+thread or in a sidecar. `LiveModel.predict` never goes through the engine; it runs on the caller's loop, on what is
+active at that moment. The protocols below are all that the handle knows of either.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
 
@@ -21,20 +21,78 @@ from modelbox import _fork
 from modelbox._loops import Loop, Waiter, current_loop
 from modelbox.errors import ClientClosed
 from modelbox.events import DownloadProgress, ModelEvent, Observer
-from modelbox.loader.generation import Generation
-from modelbox.loader.reload import ModelState, Reloader
+from modelbox.loader.reload import ModelState
 from modelbox.loader.runner import Lease, Prediction
 from modelbox.objects import JsonValue, ModelVersion
 from modelbox.otel import ModelMeter, is_sampled, predict_span
-from modelbox.refs import Digest
+from modelbox.refs import Digest, ModelRef
 from modelbox.signature import Signature
-
-if TYPE_CHECKING:
-    from modelbox.loading import LoaderHost
 
 __all__ = ("EventStream", "LiveModel", "ModelState")
 
 _MAX_EVENTS = 256
+
+
+class Active(Protocol):
+    """What answers at this moment: a `Generation` in this process, or a version that a sidecar has told of."""
+
+    version: ModelVersion
+
+    @property
+    def signature(self) -> Signature:
+        """Its inputs and outputs."""
+
+
+class Runs(Protocol):
+    """The call path: `Runner` in this process, or the way to a sidecar."""
+
+    @property
+    def active(self) -> Active | None:
+        """What answers; None once closed."""
+
+    def predict(self, inputs: Mapping[str, Any], *, timeout: float | None = None) -> Coroutine[Any, Any, Prediction]:
+        """See `LiveModel.predict`."""
+
+    def predict_sync(self, inputs: Mapping[str, Any]) -> Prediction:
+        """See `LiveModel.predict_sync`."""
+
+    def lease(self) -> Lease:
+        """See `LiveModel.lease`."""
+
+
+class Follows(Protocol):
+    """A reference that is kept in service: `Reloader` in this process, or what a sidecar says of it."""
+
+    ref: ModelRef
+    observers: list[Observer]
+
+    @property
+    def runner(self) -> Runs:
+        """Its call path."""
+
+    @property
+    def state(self) -> ModelState:
+        """What it is doing."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether a newer version may exist that nobody here has heard of."""
+
+
+class Host(Protocol):
+    """Whoever made a handle, and takes its reference back."""
+
+    async def release(self, reference: Any) -> None:
+        """Gives a handle's reference back."""
+
+    def release_sync(self, reference: Any) -> None:
+        """The same for code that is not async."""
+
+    def forget(self, reference: Any) -> None:
+        """The same without waiting; for handles that nobody closed."""
+
+    def adopt(self, model: LiveModel, inherited: Any) -> None:
+        """In a forked child: follows what ``model`` served in the parent process."""
 
 
 class LiveModel:
@@ -47,7 +105,7 @@ class LiveModel:
     forked child.
     """
 
-    def __init__(self, reloader: Reloader, host: LoaderHost) -> None:
+    def __init__(self, reloader: Follows, host: Host) -> None:
         self._host = host
         self._hold(reloader)
         self._runner = reloader.runner
@@ -77,7 +135,7 @@ class LiveModel:
     @property
     def signature(self) -> Signature:
         """Its inputs and outputs, as the session reports them."""
-        return self._active().session.signature
+        return self._active().signature
 
     @property
     def metadata(self) -> Mapping[str, JsonValue]:
@@ -96,7 +154,7 @@ class LiveModel:
 
     @property
     def stale(self) -> bool:
-        """Whether the server cannot be reached, so that a newer version may exist."""
+        """Whether the server (or the sidecar) cannot be reached, so that a newer version may exist."""
         return self._reloader.stale
 
     @property
@@ -199,7 +257,7 @@ class LiveModel:
         version = active.version.version if active is not None else None
         return f"<LiveModel {self.ref} version={version} state={self.state}{' stale' if self.stale else ''}>"
 
-    def _active(self) -> Generation:
+    def _active(self) -> Active:
         active = self._runner.active
         if active is None:
             raise ClientClosed(f"{self.ref} was closed")
@@ -211,7 +269,7 @@ class LiveModel:
             answered_by(prediction.version.version)
             return prediction
 
-    def _hold(self, reloader: Reloader) -> None:
+    def _hold(self, reloader: Follows) -> None:
         self._reloader = reloader
         # A handle that nobody closes gives its reference back when it is forgotten.
         self._forgotten = weakref.finalize(self, self._host.forget, reloader)

@@ -27,6 +27,7 @@ from modelbox._fork import reset_in_child
 from modelbox._loops import Waiter, current_loop
 from modelbox.errors import ClientClosed, DeadlineExceeded, InputError, LeaseReleased, ModelBoxError, UsageError
 from modelbox.objects import ModelVersion
+from modelbox.signature import Signature
 
 from .batching import Collector, Entry
 from .generation import Generation
@@ -481,6 +482,20 @@ class Lease:
             LeaseReleased: The lease has ended, or was not entered.
         """
         return self._held().version
+
+    @property
+    def signature(self) -> Signature:
+        """Its inputs and outputs.
+
+        Raises:
+            LeaseReleased: The lease has ended, or was not entered.
+        """
+        return self._held().signature
+
+    @property
+    def quick(self) -> bool:
+        """Whether a run is short enough for an event loop."""
+        return self._held().average_ns < self._runner._inline_below_ns
 
     async def predict(self, inputs: Mapping[str, Any]) -> Prediction:
         """Runs the leased version, never joined with other calls; see `Runner.predict`."""

@@ -43,6 +43,7 @@ def test_public_modules_of_the_first_level_say_what_is_public(name: str) -> None
     if name in (
         "modelbox.loader",
         "modelbox.runtime",
+        "modelbox.sidecar",
         "modelbox.cli",
     ):  # packages of parts, without a front of their own
         return

@@ -1,1 +1,1 @@
-"""ModelBox's own protocol over a Unix socket."""
+"""The Unix socket for ModelBox's own client: frames, shared memory, leases; `SocketServer` is its front."""
