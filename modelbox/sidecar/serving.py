@@ -104,6 +104,8 @@ class Gate:
             if turn.cancelled():
                 self.waiting -= 1
                 self._forget()
+                # Whoever came in between took this place for one that is needed.
+                self.admit()
             else:
                 # Its turn came in the moment in which it was cancelled.
                 self.leave()
@@ -131,7 +133,7 @@ class Gate:
 
     def admit(self) -> None:
         """Lets in as many as there is room for; after `width` was raised."""
-        while self.waiting and self.running < self.width:
+        while self._heap and self.running < self.width:
             turn = heapq.heappop(self._heap)[2]
             if turn.done():
                 continue
