@@ -54,6 +54,10 @@ fmt: $(STAMP)  ## Format the code and apply the linter's safe fixes
 docs: $(STAMP)  ## Run every snippet of README and docs, and look for what is undocumented
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
+.PHONY: prove-image
+prove-image: $(STAMP)  ## Build the container images and run them, without a Docker engine (as root; see docs/deploying.md)
+	$(BIN)/python -m tools.prove_image $(ARGS)
+
 ##-- generated files
 
 .PHONY: proto proto-check lock
