@@ -24,8 +24,8 @@ from time import monotonic
 from typing import Any
 
 import anyio
-from anyio import TASK_STATUS_IGNORED, AsyncContextManagerMixin
-from anyio.abc import TaskGroup, TaskStatus
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
 
 from modelbox._frame_socket import FrameSocket, peer_uid
 from modelbox._loops import Loop, Timer, current_loop
@@ -36,7 +36,7 @@ from modelbox.sidecar.service import InferenceService, ServedModel
 
 from .connection import Connection, Handle
 
-__all__ = ("SocketLimits", "SocketServer", "serve_socket")
+__all__ = ("SocketLimits", "SocketServer")
 
 _log = logging.getLogger(__name__)
 
@@ -293,24 +293,3 @@ class SocketServer(AsyncContextManagerMixin):
                     held.reset()
                     continue
                 connection.tell_news()
-
-
-async def serve_socket(
-    service: InferenceService,
-    path: Path,
-    *,
-    mode: int = 0o600,
-    limits: SocketLimits | None = None,
-    task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
-) -> None:
-    """Serves ``service`` on a Unix socket until it drains; then finishes accepted calls, and ends.
-
-    Cancellation: ends everything at once.
-    """
-    draining = anyio.Event()
-    service.on_drain(draining.set)
-    may_load = service.limits.repository_control
-    async with SocketServer(service, path, mode=mode, limits=limits, may_load=may_load) as server:
-        task_status.started()
-        await draining.wait()
-        await server.drain()
