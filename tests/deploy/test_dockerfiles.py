@@ -90,7 +90,9 @@ def test_runs_as_nobody_special(name: str) -> None:
 @every_image
 def test_starts_without_a_shell_under_an_init(name: str) -> None:
     entrypoint = json.loads(final(name).last("ENTRYPOINT"))
-    assert entrypoint[:4] == ["/usr/bin/tini", "--", "/opt/modelbox/bin/python", "-m"]
+    program = entrypoint.index("--")
+    assert entrypoint[:program] == ["/usr/bin/tini", *(["-e", "143"] if name == "example" else [])]
+    assert entrypoint[program + 1 : program + 3] == ["/opt/modelbox/bin/python", "-m"]
     assert "tini" in packages(final(name))
     for text in final(name).all("CMD"):
         assert isinstance(json.loads(text), list)

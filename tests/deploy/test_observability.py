@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,6 +92,40 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.mark.parametrize("where", QUERIES)
 def test_asks_for_what_is_exported(exported: Exported, where: str) -> None:
     assert problems_with(QUERIES[where], exported) == []
+
+
+@pytest.mark.external
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_prometheus_itself_reads_all_of_it(tmp_path: Path) -> None:
+    directory = DEPLOY / "prometheus"
+    subprocess.run(["promtool", "check", "config", str(directory / "prometheus.yml")], check=True)
+    # Debian's build knows no Kubernetes to find targets in; the rest of that file is as everywhere.
+    cluster = yaml.safe_load((directory / "kubernetes.yml").read_text())
+    for job in cluster["scrape_configs"]:
+        assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    (tmp_path / "kubernetes.yml").write_text(yaml.safe_dump(cluster))
+    subprocess.run(["promtool", "check", "config", str(tmp_path / "kubernetes.yml")], check=True)
+    rules = [
+        {"record": f"query:{number}", "expr": _filled_in(query)}
+        for number, (where, query) in enumerate(QUERIES.items())
+        if not where.startswith("variable")
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    subprocess.run(["promtool", "check", "rules", str(path)], check=True)
+
+
+def _filled_in(query: str) -> str:
+    """A query as Grafana or the adapter would send it."""
+    for placeholder, value in {
+        "$__rate_interval": "1m",
+        "$job": ".*",
+        "$model": ".*",
+        "<<.GroupBy>>": "pod",
+        "<<.LabelMatchers>>": 'pod="p"',
+    }.items():
+        query = query.replace(placeholder, value)
+    return query
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:

@@ -20,7 +20,8 @@ Not proven here:
   * that an engine runs HEALTHCHECK by itself at its interval: it was run by hand;
   * Prometheus and Grafana (their images are not ours); their files are checked by tests/deploy;
   * Kubernetes: scheduling, the order of native sidecars, network policies, the autoscaler. Containers ran with the
-    manifests' environment, mounts, users, privileges and probes, but on one network and without the seccomp profile."""
+    manifests' environment, mounts, users, privileges and probes, but on one network, and under podman's own filter of
+    system calls."""
 
 
 def main() -> int:

@@ -106,7 +106,8 @@ def look_into(engine: Engine, name: str, report: Report) -> None:
     config = image["Config"]
     report.section(f"{name}: {image['Size'] / 1e6:.0f} MB unpacked, of which Debian's base {_base_size(engine):.0f} MB")
     report.same("runs as", config["User"], f"{USER}:{USER}")
-    report.check("starts under tini, without a shell", config["Entrypoint"][:2] == ["/usr/bin/tini", "--"])
+    starts = config["Entrypoint"]
+    report.check("starts under tini, without a shell", starts[0] == "/usr/bin/tini" and "--" in starts, starts)
     health = image.get("Healthcheck") or {}
     report.check("has a health check without a shell", health.get("Test", [""])[0] == "CMD", health.get("Test"))
     secrets = [entry for entry in config["Env"] if re.search(r"(?i)token|secret|passw|index|cert", entry)]
