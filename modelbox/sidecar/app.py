@@ -17,7 +17,6 @@ import anyio
 import anyio.to_thread
 from aiohttp import web
 
-from modelbox._serving.codec import WireCodec
 from modelbox._serving.grpc import GrpcServer
 from modelbox._serving.guard import Limits
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
@@ -31,7 +30,7 @@ from modelbox.loader.settings import LoadOptions
 from .config import SidecarConfig
 from .limits import ProtocolLimits
 from .metrics import CONTENT_TYPE, SidecarMetrics
-from .oip.grpc import make_handlers
+from .oip.grpc import make_server
 from .oip.http import HttpServer
 from .oip.routes import Routes
 from .oip.shared_memory import IDLE_S, SharedMemory
@@ -159,15 +158,14 @@ class _Sidecar:
             await self._http.listen(sockets["http"])
             metrics.observe_gauge("modelbox_http_connections", "Open HTTP connections.", self._count_http)
         if "grpc" in sockets:
-            self._grpc = GrpcServer(
-                make_handlers(service, memory),
-                limits=Limits(
+            self._grpc = make_server(
+                service,
+                Limits(
                     max_message_bytes=config.max_request_bytes,
                     max_connections=config.max_connections,
                     max_streams=config.max_streams,
                 ),
-                codec=WireCodec(),
-                endless=("/grpc.health.", "/grpc.reflection."),
+                memory,
             )
             await self._grpc.listen(sockets["grpc"])
             metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", self._count_grpc)

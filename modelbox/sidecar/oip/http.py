@@ -1,0 +1,186 @@
+"""The HTTP server of the Open Inference Protocol: listening, time limits and the drain.
+
+Owns the set of connections and what they may hold together. Plain requests are read by `http_connection`; what is not
+plain is read by aiohttp and answered by the same `Routes`.
+
+Invariants: bodies that are on their way are bounded, each and all together. Who does not get on with a request, or does
+not read an answer, is cut off after ``idle_timeout_s``.
+
+Concurrency: belongs to one event loop of asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+
+import anyio
+import anyio.abc
+from aiohttp import web
+from anyio import AsyncContextManagerMixin
+
+from modelbox.errors import DeadlineExceeded, LimitError
+
+from .http_connection import KEEPALIVE_S, LEAST_BYTES_PER_S, LINGER_S, Connection, Head, State, too_large
+from .routes import HttpAnswer, HttpRequest, Routes, failure
+
+__all__ = ("HttpServer",)
+
+_SWEEP_S = 1.0
+
+
+class HttpServer(AsyncContextManagerMixin):
+    """Serves `Routes` on sockets that are bound already; an asynchronous context manager.
+
+    Args:
+        routes: What the paths do.
+        max_body_bytes: Of one request.
+        max_connections: At a time; more are answered 503 and closed.
+        idle_timeout_s: Seconds that a client may leave a request unfinished or an answer unread.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        max_body_bytes: int = 64 << 20,
+        max_connections: int = 10_000,
+        idle_timeout_s: float = 30.0,
+    ) -> None:
+        self.routes = routes
+        self.max_body_bytes = max_body_bytes
+        self.max_connections = max_connections
+        self.idle_timeout_s = idle_timeout_s
+        self.max_held_bytes = max(16 * max_body_bytes, 256 << 20)
+        self.held_bytes = 0
+        self.draining = False
+        self.now = time.monotonic()
+        self.date = formatdate(usegmt=True)
+        self.heads: dict[bytes, Head] = {}
+        self.plain: set[Connection] = set()
+        self._listeners: list[asyncio.Server] = []
+        self._ended = anyio.Event()
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[HttpServer]:
+        self.loop = asyncio.get_running_loop()
+        self.other = web.Server(
+            self._answer_other,
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            keepalive_timeout=KEEPALIVE_S,
+        )
+        async with anyio.create_task_group() as self.tasks:
+            self.tasks.start_soon(self._sweep, name="HTTP time limits")
+            try:
+                yield self
+            finally:
+                self.stop_listening()
+                for connection in tuple(self.plain):
+                    connection.abort()
+                with anyio.move_on_after(LINGER_S, shield=True):
+                    await self.other.shutdown(0)
+                self.tasks.cancel_scope.cancel()
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self.plain) + len(self.other.connections)
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Begins to accept on ``sock``."""
+        self._listeners.append(await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=1024))
+
+    def stop_listening(self) -> None:
+        """Refuses new connections; idempotent."""
+        for listener in self._listeners:
+            listener.close()
+
+    async def aclose(self, *, grace_s: float) -> int:
+        """Stops: requests get ``grace_s`` seconds to end, then they are cancelled.
+
+        Returns:
+            How many had to be cancelled.
+        """
+        self.stop_listening()
+        self.draining = True
+        for connection in tuple(self.plain):
+            connection.drain()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.other.shutdown, grace_s, name="drain unusual HTTP")
+            with anyio.move_on_after(grace_s):
+                while self.plain:
+                    self._ended = anyio.Event()
+                    await self._ended.wait()
+        cut_off = [connection for connection in self.plain if connection.state in (State.BUSY, State.WRITING)]
+        for connection in tuple(self.plain):
+            connection.abort()
+        return len(cut_off)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.plain.discard(connection)
+        if not self.plain:
+            self._ended.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(min(_SWEEP_S, self.idle_timeout_s / 4))
+            self.now = time.monotonic()
+            self.date = formatdate(usegmt=True)
+            for connection in tuple(self.plain):
+                connection.check_time()
+
+    # -- what is not plain
+
+    async def _answer_other(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            body = await self._read_other(request)
+        except (LimitError, DeadlineExceeded) as exc:
+            response = _other_response(failure(exc))
+            response.force_close()
+            return response
+        headers: dict[str, str] = {}
+        for name, value in request.headers.items():
+            headers.setdefault(name.lower(), value)
+        method = "GET" if request.method == "HEAD" else request.method
+        answer = await self.routes.answer(HttpRequest(method, request.rel_url.raw_path, headers, body))
+        response = _other_response(answer)
+        if self.draining:
+            response.force_close()
+        return response
+
+    async def _read_other(self, request: web.BaseRequest) -> bytearray:
+        body = bytearray()
+        chunks = request.content.iter_any()
+        allowed_s = self.idle_timeout_s
+        began = time.monotonic()
+        while True:
+            left_s = began + allowed_s + len(body) / LEAST_BYTES_PER_S - time.monotonic()
+            chunk: bytes | None = None
+            with anyio.move_on_after(max(left_s, 0.0)) as scope:
+                chunk = await _next_chunk(chunks)
+            if scope.cancelled_caught:
+                raise DeadlineExceeded("the request's body did not come in time")
+            if chunk is None:
+                return body
+            body += chunk
+            if len(body) > self.max_body_bytes:
+                raise too_large(self.max_body_bytes)
+
+
+async def _next_chunk(chunks: AsyncIterator[bytes]) -> bytes | None:
+    try:
+        return await anext(chunks)
+    except StopAsyncIteration:
+        return None
+
+
+def _other_response(answer: HttpAnswer) -> web.Response:
+    headers = {"Content-Type": answer.content_type, **answer.headers}
+    return web.Response(status=answer.status, body=b"".join(answer.parts), headers=headers)
