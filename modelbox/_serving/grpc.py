@@ -92,6 +92,10 @@ class GrpcServer(Server):
         handler = _Handler(self._mapping, self._codec, None, self.__dispatch__)
         handler.endless = self._endless
         self._handlers.add(handler)
+        return self._make_protocol(handler)
+
+    def _make_protocol(self, handler: Handler) -> H2Protocol:
+        """One connection, whose calls ``handler`` runs."""
         return GuardedProtocol(handler, self._config, self._h2_config, self._limits, self._table)
 
     async def listen(self, sock: socket.socket) -> None:

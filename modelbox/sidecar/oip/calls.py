@@ -17,20 +17,18 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 from h2.errors import ErrorCodes
 
+from modelbox._serving.unary import COMPRESSED, Failure
 from modelbox._wire.errors import ERROR_KEY, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
 
 from .status import retry_after_s, statuses_of
 
-__all__ = ("PeerStream", "bounded", "failure_text")
+__all__ = ("PeerStream", "bounded", "failure_of", "failure_text")
 
 _LOG = logging.getLogger(__name__)
 _STALL_S = 60.0
 """Without any progress of the peer, within one message."""
 _MAX_TEXT = 1000
-_IDENTITY_ONLY = (
-    "compressed messages are not taken: send them with grpc-encoding identity (tritonclient: no compression_algorithm)"
-)
 
 
 class _SlowReader(Exception):
@@ -65,7 +63,7 @@ class PeerStream:
             with anyio.fail_after(_STALL_S):
                 return await self._stream.recv_message()
         except NotImplementedError as exc:
-            raise GRPCError(Status.UNIMPLEMENTED, _IDENTITY_ONLY) from exc
+            raise GRPCError(Status.UNIMPLEMENTED, COMPRESSED) from exc
         except AssertionError as exc:
             raise InvalidError("the stream ended in the middle of a message") from exc
         except TimeoutError as exc:
@@ -105,8 +103,6 @@ class _Bounded:
     async def __call__(self, stream: Stream[Any, Any]) -> None:
         try:
             await self._func(PeerStream(stream, patient=self._patient))
-        except ModelBoxError as exc:
-            await _fail(stream, exc)
         except _SlowReader:
             _LOG.info("cut off a reader of %s that does not read", self._path)
             _cut_off(stream)
@@ -114,7 +110,7 @@ class _Bounded:
             # A status as it is; or the peer went away, and grpclib ends the call.
             raise
         except Exception as exc:
-            await _fail(stream, ModelBoxError(failure_text(exc, self._path)))
+            await _fail(stream, exc, self._path)
 
 
 def failure_text(error: Exception, what: str) -> str:
@@ -126,15 +122,23 @@ def failure_text(error: Exception, what: str) -> str:
     return f"the sidecar failed unexpectedly: see its log, request {request_id}"
 
 
-async def _fail(stream: Stream[Any, Any], error: ModelBoxError) -> None:
+def failure_of(error: Exception, what: str) -> Failure:
+    """How a call ends because of ``error``."""
+    if not isinstance(error, ModelBoxError):
+        error = ModelBoxError(failure_text(error, what))
     metadata: dict[str, str | bytes] = {ERROR_KEY: pack_error(error)}
     pause_s = retry_after_s(error)
     if pause_s is not None:
         metadata["retry-after"] = f"{pause_s:g}"
+    return Failure(status=int(statuses_of(error).grpc), text=error.message[:_MAX_TEXT], metadata=metadata)
+
+
+async def _fail(stream: Stream[Any, Any], error: Exception, what: str) -> None:
+    failure = failure_of(error, what)
     try:
         with anyio.fail_after(_STALL_S):
             await stream.send_trailing_metadata(
-                status=Status(int(statuses_of(error).grpc)), status_message=error.message[:_MAX_TEXT], metadata=metadata
+                status=Status(failure.status), status_message=failure.text, metadata=failure.metadata
             )
     except TimeoutError:
         _cut_off(stream)

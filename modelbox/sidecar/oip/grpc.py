@@ -8,6 +8,7 @@ with a text that says what to do instead.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -17,21 +18,25 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
 from modelbox._proto import inference as pb
-from modelbox._serving.grpc import Servable
+from modelbox._serving.codec import WireCodec
+from modelbox._serving.grpc import GrpcServer, Servable
+from modelbox._serving.guard import Limits
 from modelbox._serving.process import package_version
 from modelbox._serving.standard import health_service, reflection_services
+from modelbox._serving.unary import DirectServer
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import shown
 from modelbox.sidecar.service import InferenceService
 from modelbox.signature import TensorSpec
 
-from .calls import PeerStream, bounded, failure_text
+from .calls import PeerStream, bounded, failure_of, failure_text
 from .datatypes import datatype_of
 from .extensions import SERVER_NAME, extensions
 from .messages import (
     ModelInferRequest,
     ModelInferResponse,
     ModelStreamInferResponse,
+    decode_request,
     read_request,
     stream_failure,
     stream_response,
@@ -39,30 +44,32 @@ from .messages import (
 )
 from .shared_memory import SharedMemory
 
-__all__ = ("OpenInferenceAdapter", "make_handlers")
+__all__ = ("OpenInferenceAdapter", "make_server")
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _STREAM_CALLS = 64
 """Requests of one stream that may run or wait to be read at once; the next is read when the oldest answer is sent."""
 
 
-def make_handlers(service: InferenceService, memory: SharedMemory | None = None) -> list[Servable]:
+def make_server(service: InferenceService, limits: Limits, memory: SharedMemory | None) -> GrpcServer:
     """What the sidecar serves over gRPC: inference, and the health and reflection that tools expect of every server.
 
     Args:
         service: What runs the models; its limits say what clients may do.
-        memory: Registered shared memory, to be shared with HTTP; a registry of its own where None is given and clients
-            may use shared memory.
+        limits: What peers may do.
+        memory: Registered shared memory, shared with HTTP; None where clients may not use it.
     """
-    limits = service.limits
-    if memory is None and limits.shared_memory:
-        memory = SharedMemory()
-    adapter = OpenInferenceAdapter(
-        service, memory=memory if limits.shared_memory else None, repository=limits.repository_control
+    adapter = OpenInferenceAdapter(service, memory=memory, repository=service.limits.repository_control)
+    services: list[Servable] = [adapter, health_service(service.health, [adapter])]
+    return DirectServer(
+        services + reflection_services(services),
+        limits=limits,
+        codec=WireCodec(),
+        methods={_SERVICE + "ModelInfer": adapter.infer},
+        fail=partial(failure_of, what="ModelInfer"),
+        stall_s=service.limits.idle_timeout_s,
+        endless=("/grpc.health.", "/grpc.reflection."),
     )
-    services: list[Servable] = [adapter]
-    services.append(health_service(service.health, [adapter]))
-    return services + reflection_services(services)
 
 
 class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
@@ -90,6 +97,12 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
         return bounded(methods)
 
     # -- running
+
+    async def infer(self, message: bytes | memoryview, remaining_s: float | None) -> bytes:
+        """``ModelInfer``, from bytes to bytes; see `modelbox._serving.unary`."""
+        answer = await self._answer(decode_request(message), remaining_s)
+        encoded: bytes = answer.SerializeToString()
+        return encoded
 
     async def _infer(self, stream: PeerStream) -> None:
         message = await stream.recv_message()

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from modelbox.errors import InputError
+from modelbox.errors import InputError, InvalidError
 from modelbox.refs import shown
 from modelbox.sidecar.service import InferRequest, InferResponse, Parameter
 
@@ -34,6 +35,7 @@ __all__ = (
     "ModelInferRequest",
     "ModelInferResponse",
     "ModelStreamInferResponse",
+    "decode_request",
     "read_request",
     "stream_failure",
     "stream_response",
@@ -86,6 +88,18 @@ class Call:
     request: InferRequest
     typed: bool
     regions: Mapping[str, Region]
+
+
+def decode_request(data: bytes | memoryview) -> Any:
+    """A ``ModelInferRequest`` from its bytes.
+
+    Raises:
+        InvalidError: They are none.
+    """
+    try:
+        return ModelInferRequest.FromString(data)
+    except DecodeError as exc:
+        raise InvalidError(f"these {len(data)} bytes are not a valid ModelInferRequest message") from exc
 
 
 def read_request(message: Any, memory: Memory | None, *, began_ns: int = 0) -> Call:

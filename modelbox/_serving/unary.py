@@ -1,0 +1,612 @@
+"""Unary gRPC calls without the machinery of streams: for methods that are called often.
+
+HTTP/2 in Python costs 0.3 ms for one call, most of it in h2's and grpclib's objects for a stream that lives for one
+message each way. Here the frames of such a call are read and written directly: its headers are recognised by their
+bytes, its message is handed to an asynchronous function, the answer is one write. Everything else of the connection
+(settings, pings, other methods) goes to h2 and grpclib as before, frame by frame.
+
+What is shared with h2 stays consistent: the header table (all blocks are decoded in order; answers never change the
+peer's), the connection's windows, the highest stream. A stream belongs to one of both sides for its whole life.
+
+Invariants, beside those of `guard`: one call holds one message of at most ``max_message_bytes`` each way; a call ends
+when its peer neither sends the rest of its message nor reads its answer for ``stall_s``; a peer's calls, read or
+unread, are at most ``max_streams``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from base64 import b64encode
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from grpclib.metadata import Deadline, encode_grpc_message
+from grpclib.protocol import H2Protocol
+from grpclib.server import Handler
+from h2.connection import H2Connection
+from h2.exceptions import FlowControlError
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
+
+from .grpc import GrpcServer, Servable
+from .guard import GuardedProtocol, Limits
+
+__all__ = ("COMPRESSED", "DirectMethod", "DirectServer", "Failure")
+
+_LOG = logging.getLogger(__name__)
+
+DirectMethod = Callable[[bytes | memoryview, float | None], Coroutine[Any, Any, bytes]]
+"""Answers one message with one; the second argument is what is left of the caller's deadline, in seconds."""
+
+_PREFACE_BYTES = 24
+_FRAME = struct.Struct(">HBBBL")
+_PREFIX = struct.Struct(">BI")
+_DATA, _HEADERS, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 8, 9
+_END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_NO_ERROR, _REFUSED_STREAM, _PROTOCOL_ERROR, _ENHANCE_YOUR_CALM = 0, 7, 1, 11
+_MAX_WINDOW = (1 << 31) - 1
+_ID = (1 << 31) - 1
+_KNOWN_BLOCKS = 64
+_UNIMPLEMENTED = 12
+_MAX_DEBT = 1 << 20
+"""Bytes of errors and control frames for a peer that does not read, which no window holds back."""
+_WRITE_BYTES = 1 << 18
+
+COMPRESSED = (
+    "compressed messages are not taken: send them with grpc-encoding identity (tritonclient: no compression_algorithm)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How a call fails.
+
+    Attributes:
+        status: Of gRPC.
+        text: For the caller.
+        metadata: Trailers; bytes for keys that end with ``-bin``.
+    """
+
+    status: int
+    text: str
+    metadata: Mapping[str, str | bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a block of headers asks for."""
+
+    method: DirectMethod
+    timeout_s: float | None
+
+
+class _Headers(Decoder):
+    """A decoder that can be asked in advance, and knows blocks that it has seen.
+
+    A block means the same as long as no other block has added to the table of headers: then what it means is kept.
+    """
+
+    def __init__(self, read: Callable[[list[tuple[str, str]]], _Head | None], max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self._read = read
+        self._known: dict[bytes, _Head] = {}
+        self._ahead: Any = None
+
+    def look(self, block: bytes) -> _Head | None:
+        """What the block asks for; None for what is not ours: then `decode` answers for the same block once more."""
+        head = self._known.get(block)
+        if head is not None:
+            return head
+        entries = self.header_table.dynamic_entries
+        # Additions come first; of equal ones, a new one is another object.
+        count, newest = len(entries), entries[0] if entries else None
+        headers = super().decode(block, raw=True)
+        changed = len(entries) != count or (entries[0] if entries else None) is not newest
+        if changed:
+            self._known.clear()
+        try:
+            head = self._read([(name.decode(), value.decode()) for name, value in headers])
+        except ValueError:
+            head = None
+        if head is None:
+            self._ahead = headers
+        elif not changed and len(self._known) < _KNOWN_BLOCKS:
+            self._known[block] = head
+        return head
+
+    def decode(self, data: bytes, raw: bool = False) -> Any:
+        """For h2."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            return ahead
+        # Whatever this adds to the table, known blocks may mean something else afterwards.
+        self._known.clear()
+        return super().decode(data, raw)
+
+
+class _Call:
+    """One call."""
+
+    __slots__ = (
+        "answer",
+        "body",
+        "done",
+        "expected",
+        "head",
+        "moved_at",
+        "sent",
+        "stream_id",
+        "task",
+        "unacknowledged",
+        "window",
+    )
+
+    def __init__(self, stream_id: int, head: _Head, done: asyncio.Future[None], now: float) -> None:
+        self.stream_id = stream_id
+        self.head = head
+        self.done = done
+        self.moved_at = now
+        self.body: bytes | bytearray = b""
+        self.expected = -1
+        self.unacknowledged = 0
+        self.task: asyncio.Task[None] | None = None
+        self.answer: memoryview | None = None
+        self.sent = 0
+        # What window updates of this stream have added.
+        self.window = 0
+
+
+class _DirectProtocol(GuardedProtocol):
+    """One connection of a peer.
+
+    Args:
+        methods: By path.
+        fail: What becomes of an exception; logs it where nobody expected it.
+        stall_s: See the module.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        methods: Mapping[str, DirectMethod],
+        fail: Callable[[Exception], Failure],
+        stall_s: float,
+    ) -> None:
+        super().__init__(*arguments)
+        self._methods = methods
+        self._fail_with = fail
+        self._stall_s = stall_s
+        self._preface = _PREFACE_BYTES
+        self._rest = b""
+        self._continues = False
+        self._calls: dict[int, _Call] = {}
+        self._blocked: dict[int, _Call] = {}
+        self._debt = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # -- the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Says hello."""
+        super().connection_made(transport)
+        if self._dead:
+            return
+        h2 = self.connection._connection
+        headers = _Headers(self._read_head, h2.decoder.max_header_list_size)
+        headers.max_allowed_table_size = h2.decoder.max_allowed_table_size
+        h2.decoder = headers
+        self._headers = headers
+        self._h2: H2Connection = h2
+        # Kept here, as h2 forgets the connection's transport when it closes.
+        self._write: Callable[[bytes], None] = self.connection._transport.write
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Ends the peer's calls."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for call in tuple(self._calls.values()):
+            self._drop(call)
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        super().resume_writing()
+        self._debt = 0
+        self._unblock()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes: whole frames go to whom they concern."""
+        if self._preface:
+            start, data = data[: self._preface], data[self._preface :]
+            self._preface -= len(start)
+            self._feed(start)
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
+        max_frame = self._h2.max_inbound_frame_size if not self._dead else 0
+        while not self._dead and end - at >= 9:
+            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, at)
+            length = high << 8 | low
+            if length > max_frame:
+                _LOG.debug("a peer sent a frame of %d bytes", length)
+                self._abort()
+                return
+            after = at + 9 + length
+            if after > end:
+                break
+            stream_id &= _ID
+            if self._continues or not self._take(kind, flags, stream_id, data, at + 9, after):
+                if kind in (_HEADERS, _CONTINUATION):
+                    self._continues = not flags & _END_HEADERS
+                self._feed(data[at:after])
+                if self._blocked:
+                    # It may have been a window update, or settings that change windows.
+                    self._unblock()
+            at = after
+        self._rest = data[at:] if at < end else b""
+
+    def _take(self, kind: int, flags: int, stream_id: int, data: bytes, start: int, end: int) -> bool:
+        """Handles a frame of one of our calls; false if it is none."""
+        if kind == _DATA:
+            call = self._calls.get(stream_id)
+            if call is not None:
+                return self._take_data(call, flags, data, start, end)
+        elif kind == _HEADERS:
+            if stream_id > self._h2.highest_inbound_stream_id and stream_id & 1:
+                return flags == _END_HEADERS and self._open(stream_id, data[start:end])
+            call = self._calls.get(stream_id)
+            if call is not None:
+                # Trailers of a request: gRPC has none.
+                self._abort()
+                return True
+        elif kind == _RST_STREAM and stream_id in self._calls:
+            self._drop(self._calls[stream_id])
+            if not self.processor._resets.take():
+                self._flooded("stream resets")
+            return True
+        elif kind == _WINDOW_UPDATE and stream_id in self._calls and end - start == 4:
+            return self._widen(self._calls[stream_id], int.from_bytes(data[start:end], "big") & _ID)
+        # Streams that are over: h2 knows its own, the others were ours.
+        if not stream_id or not stream_id & 1 or kind not in (_DATA, _RST_STREAM, _WINDOW_UPDATE):
+            return False
+        h2 = self._h2
+        if stream_id > h2.highest_inbound_stream_id or stream_id in h2.streams or stream_id in h2._closed_streams:
+            return False
+        if kind == _DATA:
+            self._acknowledge(end - start)
+        elif kind == _RST_STREAM and not self.processor._resets.take():
+            self._flooded("stream resets")
+        return True
+
+    # -- requests
+
+    def _read_head(self, headers: list[tuple[str, str]]) -> _Head | None:
+        found = dict(headers)
+        method = self._methods.get(found.get(":path", ""))
+        if (
+            method is None
+            or found.get(":method") != "POST"
+            or found.get("te") != "trailers"
+            or found.get("content-type") not in ("application/grpc", "application/grpc+proto")
+            or not {":scheme", ":path", ":method"} <= found.keys()
+            or len(found) != len(headers)
+        ):
+            return None
+        # Malformed deadlines raise ValueError; grpclib answers them.
+        deadline = Deadline.from_headers(headers)
+        return _Head(method, deadline.time_remaining() if deadline is not None else None)
+
+    def _open(self, stream_id: int, block: bytes) -> bool:
+        try:
+            head = self._headers.look(block)
+        except HPACKError as exc:
+            _LOG.debug("a peer sent broken headers: %s", exc)
+            self._abort()
+            return True
+        if head is None:
+            return False
+        h2 = self._h2
+        h2.highest_inbound_stream_id = stream_id
+        if len(self._calls) + len(h2.streams) >= self._limits.max_streams:
+            self._reset(stream_id, _REFUSED_STREAM)
+            if not self.processor._resets.take():
+                self._flooded("calls beyond the limit")
+            return True
+        loop = self._loop
+        call = _Call(stream_id, head, loop.create_future(), loop.time())
+        self._calls[stream_id] = call
+        # A stop of the server waits for it.
+        handler = cast(Handler, self.handler)
+        handler._tasks[cast(Any, call)] = cast(Any, call.done)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._stall_s / 4, self._sweep)
+        return True
+
+    def _take_data(self, call: _Call, flags: int, data: bytes, start: int, end: int) -> bool:
+        self._acknowledge(end - start)
+        if self._dead:
+            return True
+        if call.task is not None:
+            # Data after the end of the stream.
+            self._abort()
+            return True
+        call.unacknowledged += end - start
+        if flags & _PADDED and end > start:
+            padding = data[start] + 1
+            if padding > end - start:
+                self._abort()
+                return True
+            start, end = start + 1, end - padding + 1
+        if not call.body:
+            call.body = data[start:end]
+        else:
+            if type(call.body) is bytes:
+                call.body = bytearray(call.body)
+            call.body += memoryview(data)[start:end]
+        call.moved_at = self._loop.time()
+        size = len(call.body) - 5
+        if call.expected < 0 <= size and not self._begin(call):
+            return True
+        if 0 <= call.expected < size:
+            self._fail(call, InvalidError("a unary call takes one message"))
+        elif flags & _END_STREAM:
+            if size == call.expected and size >= 0:
+                message = call.body[5:] if type(call.body) is bytes else memoryview(call.body)[5:]
+                call.body = b""
+                call.task = self._loop.create_task(self._run(call, message), name="unary call")
+            else:
+                what = "ended in the middle of its message" if call.body else "has no message"
+                self._fail(call, InvalidError(f"the call {what}"))
+        elif call.unacknowledged >= self._limits.stream_window_bytes >> 1:
+            self._update_window(call.stream_id, call.unacknowledged)
+            call.unacknowledged = 0
+        return True
+
+    def _begin(self, call: _Call) -> bool:
+        """Reads the message's prefix; false when the call failed."""
+        compressed, call.expected = _PREFIX.unpack_from(call.body)
+        allowed = self._limits.max_message_bytes
+        if compressed:
+            self._fail_as(call, Failure(status=_UNIMPLEMENTED, text=COMPRESSED))
+            return False
+        if call.expected > allowed:
+            text = f"a message of {call.expected} bytes, more than the {allowed} allowed"
+            self._fail(call, LimitError(text, max_message_bytes=allowed))
+            return False
+        return True
+
+    async def _run(self, call: _Call, message: bytes | memoryview) -> None:
+        try:
+            answer = await call.head.method(message, call.head.timeout_s)
+        except Exception as exc:
+            self._fail(call, exc)
+        else:
+            if call.stream_id in self._calls:
+                self._answer(call, answer)
+
+    # -- answers
+
+    def _answer(self, call: _Call, answer: bytes) -> None:
+        size = len(answer) + 5
+        h2 = self._h2
+        if size <= h2.max_outbound_frame_size and not self._blocked and size <= self._room(call):
+            h2.outbound_flow_control_window -= size
+            stream_id = call.stream_id
+            self._write(
+                b"".join(
+                    (
+                        _FRAME.pack(0, len(_ANSWER_HEAD), _HEADERS, _END_HEADERS, stream_id),
+                        _ANSWER_HEAD,
+                        _FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, stream_id),
+                        _PREFIX.pack(0, len(answer)),
+                        answer,
+                        _FRAME.pack(0, len(_ANSWER_TAIL), _HEADERS, _END_HEADERS | _END_STREAM, stream_id),
+                        _ANSWER_TAIL,
+                    )
+                )
+            )
+            self._close(call)
+            return
+        self._tell(_FRAME.pack(0, len(_ANSWER_HEAD), _HEADERS, _END_HEADERS, call.stream_id) + _ANSWER_HEAD)
+        call.answer = memoryview(_PREFIX.pack(0, len(answer)) + answer)
+        self._blocked[call.stream_id] = call
+        self._unblock()
+
+    def _room(self, call: _Call) -> int:
+        """Bytes that the peer takes of this answer now."""
+        if not self.connection.write_ready.is_set():
+            return 0
+        h2 = self._h2
+        own = h2.remote_settings.initial_window_size + call.window - call.sent
+        return min(own, h2.outbound_flow_control_window)
+
+    def _unblock(self) -> None:
+        """Sends what the windows allow of the answers that wait."""
+        for call in tuple(self._blocked.values()):
+            while not self._dead and (room := self._room(call)) > 0:
+                if self._send_part(call, min(room, _WRITE_BYTES)):
+                    self._close(call)
+                    break
+
+    def _send_part(self, call: _Call, room: int) -> bool:
+        """Sends up to ``room`` bytes of an answer; true when that was the rest."""
+        answer = call.answer
+        assert answer is not None
+        h2 = self._h2
+        chunk = answer[call.sent : call.sent + room]
+        h2.outbound_flow_control_window -= len(chunk)
+        call.sent += len(chunk)
+        call.moved_at = self._loop.time()
+        frame = h2.max_outbound_frame_size
+        parts: list[bytes | memoryview] = []
+        for at in range(0, len(chunk), frame):
+            piece = chunk[at : at + frame]
+            parts += (_FRAME.pack(len(piece) >> 8, len(piece) & 0xFF, _DATA, 0, call.stream_id), piece)
+        over = call.sent == len(answer)
+        if over:
+            parts += (
+                _FRAME.pack(0, len(_ANSWER_TAIL), _HEADERS, _END_HEADERS | _END_STREAM, call.stream_id),
+                _ANSWER_TAIL,
+            )
+        self._write(b"".join(parts))
+        return over
+
+    def _widen(self, call: _Call, increment: int) -> bool:
+        call.window += increment
+        own = self._h2.remote_settings.initial_window_size + call.window - call.sent
+        if not increment or own > _MAX_WINDOW:
+            self._reset(call.stream_id, _PROTOCOL_ERROR)
+            self._drop(call)
+        elif self._blocked:
+            self._unblock()
+        return True
+
+    def _fail(self, call: _Call, error: Exception) -> None:
+        self._fail_as(call, self._fail_with(error))
+
+    def _fail_as(self, call: _Call, failure: Failure) -> None:
+        if call.stream_id not in self._calls:
+            return
+        block = bytearray(_ANSWER_HEAD)
+        block += _literal("grpc-status", str(failure.status))
+        block += _literal("grpc-message", encode_grpc_message(failure.text))
+        for key, value in failure.metadata.items():
+            plain = b64encode(value).rstrip(b"=").decode() if isinstance(value, bytes) else value
+            block += _literal(key, plain)
+        size = len(block)
+        self._tell(
+            _FRAME.pack(size >> 8, size & 0xFF, _HEADERS, _END_HEADERS | _END_STREAM, call.stream_id) + bytes(block)
+        )
+        if call.task is None:
+            # The rest of the message is not wanted.
+            self._reset(call.stream_id, _NO_ERROR)
+        self._close(call)
+
+    # -- ends
+
+    def _close(self, call: _Call) -> None:
+        """Forgets a call."""
+        self._calls.pop(call.stream_id, None)
+        self._blocked.pop(call.stream_id, None)
+        cast(Handler, self.handler)._tasks.pop(cast(Any, call), None)
+        if not call.done.done():
+            call.done.set_result(None)
+
+    def _drop(self, call: _Call) -> None:
+        """Ends a call of which nobody wants to know any more."""
+        self._close(call)
+        if call.task is not None:
+            call.task.cancel()
+
+    def _sweep(self) -> None:
+        """Ends calls whose peer keeps them waiting."""
+        self._sweeper = None
+        if not self._calls or self._dead:
+            return
+        late = self._loop.time() - self._stall_s
+        for call in tuple(self._calls.values()):
+            if call.moved_at > late:
+                continue
+            if call.answer is not None:
+                _LOG.info("cut off a reader of a gRPC call that does not read")
+                if not self.connection.write_ready.is_set():
+                    self._abort()
+                    return
+                self._reset(call.stream_id, _ENHANCE_YOUR_CALM)
+                self._drop(call)
+            elif call.task is None:
+                self._fail(call, DeadlineExceeded(f"the message did not come within {self._stall_s:g} s"))
+        self._sweeper = self._loop.call_later(self._stall_s / 4, self._sweep)
+
+    # -- frames
+
+    def _acknowledge(self, size: int) -> None:
+        """Accounts for received data, and gives the peer's window back."""
+        if not size:
+            return
+        window = self._h2._inbound_flow_control_window_manager
+        try:
+            window.window_consumed(size)
+        except FlowControlError:
+            self._abort()
+            return
+        increment = window.process_bytes(size)
+        if increment:
+            self._update_window(0, increment)
+
+    def _update_window(self, stream_id: int, increment: int) -> None:
+        self._tell(_FRAME.pack(0, 4, _WINDOW_UPDATE, 0, stream_id) + increment.to_bytes(4, "big"))
+
+    def _reset(self, stream_id: int, code: int) -> None:
+        self._tell(_FRAME.pack(0, 4, _RST_STREAM, 0, stream_id) + code.to_bytes(4, "big"))
+
+    def _tell(self, data: bytes) -> None:
+        """Writes what no window holds back; not without end to a peer that does not read."""
+        if not self.connection.write_ready.is_set():
+            self._debt += len(data)
+            if self._debt > _MAX_DEBT:
+                self._flooded("calls whose answers nobody reads")
+                return
+        self._write(data)
+
+
+def _length(size: int) -> bytes:
+    """A length as HPACK writes it, with a prefix of seven bits."""
+    if size < 127:
+        return bytes((size,))
+    out = bytearray((127,))
+    size -= 127
+    while size >= 128:
+        out.append(size & 127 | 128)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
+def _literal(name: str, value: str) -> bytes:
+    """A header that no table remembers."""
+    return b"\0" + _length(len(name)) + name.encode() + _length(len(value.encode())) + value.encode()
+
+
+_ANSWER_HEAD = b"\x88" + _literal("content-type", "application/grpc+proto")
+"""``:status 200`` from the static table, and the type."""
+_ANSWER_TAIL = _literal("grpc-status", "0")
+
+
+class DirectServer(GrpcServer):
+    """A `GrpcServer` with methods that are answered directly.
+
+    Args:
+        services: What else is served; for paths in ``methods``, too, where a call is unusual.
+        limits: What peers may do.
+        codec: Of ``services``.
+        methods: By path.
+        fail: What becomes of an exception of theirs; logs it where nobody expected it.
+        stall_s: How long a peer may keep a call waiting, seconds.
+        endless: See `GrpcServer`.
+    """
+
+    def __init__(
+        self,
+        services: Collection[Servable],
+        *,
+        limits: Limits,
+        codec: Any,
+        methods: Mapping[str, DirectMethod],
+        fail: Callable[[Exception], Failure],
+        stall_s: float = 60.0,
+        endless: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(services, limits=limits, codec=codec, endless=endless)
+        self._direct = {"methods": dict(methods), "fail": fail, "stall_s": stall_s}
+
+    def _make_protocol(self, handler: Handler) -> H2Protocol:
+        return _DirectProtocol(
+            handler, self._config, self._h2_config, self._limits, self._table, **cast(Any, self._direct)
+        )
