@@ -35,7 +35,7 @@ from .inputs import Feed
 from .pool import Pool, available_cores
 from .stats import Outcome
 
-__all__ = ("DirectCall", "Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
+__all__ = ("DirectCall", "JoinedPrediction", "Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
 
 
 class Mode(StrEnum):
@@ -82,6 +82,12 @@ class Prediction(dict[str, np.ndarray[Any, np.dtype[Any]]]):
     __slots__ = ("version",)
 
     version: ModelVersion
+
+
+class JoinedPrediction(Prediction):
+    """The answer to a call that went through the batching path, whether or not it found company there."""
+
+    __slots__ = ()
 
 
 class DirectCall(Waiter[list[Any]], Protocol):
@@ -296,7 +302,7 @@ class Runner:
             collector.discard(entry)
             _record_failure(generation, exc, start_ns)
             raise
-        return _prediction(generation, outputs)
+        return _prediction(generation, outputs, JoinedPrediction)
 
     def start(self, inputs: Mapping[str, Any], call: DirectCall) -> bool:
         """Starts a call without a task, for a program that serves many: ``call`` is told the outcome.
@@ -534,8 +540,8 @@ class Lease:
         self.__exit__(kind, exc, trace)
 
 
-def _prediction(generation: Generation, outputs: list[Any]) -> Prediction:
-    prediction = Prediction(zip(generation.output_names, outputs, strict=True))
+def _prediction(generation: Generation, outputs: list[Any], kind: type[Prediction] = Prediction) -> Prediction:
+    prediction = kind(zip(generation.output_names, outputs, strict=True))
     prediction.version = generation.version
     return prediction
 

@@ -20,7 +20,7 @@ import anyio.to_thread
 from modelbox.errors import DeadlineExceeded, InputError, InvalidError, ModelBoxError, NotFoundError, ServerBusy
 from modelbox.loader.generation import Generation
 from modelbox.loader.pool import available_cores
-from modelbox.loader.runner import Mode, Prediction, RunnerOptions
+from modelbox.loader.runner import JoinedPrediction, Mode, Prediction, RunnerOptions
 from modelbox.loader.stats import CallStats
 from modelbox.model import LiveModel
 from modelbox.objects import ModelVersion
@@ -177,9 +177,7 @@ class ServedModel:
         took_ns = perf_counter_ns() - start_ns
         tally = self.tallies.get(prediction.version.version) or self._tally(prediction.version)
         tally.queue_ns += queued_ns
-        generation = self._generation()
-        alone = generation is not None and (not generation.batching or generation.average_ns < self._alone_below_ns)
-        tally.add(took_ns, rows_of(inputs), alone=alone)
+        tally.add(took_ns, rows_of(inputs), alone=type(prediction) is not JoinedPrediction)
         if began_ns:
             tally.decode_ns += start_ns - began_ns
         if key is not None and self._cache is not None:

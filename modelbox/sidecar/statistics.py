@@ -1,8 +1,9 @@
 """What the protocol's statistics say of each version: counts and times of its calls.
 
 Owns the sums that the loader's own statistics do not have (rows, cache, the adapters' part of a call) and the form of
-the answer. Times are cumulative since the sidecar started, in nanoseconds; sums are never approximated: what a run of
-joined calls took is known from the loader, by its number of rows.
+the answer. Times are cumulative since the sidecar started, in nanoseconds. Calls over the Unix socket are not the
+protocol's and not counted here (``/metrics`` has them all); only where they share a run with the protocol's calls, that
+run and its waiting are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from modelbox.loader.stats import CallStats, Outcome
+from modelbox.loader.stats import CallStats
 
 __all__ = ("VersionTally", "rows_of")
 
@@ -41,6 +42,7 @@ class VersionTally:
     __slots__ = (
         "_alone",
         "_last_ns",
+        "_unsized",
         "decode_ns",
         "encode_ns",
         "failed",
@@ -64,6 +66,7 @@ class VersionTally:
         self.hits = self.hit_ns = self.misses = self.miss_ns = self.decode_ns = self.encode_ns = 0
         self._last_ns = 0
         self._alone: dict[int, list[int]] = {}
+        self._unsized = 0
 
     def add(self, took_ns: int, rows: int, *, alone: bool) -> None:
         """One call that was run and answered; ``alone`` if its run was for it only."""
@@ -75,6 +78,8 @@ class VersionTally:
             if runs is not None:
                 runs[0] += 1
                 runs[1] += took_ns
+            else:
+                self._unsized += 1
         self.ok_ns += took_ns
         self.rows += rows
         self._last_ns = time.time_ns()
@@ -98,20 +103,17 @@ class VersionTally:
         ran = self.ok - self.hits
         waited_ns = self.queue_ns + round(run.queue_s.sum * 1e9)
         infer_ns = max(self.ok_ns - self.hit_ns - waited_ns, 0)
-        joined = run.batch_size
         by_rows = {rows: list(runs) for rows, runs in self._alone.items()}
         for rows, (count, ns) in self.run.joined_runs().items():
             runs = by_rows.setdefault(rows, [0, 0])
             runs[0] += count
             runs[1] += ns
-        # Calls that were not joined are a run each; so are those of a batch that had to run alone.
-        executions = run.duration_s[Outcome.OK].count - round(joined.sum) + joined.count
         return {
             "name": name,
             "version": str(self.version),
             "last_inference": self._last_ns // 1_000_000,
             "inference_count": self.rows,
-            "execution_count": max(executions, 0),
+            "execution_count": sum(count for count, _ in by_rows.values()) + self._unsized,
             "inference_stats": {
                 "success": _pair(self.ok, self.ok_ns + self.decode_ns + self.encode_ns),
                 "fail": _pair(self.failed, self.failed_ns),
