@@ -85,3 +85,14 @@ def endless_loop() -> bytes:
         [numpy_helper.from_array(np.array(2**62, np.int64), "trips"), numpy_helper.from_array(np.array(True), "start")],
     )
     return _model(graph)
+
+
+def same_text() -> bytes:
+    """``same = text`` on string[count]."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["text"], ["same"])],
+        "text",
+        [helper.make_tensor_value_info("text", TensorProto.STRING, ["count"])],
+        [helper.make_tensor_value_info("same", TensorProto.STRING, ["count"])],
+    )
+    return _model(graph)

@@ -401,7 +401,7 @@ class Connection:
         else:
             prediction = Prediction(layout.read(body, end))
         if layout.size >= SHARED_FROM or call.caller.answer_bytes:
-            call.caller.answer_bytes = layout.size if layout.size >= SHARED_FROM else 0
+            call.caller.answer_bytes = _expected(call.caller.answer_bytes, layout.size)
         if call.held is not None or call.into is not None:
             self._give_back(call)
         call.version = version
@@ -422,9 +422,11 @@ class Connection:
         self._give_back(call)
         if call.waiter.done():
             return
-        if flags & Flag.TOO_LARGE and not call.caller.answer_bytes and isinstance(error.fields.get("size_bytes"), int):
+        needed = error.fields.get("size_bytes")
+        if flags & Flag.TOO_LARGE and isinstance(needed, int) and call.attempts < MAX_ATTEMPTS:
             # The same again, with memory that the answer fits into.
-            call.caller.answer_bytes = error.fields["size_bytes"]  # type: ignore[assignment]
+            call.caller.answer_bytes = max(needed, call.caller.answer_bytes)
+            call.attempts += 1
             self.submit(call)
             return
         if flags & Flag.GONE and call.attempts < MAX_ATTEMPTS:
@@ -649,6 +651,14 @@ class Link:
             else:
                 waiting.append(call)
         self._held = waiting
+
+
+def _expected(before: int, size: int) -> int:
+    """How much memory the next answer gets, by what the answers before it had; 0 for none."""
+    if size >= before:
+        return size if size >= SHARED_FROM else 0
+    after = before // 2 if size < before // 4 else before
+    return after if after >= SHARED_FROM else 0
 
 
 def no_sidecar(path: SidecarAddress, trouble: str, waited_s: float) -> Unavailable:

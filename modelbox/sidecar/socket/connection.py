@@ -35,7 +35,7 @@ from modelbox._frames import (
     json_frame,
     small_frame,
 )
-from modelbox._tensors import Layout, Packer, parse_layout
+from modelbox._tensors import Layout, Packer, parse_layout, parts_of
 from modelbox.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -505,23 +505,22 @@ class Connection:
         packer = known.packer
         if packer.plain:
             layout = packer.layout(outputs)
-            words, number = len(layout.raw) >> 3, known.number
-            if layout.size < _SHARED_FROM or not into:
-                size = HEADER_BYTES + len(layout.raw) + layout.size
-                if size > MAX_FRAME_BYTES:
-                    raise _TooLarge(layout.size)
-                head = HEADER.pack(size, Kind.RESULT, 0, words, id_, number)
-                if len(outputs) == 1 and not layout.size & 7:
-                    self._write(b"".join((head, layout.raw, outputs[0].tobytes())))
-                else:
-                    self._write(b"".join([head, layout.raw, *packer.pack(outputs)[1]]))
-                return
-            memory = self._segments.get(into)
-            if layout.size > len(memory):
+            raw, number = layout.raw, known.number
+            if into and layout.size >= _SHARED_FROM:
+                memory = self._segments.get(into)
+                if layout.size <= len(memory):
+                    layout.write(outputs, memory)
+                    size = HEADER_BYTES + len(raw)
+                    self._write(HEADER.pack(size, Kind.RESULT, Flag.SHARED, len(raw) >> 3, id_, number) + raw)
+                    return
+            size = HEADER_BYTES + len(raw) + layout.size
+            if size > MAX_FRAME_BYTES:
                 raise _TooLarge(layout.size)
-            layout.write(outputs, memory)
-            head = HEADER.pack(HEADER_BYTES + len(layout.raw), Kind.RESULT, Flag.SHARED, words, id_, number)
-            self._write(head + layout.raw)
+            head = HEADER.pack(size, Kind.RESULT, 0, len(raw) >> 3, id_, number)
+            if len(outputs) == 1 and not layout.size & 7:
+                self._write(b"".join((head, raw, outputs[0].tobytes())))
+            else:
+                self._write(b"".join([head, raw, *parts_of(layout, outputs)]))
             return
         raw, parts = packer.pack(outputs)
         data = b"".join(parts)
