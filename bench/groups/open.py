@@ -83,7 +83,7 @@ async def _measure(run: Run) -> dict[str, Series]:
                 return [await _load(client, derived)]
 
             return await interleave(
-                {"bare": bare, "first": first, "again": again}, rounds=run.choose(30, 2), warm_up=2, seed=SEED
+                {"bare": bare, "first": first, "again": again}, rounds=run.choose(15, 2), warm_up=2, seed=SEED
             )
 
 

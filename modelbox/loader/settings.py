@@ -54,5 +54,5 @@ class LoaderSettings:
     retry_max_s: float = 3600.0
     heartbeat_s: float = 30.0
     keep_optimised: bool = True
-    optimise_after_s: float = 5.0
+    optimise_after_s: float = 1.0
     informer: InformerSettings = field(default_factory=InformerSettings)
