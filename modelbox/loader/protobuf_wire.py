@@ -55,12 +55,18 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
     Raises:
         ModelInvalid: The bytes are not a protobuf message.
     """
+    raw = data.bytes
     position = start
     while position < end:
         data.left -= 1
         if data.left < 0:
             raise broken(position, "more fields than any model has")
-        tag, position = varint(data, position, end)
+        # Nearly all tags and lengths have one byte: no call for those.
+        tag = raw[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = varint(data, position, end)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
             raise broken(position, f"field number {number}")
@@ -68,7 +74,11 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
             value, stop = varint(data, position, end)
             yield Field(number, wire, value, position, stop)
         elif wire == BYTES:
-            size, position = varint(data, position, end)
+            size = raw[position] if position < end else 0x80
+            if size < 0x80:
+                position += 1
+            else:
+                size, position = varint(data, position, end)
             stop = position + size
             if stop > end:
                 raise broken(position, f"{size} bytes announced, {end - position} left")
