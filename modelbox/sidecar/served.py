@@ -85,6 +85,7 @@ class ServedModel:
         self.gate = Gate(self.name, max_waiting=max_queue, width=_FAST_WIDTH, drain_s=self._drain_s)
         self._alone_below_ns = runner_options.batch_above_s * 1e9
         self._cache = cache
+        self._at_once = False
         self._image_of: ModelVersion | None = None
         self._image: ImageInput | None = None
         self._wake = asyncio.Event()
@@ -132,7 +133,8 @@ class ServedModel:
 
         Cancellation: a call that waits leaves the queue; one that runs ends unseen.
         """
-        if timeout is None:
+        # What runs on the loop without waiting cannot be interrupted, so it needs no timer either.
+        if timeout is None or (timeout > 0 and self._at_once and self.gate.open):
             return await self._predict(inputs, priority, began_ns)
         if timeout > 0:
             with anyio.move_on_after(timeout):
@@ -164,7 +166,7 @@ class ServedModel:
             try:
                 version = live.info
                 if version is not self._image_of:
-                    self._read_image(version)
+                    self._meet(version)
                 if self._image is not None and is_encoded(inputs.get(self._image.name)):
                     inputs = await self._decode_images(self._image, inputs)
                 prediction = await live.predict(inputs)
@@ -263,11 +265,13 @@ class ServedModel:
         generation = self._generation()
         if generation is None:
             return
+        self._at_once = False
         if generation.batching and generation.average_ns >= self._alone_below_ns:
             # One batch for each thread, and the next one being collected.
             self.gate.width = (self._threads + 1) * self._options.max_batch
         elif self._options.mode is not Mode.POOL and generation.average_ns < self._options.inline_below_s * 1e9:
             self.gate.width = _FAST_WIDTH
+            self._at_once = self._image is None
         elif self._options.mode is Mode.INLINE:
             self.gate.width = 1
         else:
@@ -306,13 +310,16 @@ class ServedModel:
                 del self.tallies[oldest]
         return tally
 
-    def _read_image(self, version: ModelVersion) -> None:
+    def _meet(self, version: ModelVersion) -> None:
+        """Notes what is particular to a version, with its first call."""
         assert self.live is not None
         self._image_of, self._image = version, None
         try:
             self._image = read_image_input(version.metadata, self.live.signature)
         except InvalidError as exc:
             _LOG.warning("%s version %d takes no images: %s", self.name, version.version, exc)
+        # It may be slower or faster than the one before.
+        self.tune()
 
     async def _decode_images(self, image: ImageInput, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         decoded = await anyio.to_thread.run_sync(image.decode, inputs[image.name])

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -155,6 +156,39 @@ def test_a_watch_of_the_health_does_not_hold_up_the_stop(
             with pytest.raises(grpc.RpcError):
                 for _ in watch:
                     pass
+
+
+def test_an_idle_inference_stream_does_not_hold_up_the_stop(
+    server: ServerProcess, tmp_path: Path, publish: Publish
+) -> None:
+    publish(server, "acme/tiny", add_constant(1.0))
+    answers: SimpleQueue[Any] = SimpleQueue()
+    with SidecarProcess(tmp_path, server.url, "acme/tiny") as sidecar:
+        client = tritonclient.grpc.InferenceServerClient(sidecar.grpc_address)
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+        client.async_stream_infer("tiny", [tensor])
+        result, error = answers.get(timeout=10)
+        assert error is None
+        assert result.as_numpy("y").tolist() == [[1, 1, 1, 1]]
+        began = time.monotonic()
+        assert sidecar.terminate() == 0
+        assert time.monotonic() - began < 10
+        client.close()
+
+
+def test_every_metric_is_documented(server: ServerProcess, tmp_path: Path, publish: Publish) -> None:
+    publish(server, "acme/tiny", add_constant(1.0))
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    with SidecarProcess(tmp_path, server.url, "acme/tiny", prediction_cache_mb=1) as sidecar:
+        infer(sidecar, "tiny", [[0, 0, 0, 0]])
+        infer(sidecar, "tiny", [[0, 0, 0, 0]])
+        text = metrics_of(sidecar)
+    assert metric(text, "modelbox_sidecar_prediction_cache_requests_total", outcome="hit") == 1
+    own = set(re.findall(r"^(modelbox_(?:sidecar_\w+|http_\w+|grpc_\w+|socket_\w+))", text, re.MULTILINE))
+    assert len(own) > 8
+    assert [name for name in sorted(own) if f"`{name}`" not in page] == []
 
 
 def test_a_second_signal_ends_it_at_once(server: ServerProcess, tmp_path: Path, publish: Publish) -> None:

@@ -8,6 +8,7 @@ with a text that says what to do instead.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncGenerator
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
@@ -85,6 +86,9 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
         self._service = service
         self._memory = memory
         self._repository = repository
+        self._listening: set[anyio.CancelScope] = set()
+        self._draining = False
+        service.on_drain(self._end_streams)
 
     def __mapping__(self) -> dict[str, Handler]:
         """All methods, behind the boundary."""
@@ -122,7 +126,7 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
                 send, receive = anyio.create_memory_object_stream[_Slot](_STREAM_CALLS)
                 tasks.start_soon(_send_answers, receive, stream, name="answers of a stream")
                 with send:
-                    async for message in stream:
+                    async for message in self._until_drain(stream):
                         slot = _Slot()
                         await send.send(slot)
                         tasks.start_soon(self._fill, slot, message, stream.remaining_s, name="a call of a stream")
@@ -131,6 +135,24 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from group
+
+    async def _until_drain(self, stream: PeerStream) -> AsyncGenerator[Any]:
+        """The requests of a stream; a sidecar that stops ends it as if the peer had, once nothing is on its way."""
+        while not self._draining:
+            with anyio.CancelScope() as scope:
+                self._listening.add(scope)
+                try:
+                    message = await stream.find_message()
+                finally:
+                    self._listening.discard(scope)
+            if scope.cancelled_caught or message is None:
+                return
+            yield message
+
+    def _end_streams(self) -> None:
+        self._draining = True
+        for scope in tuple(self._listening):
+            scope.cancel()
 
     async def _fill(self, slot: _Slot, message: Any, remaining_s: float | None) -> None:
         try:
