@@ -298,7 +298,8 @@ class GuardedProtocol(H2Protocol):
             # h2 looks at a frame's length only when the whole frame is there, be it 16 MiB.
             if len(connection._connection.incoming_buffer._data) > connection._connection.max_inbound_frame_size + 9:
                 raise ProtocolError("a frame longer than allowed")
-        except ProtocolError as exc:
+        except (ProtocolError, UnicodeDecodeError) as exc:
+            # h2 reads some headers as ASCII before it looks whether they are.
             _LOG.debug("a peer broke the HTTP/2 protocol: %s", exc)
             # The rest of the clean-up comes with the loss of the connection.
             self._abort()
