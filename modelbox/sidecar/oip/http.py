@@ -12,6 +12,7 @@ Concurrency: belongs to one event loop of asyncio.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,7 +24,9 @@ import anyio.abc
 from aiohttp import web
 from anyio import AsyncContextManagerMixin
 
-from modelbox.errors import DeadlineExceeded, LimitError
+from modelbox._serving.hello import HelloWatch
+from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
+from modelbox.refs import shown
 
 from .http_connection import KEEPALIVE_S, LEAST_BYTES_PER_S, LINGER_S, Connection, Head, State, too_large
 from .routes import HttpAnswer, HttpRequest, Routes, failure
@@ -31,6 +34,10 @@ from .routes import HttpAnswer, HttpRequest, Routes, failure
 __all__ = ("HttpServer",)
 
 _SWEEP_S = 1.0
+
+# aiohttp logs every piece of garbage that a peer sends with a traceback. What goes wrong here is logged by `Routes`.
+_UNUSUAL_LOG = logging.getLogger(__name__ + ".unusual")
+_UNUSUAL_LOG.addFilter(lambda record: record.levelno >= logging.CRITICAL)
 
 
 class HttpServer(AsyncContextManagerMixin):
@@ -64,6 +71,7 @@ class HttpServer(AsyncContextManagerMixin):
         self.plain: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._ended = anyio.Event()
+        self._hello = HelloWatch(idle_timeout_s)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[HttpServer]:
@@ -71,6 +79,7 @@ class HttpServer(AsyncContextManagerMixin):
         self.other = web.Server(
             self._answer_other,
             access_log=None,
+            logger=_UNUSUAL_LOG,
             auto_decompress=False,
             handler_cancellation=True,
             keepalive_timeout=KEEPALIVE_S,
@@ -135,13 +144,15 @@ class HttpServer(AsyncContextManagerMixin):
             self.date = formatdate(usegmt=True)
             for connection in tuple(self.plain):
                 connection.check_time()
+            self._hello.sweep(self.other)
 
     # -- what is not plain
 
     async def _answer_other(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._hello.greet(request)
         try:
             body = await self._read_other(request)
-        except (LimitError, DeadlineExceeded) as exc:
+        except ModelBoxError as exc:
             response = _other_response(failure(exc))
             response.force_close()
             return response
@@ -151,11 +162,19 @@ class HttpServer(AsyncContextManagerMixin):
         method = "GET" if request.method == "HEAD" else request.method
         answer = await self.routes.answer(HttpRequest(method, request.rel_url.raw_path, headers, body))
         response = _other_response(answer)
-        if self.draining:
-            response.force_close()
+        # aiohttp gives the head of a next request all the time in the world.
+        response.force_close()
         return response
 
     async def _read_other(self, request: web.BaseRequest) -> bytearray:
+        if request.content_length is not None and request.content_length > self.max_body_bytes:
+            raise too_large(self.max_body_bytes)
+        if "Expect" in request.headers:
+            if request.headers["Expect"].lower() != "100-continue":
+                raise InvalidError(f"the expectation {shown(request.headers['Expect'])} cannot be met")
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # Which is not part of the answer.
+            request.writer.output_size = 0
         body = bytearray()
         chunks = request.content.iter_any()
         allowed_s = self.idle_timeout_s
@@ -164,7 +183,10 @@ class HttpServer(AsyncContextManagerMixin):
             left_s = began + allowed_s + len(body) / LEAST_BYTES_PER_S - time.monotonic()
             chunk: bytes | None = None
             with anyio.move_on_after(max(left_s, 0.0)) as scope:
-                chunk = await _next_chunk(chunks)
+                try:
+                    chunk = await _next_chunk(chunks)
+                except web.RequestPayloadError as exc:
+                    raise InvalidError(f"the request's body cannot be read: {exc}") from exc
             if scope.cancelled_caught:
                 raise DeadlineExceeded("the request's body did not come in time")
             if chunk is None:

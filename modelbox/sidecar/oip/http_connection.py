@@ -3,7 +3,7 @@
 Plain requests, which is what the clients of model servers send, are read here: one pass over the head by a strict
 pattern, then ``Content-Length`` bytes. That costs a quarter of what a general server does for the same request.
 Whatever is not plain (chunked bodies, ``Expect``, ``Upgrade``, HTTP/1.0, repeated or malformed fields ...) is never
-interpreted: its connection is handed to aiohttp before a byte of the request was taken, and stays there.
+interpreted: its connection is handed to aiohttp before a byte of the request was taken, and ends with its answer.
 
 Invariants: one request at a time is in work; the next one is read when the peer has taken the answer. What a peer can
 make us hold is bounded: a head, a body, one answer. A peer that is gone cancels its call.
