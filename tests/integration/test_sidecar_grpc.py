@@ -242,6 +242,8 @@ def test_statistics_count_what_was_done(client: Any) -> None:
     assert after.inference_stats.success.count - before.inference_stats.success.count == 3
     assert after.inference_count - before.inference_count == 6
     assert after.last_inference > 1e12
+    for part in ("compute_input", "compute_infer", "compute_output"):
+        assert getattr(after.inference_stats, part).ns > getattr(before.inference_stats, part).ns
     assert len(client.get_inference_statistics().model_stats) >= 3
     with pytest.raises(InferenceServerException) as caught:
         client.get_inference_statistics("acme/none")

@@ -117,7 +117,11 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
         request = call.request
         if remaining_s is not None and (request.timeout_s is None or remaining_s < request.timeout_s):
             request.timeout_s = remaining_s
-        return write_response(await self._service.infer(request), call, self._memory)
+        response = await self._service.infer(request)
+        begun_ns = perf_counter_ns()
+        answer = write_response(response, call, self._memory)
+        self._service.record_encoding(response, perf_counter_ns() - begun_ns)
+        return answer
 
     async def _stream_infer(self, stream: PeerStream) -> None:
         """Answers requests in their order, while later ones run already."""
