@@ -26,6 +26,7 @@ GROUPS: dict[str, str] = {
     "open": "load with everything in the cache against opening the file",
     "cold": "load with an empty cache against receiving and writing the bytes",
     "artifacts": "upload and download of one large file, and memory on both sides",
+    "sidecar": "calls through a sidecar's Unix socket against an echo over one",
     "swap": "from a promotion to the first answer, and what callers see of it",
     "swaps": "memory over many swaps",
     "start": "start and idle memory of the server",

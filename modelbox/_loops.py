@@ -224,13 +224,13 @@ class _TrioLoop:
         wait = trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable
 
         async def keep_watching() -> None:
-            # ClosedResourceError: cancelled, and the descriptor closed, before this task had its turn.
+            # ClosedResourceError: cancelled while it waits. A cancelled watch must not touch the descriptor again, which
+            # is closed or already somebody else's.
             with scope, contextlib.suppress(trio.ClosedResourceError):
-                while True:
+                while not scope.cancel_called:
                     await wait(fd)
-                    if scope.cancel_called:
-                        return
-                    fn()
+                    if not scope.cancel_called:
+                        fn()
 
         trio.lowlevel.spawn_system_task(keep_watching, name="modelbox socket")
         return _TrioWatch(scope, fd)

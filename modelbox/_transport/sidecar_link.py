@@ -42,6 +42,8 @@ _MAX_VERSIONS = 256
 _BACKOFF_S = (0.005, 0.25)
 _WELCOME_S = 5.0
 _NO_TENSORS = Packer(())
+# Looking up a member of an enumeration costs more than comparing two numbers.
+_INFER, _RESULT, _SHARED = int(Kind.INFER), int(Kind.RESULT), int(Flag.SHARED)
 
 
 class RemoteVersion:
@@ -283,7 +285,7 @@ class Connection:
             raise LimitError(f"inputs of {size} bytes: at most {self._max_frame_bytes} go into a frame")
         id_ = self._last_id % 0xFFFFFFFF + 1
         self._last_id = call.id = id_
-        head = CALL.pack(total, Kind.INFER, 0, len(raw) >> 3, id_, handle, lease, call.timeout_ms, held, into)
+        head = CALL.pack(total, _INFER, 0, len(raw) >> 3, id_, handle, lease, call.timeout_ms, held, into)
         calls = self._calls
         frame = b"".join((head, raw, *data))
         if calls:
@@ -341,7 +343,7 @@ class Connection:
     def frames(self, frames: Iterator[Frame]) -> bool:
         """See `Receiver.frames`."""
         for kind, flags, words, id_, target, body in frames:
-            if kind == Kind.RESULT:
+            if kind == _RESULT:
                 self._result(flags, words, id_, target, body)
             elif kind == Kind.ERROR:
                 self._error(flags, id_, json_body(body))
@@ -393,7 +395,7 @@ class Connection:
             if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
             layout = self._layouts[raw] = parse_layout(raw)
-        if flags & Flag.SHARED:
+        if flags & _SHARED:
             if call.into is None:
                 raise ProtocolError("the sidecar answered into a segment that it was not given")
             shared = layout.read(call.into.memory)

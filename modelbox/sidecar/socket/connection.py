@@ -79,6 +79,8 @@ _MAX_LEASES = 1024
 _FIXED = struct.Struct("<QIHH")
 _FIXED_BYTES = _FIXED.size
 _SHARED_FROM = 64 << 10
+# Looking up a member of an enumeration costs more than comparing two numbers.
+_INFER, _RESULT = int(Kind.INFER), int(Kind.RESULT)
 
 
 class Handle:
@@ -222,7 +224,7 @@ class Connection:
         assert socket is not None
         until_ns = perf_counter_ns() + _TURN_NS
         for kind, _, words, id_, target, body in frames:
-            if kind == Kind.INFER:
+            if kind == _INFER:
                 self._infer(words, id_, target, body)
             else:
                 self._control(kind, id_, target, body)
@@ -521,7 +523,7 @@ class Connection:
             size = HEADER_BYTES + len(raw) + layout.size
             if size > MAX_FRAME_BYTES:
                 raise _TooLarge(layout.size)
-            head = HEADER.pack(size, Kind.RESULT, 0, len(raw) >> 3, id_, number)
+            head = HEADER.pack(size, _RESULT, 0, len(raw) >> 3, id_, number)
             if len(outputs) == 1 and not layout.size & 7:
                 self._write(b"".join((head, raw, outputs[0].tobytes())))
             else:
@@ -532,7 +534,7 @@ class Connection:
         size = HEADER_BYTES + len(raw) + len(data)
         if size > MAX_FRAME_BYTES:
             raise LimitError(f"an answer of {len(data)} bytes with text or lists in it: at most {MAX_FRAME_BYTES} fit")
-        self._write(HEADER.pack(size, Kind.RESULT, 0, len(raw) >> 3, id_, known.number) + raw + data)
+        self._write(HEADER.pack(size, _RESULT, 0, len(raw) >> 3, id_, known.number) + raw + data)
 
     def refuse(self, id_: int, error: BaseException, *, waited: bool = False) -> None:
         """Answers a call or a question with an error."""
