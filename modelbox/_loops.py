@@ -224,8 +224,8 @@ class _TrioLoop:
         wait = trio.lowlevel.wait_writable if writable else trio.lowlevel.wait_readable
 
         async def keep_watching() -> None:
-            # ClosedResourceError: cancelled while it waits. A cancelled watch must not touch the descriptor again, which
-            # is closed or already somebody else's.
+            # ClosedResourceError: cancelled while it waits. A cancelled watch must not touch the descriptor again: it
+            # is closed, or already somebody else's.
             with scope, contextlib.suppress(trio.ClosedResourceError):
                 while not scope.cancel_called:
                     await wait(fd)
