@@ -26,7 +26,7 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 def _fixed_arrays(**elements: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(_FIXED).flatmap(
-        lambda kind: hnp.arrays(kind.dtype, _SHAPES, elements=hnp.from_dtype(kind.array_dtype(), **elements))
+        lambda kind: hnp.arrays(kind.array_dtype(), _SHAPES, elements=hnp.from_dtype(kind.array_dtype(), **elements))
     )
 
 
