@@ -28,13 +28,13 @@ from grpclib.protocol import H2Protocol
 from grpclib.server import Handler
 from h2.connection import H2Connection
 from h2.exceptions import FlowControlError
-from hpack import Decoder
 from hpack.exceptions import HPACKError
 
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
 
 from .grpc import GrpcServer, Servable
 from .guard import GuardedProtocol, Limits
+from .headers import HeaderDecoder, literal
 
 __all__ = ("COMPRESSED", "DirectMethod", "DirectServer", "Failure")
 
@@ -51,7 +51,6 @@ _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
 _NO_ERROR, _REFUSED_STREAM, _PROTOCOL_ERROR, _ENHANCE_YOUR_CALM = 0, 7, 1, 11
 _MAX_WINDOW = (1 << 31) - 1
 _ID = (1 << 31) - 1
-_KNOWN_BLOCKS = 64
 _UNIMPLEMENTED = 12
 _MAX_DEBT = 1 << 20
 """Bytes of errors and control frames for a peer that does not read, which no window holds back."""
@@ -83,50 +82,6 @@ class _Head:
 
     method: DirectMethod
     timeout_s: float | None
-
-
-class _Headers(Decoder):
-    """A decoder that can be asked in advance, and knows blocks that it has seen.
-
-    A block means the same as long as no other block has added to the table of headers: then what it means is kept.
-    """
-
-    def __init__(self, read: Callable[[list[tuple[str, str]]], _Head | None], max_bytes: int) -> None:
-        super().__init__(max_bytes)
-        self._read = read
-        self._known: dict[bytes, _Head] = {}
-        self._ahead: Any = None
-
-    def look(self, block: bytes) -> _Head | None:
-        """What the block asks for; None for what is not ours: then `decode` answers for the same block once more."""
-        head = self._known.get(block)
-        if head is not None:
-            return head
-        entries = self.header_table.dynamic_entries
-        # Additions come first; of equal ones, a new one is another object.
-        count, newest = len(entries), entries[0] if entries else None
-        headers = super().decode(block, raw=True)
-        changed = len(entries) != count or (entries[0] if entries else None) is not newest
-        if changed:
-            self._known.clear()
-        try:
-            head = self._read([(name.decode(), value.decode()) for name, value in headers])
-        except ValueError:
-            head = None
-        if head is None:
-            self._ahead = headers
-        elif not changed and len(self._known) < _KNOWN_BLOCKS:
-            self._known[block] = head
-        return head
-
-    def decode(self, data: bytes, raw: bool = False) -> Any:
-        """For h2."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            return ahead
-        # Whatever this adds to the table, known blocks may mean something else afterwards.
-        self._known.clear()
-        return super().decode(data, raw)
 
 
 class _Call:
@@ -198,7 +153,7 @@ class _DirectProtocol(GuardedProtocol):
         if self._dead:
             return
         h2 = self.connection._connection
-        headers = _Headers(self._read_head, h2.decoder.max_header_list_size)
+        headers = HeaderDecoder(self._read_head, h2.decoder.max_header_list_size)
         headers.max_allowed_table_size = h2.decoder.max_allowed_table_size
         h2.decoder = headers
         self._headers = headers
@@ -474,11 +429,11 @@ class _DirectProtocol(GuardedProtocol):
         if call.stream_id not in self._calls:
             return
         block = bytearray(_ANSWER_HEAD)
-        block += _literal("grpc-status", str(failure.status))
-        block += _literal("grpc-message", encode_grpc_message(failure.text))
+        block += literal("grpc-status", str(failure.status))
+        block += literal("grpc-message", encode_grpc_message(failure.text))
         for key, value in failure.metadata.items():
             plain = b64encode(value).rstrip(b"=").decode() if isinstance(value, bytes) else value
-            block += _literal(key, plain)
+            block += literal(key, plain)
         size = len(block)
         self._tell(
             _FRAME.pack(size >> 8, size & 0xFF, _HEADERS, _END_HEADERS | _END_STREAM, call.stream_id) + bytes(block)
@@ -556,27 +511,9 @@ class _DirectProtocol(GuardedProtocol):
         self._write(data)
 
 
-def _length(size: int) -> bytes:
-    """A length as HPACK writes it, with a prefix of seven bits."""
-    if size < 127:
-        return bytes((size,))
-    out = bytearray((127,))
-    size -= 127
-    while size >= 128:
-        out.append(size & 127 | 128)
-        size >>= 7
-    out.append(size)
-    return bytes(out)
-
-
-def _literal(name: str, value: str) -> bytes:
-    """A header that no table remembers."""
-    return b"\0" + _length(len(name)) + name.encode() + _length(len(value.encode())) + value.encode()
-
-
-_ANSWER_HEAD = b"\x88" + _literal("content-type", "application/grpc+proto")
+_ANSWER_HEAD = b"\x88" + literal("content-type", "application/grpc+proto")
 """``:status 200`` from the static table, and the type."""
-_ANSWER_TAIL = _literal("grpc-status", "0")
+_ANSWER_TAIL = literal("grpc-status", "0")
 
 
 class DirectServer(GrpcServer):

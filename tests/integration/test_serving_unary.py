@@ -25,6 +25,7 @@ from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, 
 from modelbox._proto import inference as pb
 from modelbox._serving.codec import WireCodec
 from modelbox._serving.guard import Limits
+from modelbox._serving.headers import literal
 from modelbox._serving.unary import DirectServer, Failure
 from modelbox.errors import ModelBoxError
 from tests.h2_peer import H2Peer
@@ -637,9 +638,7 @@ async def test_a_stop_cancels_what_does_not_end() -> None:
 
 
 def test_written_headers_are_read_by_hpack() -> None:
-    from modelbox._serving.unary import _literal
-
     for size in (0, 1, 126, 127, 128, 300, 20_000):
-        block = _literal("grpc-message", "v" * size)
+        block = literal("grpc-message", "v" * size)
         [(name, value)] = hpack.Decoder().decode(block)
         assert (str(name), str(value)) == ("grpc-message", "v" * size)
