@@ -274,6 +274,7 @@ class Routes:
                 began_ns=began_ns,
             )
         )
+        encoding_ns = perf_counter_ns()
         encoded = encode_answer(
             model=response.model,
             version=str(response.version),
@@ -283,6 +284,7 @@ class Routes:
             binary_output=parsed.binary_output,
             memory=memory,
         )
+        self._service.record_encoding(response, perf_counter_ns() - encoding_ns)
         if encoded.header_length is None:
             return HttpAnswer(200, [encoded.head])
         return HttpAnswer(
