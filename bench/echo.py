@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 __all__ = ("EchoClient", "echo")
 
@@ -41,8 +42,14 @@ class EchoClient:
 
     def _receive(self) -> None:
         received = self._sock.recv_into(self._buffer)
-        if self._waiter is not None:
-            self._waiter.set_result(received)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if received:
+            waiter.set_result(received)
+        else:
+            self._loop.remove_reader(self._sock.fileno())
+            waiter.set_exception(ConnectionError("the echo has ended"))
 
 
 @contextlib.contextmanager
@@ -60,10 +67,10 @@ def echo(path: Path) -> Iterator[Path]:
 
 class _Echo(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        # Not an instance: uvloop's transports only look like it.
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        assert isinstance(self._transport, asyncio.WriteTransport)
         self._transport.write(data)
 
 
