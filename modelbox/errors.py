@@ -63,6 +63,7 @@ __all__ = (
     "NotFoundError",
     "PredictError",
     "ProtocolError",
+    "QueueFull",
     "RefError",
     "RunTerminated",
     "ServerBusy",
@@ -253,6 +254,12 @@ class ServerBusy(ModelBoxError):
 
     code = "busy"
     retryable = True
+
+
+class QueueFull(ServerBusy):
+    """Too many calls of one model wait already; ``fields["retry_after_s"]`` estimates when there will be room."""
+
+    code = "busy.queue_full"
 
 
 class ConfigError(ModelBoxError, ValueError):

@@ -68,6 +68,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.RunTerminated: Statuses(GrpcStatus.UNAVAILABLE, 503),
     errors.StorageError: _INTERNAL,
     errors.ServerBusy: Statuses(GrpcStatus.UNAVAILABLE, 503),
+    errors.QueueFull: Statuses(GrpcStatus.RESOURCE_EXHAUSTED, 503),
     errors.ConfigError: _INTERNAL,
 }
 

@@ -127,7 +127,8 @@ class ServedModel:
 
         Raises:
             InputError: The inputs do not fit.
-            ServerBusy: The queue is full (``retry_after_s``), or the model does not answer yet.
+            QueueFull: Too many calls wait already (``retry_after_s``).
+            ServerBusy: The model does not answer yet.
             DeadlineExceeded: ``timeout`` is over.
             PredictError: The model failed.
 

@@ -202,7 +202,8 @@ class InferenceService(AsyncContextManagerMixin):
         Raises:
             NotFoundError: There is no such model or version here; says what there is.
             InputError: The inputs or the names of outputs do not fit.
-            ServerBusy: The queue is full (``retry_after_s``), or the model does not answer yet.
+            QueueFull: Too many calls wait already (``retry_after_s``).
+            ServerBusy: The model does not answer yet.
             DeadlineExceeded: The time is over.
             PredictError: The model failed on these inputs.
 

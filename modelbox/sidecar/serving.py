@@ -16,7 +16,7 @@ import asyncio
 import heapq
 from collections.abc import Callable
 
-from modelbox.errors import ServerBusy
+from modelbox.errors import QueueFull
 from modelbox.refs import shown
 
 __all__ = ("DEFAULT_PRIORITY", "Gate")
@@ -81,7 +81,7 @@ class Gate:
             priority: 1 goes first; 0 counts as `DEFAULT_PRIORITY`.
 
         Raises:
-            ServerBusy: Too many wait already; ``fields["retry_after_s"]`` estimates when there will be room.
+            QueueFull: Too many wait already; ``fields["retry_after_s"]`` estimates when there will be room.
 
         Cancellation: the place in the queue is given up.
         """
@@ -90,7 +90,7 @@ class Gate:
             return
         if self.waiting >= self._max_waiting:
             self.refused += 1
-            raise ServerBusy(
+            raise QueueFull(
                 f"{self.waiting} calls wait for {shown(self._name)} already: come back later",
                 retry_after_s=self.retry_after_s,
             )

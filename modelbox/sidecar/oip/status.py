@@ -65,6 +65,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.RunTerminated: _NOT_READY,
     errors.StorageError: _INTERNAL,
     errors.ServerBusy: _NOT_READY,
+    errors.QueueFull: Statuses(GrpcStatus.RESOURCE_EXHAUSTED, 503),
     errors.ConfigError: _INTERNAL,
 }
 
@@ -77,7 +78,7 @@ def statuses_of(error: ModelBoxError | type[ModelBoxError]) -> Statuses:
 
 def retry_after_s(error: ModelBoxError) -> float | None:
     """When the same call may succeed, seconds from now; None where nothing says that it will."""
-    if statuses_of(error) != _NOT_READY:
+    if statuses_of(error).http != 503:
         return None
     named = error.fields.get("retry_after_s")
     return float(named) if isinstance(named, int | float) else 1.0
