@@ -33,6 +33,8 @@ __all__ = ("FrameSocket", "Receiver", "enlarge_buffers", "peer_uid")
 _log = logging.getLogger(__name__)
 
 _SOCKET_BUFFER_BYTES = 1 << 20
+_TOGETHER = 16
+"""Frames that leave in one call to the system; more wait no longer, so that the peer works on them meanwhile."""
 _MAX_FDS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_FDS * 4)
 _CREDENTIALS = struct.Struct("3i")
@@ -104,9 +106,11 @@ class FrameSocket:
     # -- sending
 
     def write(self, data: bytes) -> None:
-        """Queues whole frames; they leave at the end of the loop's tick."""
+        """Queues a whole frame; it leaves at the end of the loop's tick, or with the next few."""
         self._out.append(data)
-        if not self._scheduled:
+        if len(self._out) >= _TOGETHER:
+            self.flush()
+        elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.flush)
 
