@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InvalidError
-from .manifest import MAX_FILES, check_path
-from .refs import Digest, shown
+from modelbox.errors import InvalidError
+from modelbox.manifest import MAX_FILES, check_path
+from modelbox.refs import Digest, shown
 
 __all__ = ("FilesArgument", "LocalFile", "Progress", "collect", "measure", "media_type")
 

@@ -1,6 +1,6 @@
 """The client: everything that the central server offers, as methods.
 
-Owns `Client` and the iterators that it hands out. The work itself happens in the engine (a background asyncio loop), so
+Owns `Client`. The work itself happens in the engine (a background asyncio loop), so
 that one client serves tasks under asyncio, uvloop and trio alike, from any thread, and after a fork. Refuses to retry
 (the transports do) and to keep state about objects: what a method returns is what the server said.
 """
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import anyio.to_thread
 
-from ._local_files import FilesArgument, Progress
-from .config import ClientConfig, load_client_config
-from .engine import Engine
-from .errors import ClientClosed, InvalidError
-from .feed import Change, Filter, Resync
-from .objects import (
+from modelbox._local_files import FilesArgument, Progress
+from modelbox.changes import ChangeFeed
+from modelbox.config import ClientConfig, load_client_config
+from modelbox.engine import Engine
+from modelbox.errors import ClientClosed, InvalidError
+from modelbox.feed import Filter
+from modelbox.objects import (
     Alias,
     AliasMove,
     Artifact,
@@ -39,19 +40,17 @@ from .objects import (
     Resolved,
     VersionPatch,
 )
-from .refs import ModelRef, shown
-from .signature import Signature
+from modelbox.refs import ModelRef, shown
+from modelbox.signature import Signature
 
 if TYPE_CHECKING:
+    from modelbox._transport.sidecar import SidecarHost
+    from modelbox._transport.source import RemoteSource
     from modelbox.loader.settings import LoadOptions
     from modelbox.loading import LoaderHost
     from modelbox.model import LiveModel
 
-    from ._transport.follow import Batch, Follower
-    from ._transport.sidecar import SidecarHost
-    from ._transport.source import RemoteSource
-
-__all__ = ("ChangeFeed", "Client")
+__all__ = ("Client",)
 
 T = TypeVar("T")
 _CLOSE_S = 5.0
@@ -158,7 +157,7 @@ class Client:
         """The transport, for a loader on the same engine; call it there only."""
         self._check_open()
         if self._source is None or self._source_pid != os.getpid():
-            from ._transport.source import RemoteSource
+            from modelbox._transport.source import RemoteSource
 
             if self._source is not None:
                 # Its sockets belong to the process that we were forked from: never use, close or collect them here.
@@ -234,7 +233,7 @@ class Client:
         self._check_open()
         if self._host is None:
             if self.config.sidecar:
-                from ._transport.sidecar import SidecarHost
+                from modelbox._transport.sidecar import SidecarHost
 
                 self._host = SidecarHost(self._engine, self.config)
             else:
@@ -383,7 +382,7 @@ class Client:
 
         Cancellation: nothing is published; bytes that arrived are kept for a while, and the next attempt goes on there.
         """
-        from ._transport.transfer import Publication
+        from modelbox._transport.transfer import Publication
 
         namespace, name = _model(path)
         publication = Publication(
@@ -562,7 +561,7 @@ class Client:
 
         Cancellation: no file appears; what was downloaded is removed.
         """
-        from ._transport.transfer import download_version
+        from modelbox._transport.transfer import download_version
 
         parsed, target = ModelRef.parse(ref), _path(directory)
         return await self._call(lambda source: download_version(source, parsed, target, on_progress))
@@ -591,7 +590,7 @@ class Client:
             ConflictError: The name is taken by other files.
             NotFoundError: The parent does not exist.
         """
-        from ._transport.transfer import upload_artifact
+        from modelbox._transport.transfer import upload_artifact
 
         return await self._call(
             lambda source: upload_artifact(
@@ -618,7 +617,7 @@ class Client:
             labels: Text by key.
             metadata: JSON by key.
         """
-        from ._transport.transfer import track_artifact
+        from modelbox._transport.transfer import track_artifact
 
         listed = tuple(files)
         return await self._call(
@@ -648,7 +647,7 @@ class Client:
         Raises:
             InvalidError: A file of it is only tracked; says where it lies.
         """
-        from ._transport.transfer import download_artifact
+        from modelbox._transport.transfer import download_artifact
 
         target = _path(directory)
         return await self._call(lambda source: download_artifact(source, artifact_id, target, on_progress))
@@ -688,77 +687,6 @@ class Client:
         return self._pages(
             lambda source, token: source.grpc.list_instances(path, include_lost=include_lost, page_token=token)
         )
-
-
-class ChangeFeed(AsyncIterator[Change | Resync]):
-    """Changes as they happen; made by `Client.changes`.
-
-    A `Resync` among them means that history between then and now is gone: forget what you hold. The current state of
-    everything follows it, then changes again. Every change carries the whole new state of its object; apply it iff its
-    ``mod_rev`` is greater than what you hold, as it may come more than once.
-
-    Cancellation: a cancelled ``anext`` loses nothing; the next one goes on after the last change that was returned.
-    Concurrency: one task at a time. Leave it with `aclose`, or use it in ``async with``.
-    """
-
-    def __init__(self, client: Client, wanted: Filter, *, token: str, list_first: bool) -> None:
-        self._client = client
-        self._wanted = wanted
-        self._start = (token, list_first)
-        self._token = token
-        self._follower: Follower | None = None
-        self._ready: list[Change | Resync] = []
-        self._received = 0
-        self._token_after = ""
-        self._closed = False
-
-    @property
-    def token(self) -> str:
-        """Resumes after everything returned so far; keep it once that is worked off. Empty before the first contact."""
-        return self._token
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def __anext__(self) -> Change | Resync:
-        if self._closed:
-            raise StopAsyncIteration
-        while not self._ready:
-            batch = await self._client._call(self._fetch)
-            self._received = batch.number
-            self._ready = list(batch.items)
-            # A revision is atomic: only behind its last change may a reader go on from the next one.
-            self._token_after = batch.token
-            if not self._ready:
-                self._token = batch.token
-        item = self._ready.pop(0)
-        if not self._ready:
-            self._token = self._token_after
-        return item
-
-    async def _fetch(self, source: RemoteSource) -> Batch:
-        if self._follower is None or self._follower.source is not source:
-            from ._transport.follow import Follower
-
-            token, list_first = self._start
-            self._received = 0
-            self._follower = Follower(
-                source, self._wanted, token=self._token or token, list_first=list_first and not self._token
-            )
-        return await self._follower.next(self._received)
-
-    async def aclose(self) -> None:
-        """Ends the stream. Idempotent."""
-        self._closed = True
-        follower, self._follower = self._follower, None
-        if follower is not None and not self._client._closed:
-            with anyio.move_on_after(_CLOSE_S, shield=True):
-                await self._client.engine.call(follower.aclose)
 
 
 def _model(path: str) -> tuple[str, str]:

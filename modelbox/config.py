@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import ConfigError
-from .refs import shown
+from modelbox.errors import ConfigError
+from modelbox.refs import shown
 
 __all__ = (
     "ClientConfig",

@@ -23,9 +23,9 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
 import anyio
 
-from ._fork import reset_in_child
-from ._loops import Waiter, current_loop
-from .errors import ClientClosed, DeadlineExceeded, UsageError
+from modelbox._fork import reset_in_child
+from modelbox._loops import Waiter, current_loop
+from modelbox.errors import ClientClosed, DeadlineExceeded, UsageError
 
 __all__ = ("Engine", "EngineTask")
 

@@ -20,7 +20,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler, Server
 
-from .guard import ConnectionTable, GuardedProtocol, Limits
+from modelbox._serving.guard import ConnectionTable, GuardedProtocol, Limits
 
 __all__ = ("GrpcServer", "Servable")
 

@@ -17,9 +17,8 @@ import anyio
 import anyio.abc
 from aiohttp import web
 
+from modelbox._serving.hello import HelloWatch
 from modelbox.errors import ConfigError
-
-from .hello import HelloWatch
 
 __all__ = ("address_of", "bind", "package_version", "run_http", "serve_until_signalled", "single_error", "task_group")
 

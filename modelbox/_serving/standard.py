@@ -12,8 +12,8 @@ from grpclib.health.service import OVERALL
 from grpclib.health.service import Health as HealthService
 from grpclib.reflection.service import ServerReflection
 
-from .grpc import Servable
-from .health import Health
+from modelbox._serving.grpc import Servable
+from modelbox._serving.health import Health
 
 __all__ = ("health_service", "reflection_services")
 

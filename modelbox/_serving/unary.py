@@ -30,11 +30,10 @@ from h2.connection import H2Connection
 from h2.exceptions import FlowControlError
 from hpack.exceptions import HPACKError
 
+from modelbox._serving.grpc import GrpcServer, Servable
+from modelbox._serving.guard import GuardedProtocol, Limits
+from modelbox._serving.headers import HeaderDecoder, literal
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
-
-from .grpc import GrpcServer, Servable
-from .guard import GuardedProtocol, Limits
-from .headers import HeaderDecoder, literal
 
 __all__ = ("COMPRESSED", "DirectMethod", "DirectServer", "Failure")
 

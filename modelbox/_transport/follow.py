@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import anyio
 
+from modelbox._transport.faults import backoff_s
+from modelbox._transport.source import RemoteSource
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy, Unavailable
 from modelbox.feed import Bookmark, Change, FeedItem, Filter, ResumeToken, Resync, Revision
-
-from .faults import backoff_s
-from .source import RemoteSource
 
 __all__ = ("Batch", "Follower")
 

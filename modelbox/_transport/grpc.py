@@ -27,6 +27,8 @@ from grpclib.protocol import H2Protocol
 
 from modelbox import _wire
 from modelbox._proto.modelbox import v1 as pb
+from modelbox._transport.faults import Call, ConnectFailed, Retries, map_errors, os_error_text, unpacked
+from modelbox._transport.http import HttpFiles, UploadState
 from modelbox.config import ClientConfig
 from modelbox.errors import InvalidError, ModelBoxError, ProtocolError, Unavailable
 from modelbox.feed import FeedItem, Filter, Snapshot
@@ -49,9 +51,6 @@ from modelbox.objects import (
     VersionPatch,
 )
 from modelbox.refs import Digest, ModelRef
-
-from .faults import Call, ConnectFailed, Retries, map_errors, os_error_text, unpacked
-from .http import HttpFiles, UploadState
 
 __all__ = ("WATCH_SILENCE_S", "Connection")
 

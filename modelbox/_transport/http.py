@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 from yarl import URL
 
+from modelbox._transport.faults import map_errors
 from modelbox._wire import ACTOR_KEY
 from modelbox.config import ClientConfig
 from modelbox.errors import (
@@ -40,8 +41,6 @@ from modelbox.errors import (
 from modelbox.manifest import ManifestFile
 from modelbox.ports import ByteStream
 from modelbox.refs import ModelRef, shown
-
-from .faults import map_errors
 
 __all__ = ("CHUNK_BYTES", "HttpFiles", "ServerInfo", "UploadState")
 

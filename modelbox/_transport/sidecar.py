@@ -26,6 +26,8 @@ import anyio
 from modelbox import _fork, events
 from modelbox._frames import Kind, json_body
 from modelbox._loops import Loop, Waiter, current_loop
+from modelbox._transport.sidecar_link import Call, Connection, Link, Opener, Question, RemoteVersion, no_sidecar
+from modelbox._transport.sidecar_thread import ThreadLoop
 from modelbox.config import ClientConfig
 from modelbox.engine import Engine, EngineTask
 from modelbox.errors import (
@@ -49,9 +51,6 @@ from modelbox.objects import ModelVersion
 from modelbox.otel import Telemetry
 from modelbox.refs import ModelRef
 from modelbox.signature import Signature
-
-from .sidecar_link import Call, Connection, Link, Opener, Question, RemoteVersion, no_sidecar
-from .sidecar_thread import ThreadLoop
 
 __all__ = ("SidecarHost", "SidecarLease", "SidecarReference", "SidecarRunner")
 

@@ -22,14 +22,13 @@ from modelbox._frame_socket import FrameSocket
 from modelbox._frames import CALL, CALL_BYTES, PROTOCOL, Flag, Frame, Kind, json_body, json_frame, small_frame
 from modelbox._loops import Loop, Timer, Waiter
 from modelbox._tensors import Layout, Packer, parse_layout
+from modelbox._transport.sidecar_segments import SHARED_FROM, Segment, SegmentPool
 from modelbox.errors import LimitError, ModelBoxError, ProtocolError, Unavailable, error_from_dict
 from modelbox.loader.inputs import InputChecker
 from modelbox.loader.runner import Prediction
 from modelbox.loader.stats import CallStats
 from modelbox.objects import ModelVersion, from_json
 from modelbox.signature import Signature, TensorSpec
-
-from .sidecar_segments import SHARED_FROM, Segment, SegmentPool
 
 __all__ = ("MAX_ATTEMPTS", "Call", "Connection", "Link", "Opener", "Question", "RemoteVersion", "no_sidecar")
 

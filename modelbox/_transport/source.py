@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from modelbox._transport.grpc import Connection
+from modelbox._transport.http import HttpFiles
 from modelbox.config import ClientConfig
 from modelbox.feed import FeedItem, Filter, Kind
 from modelbox.manifest import ManifestFile
 from modelbox.objects import InstanceReport, ModelVersion, Resolved
 from modelbox.ports import ByteStream
 from modelbox.refs import ModelRef
-
-from .grpc import Connection
-from .http import HttpFiles
 
 __all__ = ("RemoteSource",)
 

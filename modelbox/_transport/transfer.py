@@ -21,6 +21,8 @@ import anyio.from_thread
 import anyio.to_thread
 
 from modelbox._local_files import FilesArgument, LocalFile, Progress, collect, measure
+from modelbox._transport.faults import backoff_s
+from modelbox._transport.source import RemoteSource
 from modelbox.errors import (
     CacheError,
     ConflictError,
@@ -47,9 +49,6 @@ from modelbox.objects import (
 from modelbox.ports import ByteStream
 from modelbox.refs import Digest, ModelRef, check_alias, check_name
 from modelbox.signature import Signature
-
-from .faults import backoff_s
-from .source import RemoteSource
 
 __all__ = ("Publication", "download_artifact", "download_version", "track_artifact", "upload_artifact")
 

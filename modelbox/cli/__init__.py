@@ -27,6 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as exc:
         sys.stderr.write(f"error: the command line needs {exc.name}: pip install 'modelbox[cli]'\n")
         return 1
-    from .app import run
+    from modelbox.cli.app import run
 
     return run(sys.argv[1:] if argv is None else list(argv))

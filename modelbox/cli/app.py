@@ -16,13 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
+from modelbox.cli import artifacts, cache, changes, doctor, models, predict, settings
+from modelbox.cli.exits import Exit, exit_code
+from modelbox.cli.output import OutputFormat, note, print_error, print_line
+from modelbox.cli.server import server_app
+from modelbox.cli.sidecar import sidecar_app
 from modelbox.errors import InvalidError, ModelBoxError
-
-from . import artifacts, cache, changes, doctor, models, predict, settings
-from .exits import Exit, exit_code
-from .output import OutputFormat, note, print_error, print_line
-from .server import server_app
-from .sidecar import sidecar_app
 
 __all__ = ("app", "run")
 

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelbox.errors import InvalidError
-from modelbox.refs import parse_digest
-
-from .models import LabelOption, MetadataOption
-from .output import (
+from modelbox.cli.models import LabelOption, MetadataOption
+from modelbox.cli.output import (
     OutputFormat,
     OutputOption,
     UrlOption,
@@ -24,7 +21,9 @@ from .output import (
     progress_bar,
     size_text,
 )
-from .run import json_pairs, text_pairs, with_client
+from modelbox.cli.run import json_pairs, text_pairs, with_client
+from modelbox.errors import InvalidError
+from modelbox.refs import parse_digest
 
 if TYPE_CHECKING:
     from modelbox.client import Client

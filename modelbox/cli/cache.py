@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelbox.errors import IntegrityError, InvalidError
-
-from .output import (
+from modelbox.cli.output import (
     OutputFormat,
     OutputOption,
     local_time,
@@ -20,6 +18,7 @@ from .output import (
     short_digest,
     size_text,
 )
+from modelbox.errors import IntegrityError, InvalidError
 
 if TYPE_CHECKING:
     from modelbox.loader.cache import Cache

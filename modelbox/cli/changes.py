@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelbox.feed import Change, Kind, Resync
-from modelbox.objects import InstanceState
-
-from .output import (
+from modelbox.cli.output import (
     OutputFormat,
     OutputOption,
     UrlOption,
@@ -19,7 +16,9 @@ from .output import (
     print_line,
     print_table,
 )
-from .run import with_client
+from modelbox.cli.run import with_client
+from modelbox.feed import Change, Kind, Resync
+from modelbox.objects import InstanceState
 
 if TYPE_CHECKING:
     from modelbox.client import Client

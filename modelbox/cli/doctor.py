@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from modelbox.cli.exits import Exit
+from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, print_json, print_table, size_text
 from modelbox.errors import ModelBoxError
-
-from .exits import Exit
-from .output import OutputFormat, OutputOption, UrlOption, print_json, print_table, size_text
 
 if TYPE_CHECKING:
     from modelbox.config import ClientConfig

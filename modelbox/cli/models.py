@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelbox.errors import InvalidError
-from modelbox.refs import ModelRef
-
-from .output import (
+from modelbox.cli.output import (
     OutputFormat,
     OutputOption,
     UrlOption,
@@ -27,7 +24,9 @@ from .output import (
     short_digest,
     size_text,
 )
-from .run import json_pairs, number_pairs, text_pairs, with_client
+from modelbox.cli.run import json_pairs, number_pairs, text_pairs, with_client
+from modelbox.errors import InvalidError
+from modelbox.refs import ModelRef
 
 if TYPE_CHECKING:
     from modelbox.client import Client

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, print_json, print_line, print_table
+from modelbox.cli.run import text_pairs, with_client
 from modelbox.errors import ConfigError, InputError
-
-from .output import OutputFormat, OutputOption, UrlOption, print_json, print_line, print_table
-from .run import text_pairs, with_client
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from modelbox.cli.output import OutputFormat, OutputOption, print_json, print_line
 from modelbox.errors import ConfigError
-
-from .output import OutputFormat, OutputOption, print_json, print_line
 
 __all__ = ("init_config",)
 

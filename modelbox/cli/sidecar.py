@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .server import write_settings
+from modelbox.cli.server import write_settings
 
 __all__ = ("sidecar_app",)
 

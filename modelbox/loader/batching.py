@@ -21,11 +21,10 @@ import numpy as np
 
 from modelbox._loops import Loop, Timer, Waiter
 from modelbox.errors import ClientClosed, ModelBoxError, PredictError, RunTerminated
-
-from .generation import Generation
-from .inputs import Feed
-from .pool import Job, Pool
-from .stats import Outcome
+from modelbox.loader.generation import Generation
+from modelbox.loader.inputs import Feed
+from modelbox.loader.pool import Job, Pool
+from modelbox.loader.stats import Outcome
 
 __all__ = ("Collector", "Entry", "run_rows")
 

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from modelbox._fork import reset_in_child
+from modelbox.loader.inputs import InputChecker
+from modelbox.loader.stats import CallStats
 from modelbox.objects import ModelVersion
 from modelbox.signature import Signature
 
-from .inputs import InputChecker
-from .stats import CallStats
-
 if TYPE_CHECKING:
-    from .session import Session
+    from modelbox.loader.session import Session
 
 __all__ = ("Generation",)
 

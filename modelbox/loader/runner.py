@@ -26,14 +26,13 @@ import numpy as np
 from modelbox._fork import reset_in_child
 from modelbox._loops import Waiter, current_loop
 from modelbox.errors import ClientClosed, DeadlineExceeded, InputError, LeaseReleased, ModelBoxError, UsageError
+from modelbox.loader.batching import Collector, Entry
+from modelbox.loader.generation import Generation
+from modelbox.loader.inputs import Feed
+from modelbox.loader.pool import Pool, available_cores
+from modelbox.loader.stats import Outcome
 from modelbox.objects import ModelVersion
 from modelbox.signature import Signature
-
-from .batching import Collector, Entry
-from .generation import Generation
-from .inputs import Feed
-from .pool import Pool, available_cores
-from .stats import Outcome
 
 __all__ = ("DirectCall", "JoinedPrediction", "Lease", "Mode", "Prediction", "Runner", "RunnerOptions")
 

@@ -32,9 +32,8 @@ from modelbox.errors import (
     RunTerminated,
     UnsupportedOperator,
 )
+from modelbox.loader.inputs import Feed
 from modelbox.signature import Dim, Signature, TensorSpec
-
-from .inputs import Feed
 
 __all__ = ("Session", "SessionOptions", "WarmReport", "read_signature", "runtime", "runtime_version")
 
@@ -204,7 +203,7 @@ class Session:
             WarmupFailed: A run did not end in time, failed on golden inputs (or on zeros, for a model that admits only
                 one shape), or gave other outputs than the golden ones.
         """
-        from .warmup import warm
+        from modelbox.loader.warmup import warm
 
         report = warm(self, deadline_s, golden)
         self.run_s = report.run_s

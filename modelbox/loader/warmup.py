@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelbox.errors import InputError, PredictError, WarmupFailed
+from modelbox.loader.inputs import Feed, InputChecker
 from modelbox.refs import shown
 from modelbox.signature import TensorSpec
 
-from .inputs import Feed, InputChecker
-
 if TYPE_CHECKING:
-    from .session import Session, WarmReport
+    from modelbox.loader.session import Session, WarmReport
 
 __all__ = ("warm",)
 
@@ -41,7 +40,7 @@ class _Deadline:
     """Stops the runs of a session when the time is over."""
 
     def __init__(self, session: Session, deadline_s: float) -> None:
-        from .session import new_run_options
+        from modelbox.loader.session import new_run_options
 
         self._session = session
         self._deadline_s = deadline_s
@@ -78,7 +77,7 @@ class _Deadline:
 
 def warm(session: Session, deadline_s: float, golden: Path | None) -> WarmReport:
     """See `Session.warm`."""
-    from .session import WarmReport
+    from modelbox.loader.session import WarmReport
 
     checker = InputChecker(session.signature)
     with _Deadline(session, deadline_s) as deadline:

@@ -26,26 +26,25 @@ from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
 from modelbox._serving.standard import health_service, reflection_services
 from modelbox.errors import StorageError
-
-from .blobs.filesystem import FilesystemBlobs
-from .config import ServerConfig
-from .grpc.artifacts import ArtifactAdapter
-from .grpc.calls import Boundary, CallLimits
-from .grpc.fleet import FleetAdapter
-from .grpc.hello import ServerAdapter
-from .grpc.registry import RegistryAdapter
-from .grpc.watch import WatchAdapter
-from .metrics import CONTENT_TYPE, Metrics
-from .rest.app import build_app
-from .services.artifacts import ArtifactService
-from .services.feed import FeedService
-from .services.fleet import FleetService
-from .services.registry import RegistryService
-from .store.artifacts import SqlArtifactStore
-from .store.feed import SqlFeedStore
-from .store.fleet import SqlFleetStore
-from .store.registry import SqlRegistryStore
-from .store.sqlite import SqliteDatabase
+from modelbox.runtime.blobs.filesystem import FilesystemBlobs
+from modelbox.runtime.config import ServerConfig
+from modelbox.runtime.grpc.artifacts import ArtifactAdapter
+from modelbox.runtime.grpc.calls import Boundary, CallLimits
+from modelbox.runtime.grpc.fleet import FleetAdapter
+from modelbox.runtime.grpc.hello import ServerAdapter
+from modelbox.runtime.grpc.registry import RegistryAdapter
+from modelbox.runtime.grpc.watch import WatchAdapter
+from modelbox.runtime.metrics import CONTENT_TYPE, Metrics
+from modelbox.runtime.rest.app import build_app
+from modelbox.runtime.services.artifacts import ArtifactService
+from modelbox.runtime.services.feed import FeedService
+from modelbox.runtime.services.fleet import FleetService
+from modelbox.runtime.services.registry import RegistryService
+from modelbox.runtime.store.artifacts import SqlArtifactStore
+from modelbox.runtime.store.feed import SqlFeedStore
+from modelbox.runtime.store.fleet import SqlFleetStore
+from modelbox.runtime.store.registry import SqlRegistryStore
+from modelbox.runtime.store.sqlite import SqliteDatabase
 
 __all__ = ("Addresses", "serve")
 

@@ -26,16 +26,15 @@ from modelbox.errors import ConfigError
 from modelbox.loader.runner import Mode, RunnerOptions
 from modelbox.loader.session import SessionOptions, runtime
 from modelbox.loader.settings import LoadOptions
-
-from .config import SidecarConfig
-from .limits import ProtocolLimits
-from .metrics import CONTENT_TYPE, SidecarMetrics
-from .oip.grpc import make_server
-from .oip.http import HttpServer
-from .oip.routes import Routes
-from .oip.shared_memory import IDLE_S, SharedMemory
-from .service import InferenceService
-from .socket.server import SocketLimits, SocketServer
+from modelbox.sidecar.config import SidecarConfig
+from modelbox.sidecar.limits import ProtocolLimits
+from modelbox.sidecar.metrics import CONTENT_TYPE, SidecarMetrics
+from modelbox.sidecar.oip.grpc import make_server
+from modelbox.sidecar.oip.http import HttpServer
+from modelbox.sidecar.oip.routes import Routes
+from modelbox.sidecar.oip.shared_memory import IDLE_S, SharedMemory
+from modelbox.sidecar.service import InferenceService
+from modelbox.sidecar.socket.server import SocketLimits, SocketServer
 
 __all__ = ("Addresses", "serve")
 

@@ -15,8 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from modelbox import otel
-
-from .service import InferenceService
+from modelbox.sidecar.service import InferenceService
 
 __all__ = ("CONTENT_TYPE", "SidecarMetrics")
 

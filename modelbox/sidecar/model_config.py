@@ -7,9 +7,8 @@ from typing import Any
 from modelbox.loader.runner import RunnerOptions
 from modelbox.loader.session import SessionOptions
 from modelbox.refs import ModelRef
+from modelbox.sidecar.serving import DEFAULT_PRIORITY
 from modelbox.signature import Signature, TensorSpec
-
-from .serving import DEFAULT_PRIORITY
 
 __all__ = ("model_config",)
 

@@ -25,11 +25,10 @@ from modelbox.loader.stats import CallStats
 from modelbox.model import LiveModel
 from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef, shown
-
-from .images import ImageInput, is_encoded, read_image_input
-from .prediction_cache import PredictionCache, input_key
-from .serving import Gate
-from .statistics import VersionTally, rows_of
+from modelbox.sidecar.images import ImageInput, is_encoded, read_image_input
+from modelbox.sidecar.prediction_cache import PredictionCache, input_key
+from modelbox.sidecar.serving import Gate
+from modelbox.sidecar.statistics import VersionTally, rows_of
 
 __all__ = ("ServedModel", "ServingState")
 

@@ -27,12 +27,11 @@ from modelbox.client import Client
 from modelbox.errors import InputError, ModelBoxError, NotFoundError, ServerBusy
 from modelbox.loader.settings import LoadOptions
 from modelbox.refs import ModelRef, shown
+from modelbox.sidecar.limits import ProtocolLimits
+from modelbox.sidecar.model_config import model_config
+from modelbox.sidecar.prediction_cache import CachedPrediction, PredictionCache
+from modelbox.sidecar.served import ServedModel, ServingState
 from modelbox.signature import Signature
-
-from .limits import ProtocolLimits
-from .model_config import model_config
-from .prediction_cache import CachedPrediction, PredictionCache
-from .served import ServedModel, ServingState
 
 __all__ = (
     "IndexEntry",

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from modelbox.client import ChangeFeed, Client
+from modelbox.changes import ChangeFeed
+from modelbox.client import Client
 from modelbox.errors import InvalidError, Unavailable
 from modelbox.feed import Change, Resync
 from tests.server import ServerProcess

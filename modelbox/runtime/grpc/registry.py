@@ -5,9 +5,8 @@ from __future__ import annotations
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.refs import ModelRef
+from modelbox.runtime.grpc.calls import current_actor
 from modelbox.runtime.services.registry import RegistryService
-
-from .calls import current_actor
 
 __all__ = ("RegistryAdapter",)
 

@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator
 
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
+from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.services.feed import FeedService
-
-from .calls import Streaming
 
 __all__ = ("WatchAdapter",)
 

@@ -10,13 +10,12 @@ from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox.objects import to_json
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.rest.boundary import boundary, json_response
+from modelbox.runtime.rest.changes import ChangeRoutes
+from modelbox.runtime.rest.files import FileRoutes, ref_of
 from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.services.registry import RegistryService
-
-from .boundary import boundary, json_response
-from .changes import ChangeRoutes
-from .files import FileRoutes, ref_of
 
 __all__ = ("build_app",)
 

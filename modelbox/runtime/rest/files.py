@@ -19,9 +19,8 @@ from aiohttp import web
 from modelbox.errors import DeadlineExceeded, InvalidError
 from modelbox.refs import ModelRef, shown
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.rest.boundary import actor_of, json_response
 from modelbox.runtime.services.artifacts import ArtifactService, OpenFile, Upload
-
-from .boundary import actor_of, json_response
 
 __all__ = ("FileRoutes", "parse_range", "ref_of")
 

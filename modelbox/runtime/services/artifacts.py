@@ -20,8 +20,7 @@ from modelbox.objects import Artifact, Created, Download, NewArtifact, Page
 from modelbox.refs import Digest, ModelRef, check_name, parse_digest, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_text
 from modelbox.runtime.ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
-
-from .paging import decode_key, page_of, page_size_of
+from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 
 __all__ = ("MAX_FILE_BYTES", "UPLOAD_IDLE_S", "ArtifactService", "OpenFile", "Upload")
 

@@ -35,8 +35,7 @@ from modelbox.feed import (
 from modelbox.refs import check_name, shown
 from modelbox.runtime.limits import check_text
 from modelbox.runtime.ports import FeedHead, FeedStore, StoredRevision
-
-from .paging import decode_key, encode_key, page_size_of
+from modelbox.runtime.services.paging import decode_key, encode_key, page_size_of
 
 __all__ = ("FeedService", "check_filter")
 

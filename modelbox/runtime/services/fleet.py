@@ -14,8 +14,7 @@ from modelbox.objects import Instance, InstanceReport, Page
 from modelbox.refs import ModelRef, check_name, shown
 from modelbox.runtime.limits import check_text
 from modelbox.runtime.ports import FleetStore
-
-from .paging import decode_key, page_of, page_size_of
+from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 
 __all__ = ("HEARTBEAT_S", "LEASE_S", "FleetService")
 

@@ -30,8 +30,7 @@ from modelbox.objects import (
 from modelbox.refs import LATEST, ModelRef, check_alias, check_name, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics, check_text
 from modelbox.runtime.ports import BlobStore, RegistryStore
-
-from .paging import decode_key, page_of, page_size_of
+from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 
 __all__ = ("RegistryService",)
 

@@ -15,11 +15,10 @@ from modelbox.feed import Action, Kind
 from modelbox.objects import Alias, AliasMove, to_json
 from modelbox.refs import Digest
 from modelbox.runtime.ports import Key, Listed
-
-from .lookups import alias_row, find_alias_row, model_row, version_row
-from .rows import ALIASES, alias_of, move_of, to_us
-from .schema import alias_moves, aliases
-from .writing import Writing
+from modelbox.runtime.store.lookups import alias_row, find_alias_row, model_row, version_row
+from modelbox.runtime.store.rows import ALIASES, alias_of, move_of, to_us
+from modelbox.runtime.store.schema import alias_moves, aliases
+from modelbox.runtime.store.writing import Writing
 
 __all__ = ("AliasWriting", "delete_alias", "list_alias_moves", "list_aliases", "move_alias", "rollback_alias")
 

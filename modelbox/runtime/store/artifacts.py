@@ -17,12 +17,11 @@ from modelbox.feed import Action, Kind
 from modelbox.objects import Artifact, Created, Download, NewArtifact, to_json
 from modelbox.refs import Digest, ModelRef, shown
 from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
-
-from .database import Database
-from .lookups import model_row, ref_row, version_row
-from .rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
-from .schema import artifact_blobs, artifacts, blobs, downloads, holdings, namespaces, uploads
-from .writing import Writing
+from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.lookups import model_row, ref_row, version_row
+from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
+from modelbox.runtime.store.schema import artifact_blobs, artifacts, blobs, downloads, holdings, namespaces, uploads
+from modelbox.runtime.store.writing import Writing
 
 __all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs")
 

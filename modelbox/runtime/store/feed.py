@@ -21,9 +21,8 @@ from modelbox.errors import StorageError
 from modelbox.feed import Action, Change, Filter, Kind, ResumeToken, next_chain
 from modelbox.objects import JsonValue, to_json
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedListing, Key, StoredRevision
-
-from .database import Database
-from .rows import (
+from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.rows import (
     ALIASES,
     ARTIFACTS,
     MODELS,
@@ -37,7 +36,7 @@ from .rows import (
     to_us,
     version_of,
 )
-from .schema import (
+from modelbox.runtime.store.schema import (
     aliases,
     artifacts,
     downloads,

@@ -11,10 +11,9 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from modelbox.objects import Instance, InstanceReport, InstanceState, from_json, to_json
 from modelbox.refs import ModelRef
 from modelbox.runtime.ports import Key, Listed
-
-from .database import Database
-from .rows import from_us, to_us
-from .schema import instances
+from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.rows import from_us, to_us
+from modelbox.runtime.store.schema import instances
 
 __all__ = ("SqlFleetStore",)
 

@@ -11,9 +11,8 @@ from sqlalchemy import Connection, bindparam, select
 
 from modelbox.errors import NotFoundError
 from modelbox.refs import ModelRef
-
-from .rows import ALIASES, MODELS, VERSIONS
-from .schema import aliases, models, namespaces, versions
+from modelbox.runtime.store.rows import ALIASES, MODELS, VERSIONS
+from modelbox.runtime.store.schema import aliases, models, namespaces, versions
 
 __all__ = ("alias_row", "find_alias_row", "find_model_row", "find_namespace_id", "model_row", "ref_row", "version_row")
 

@@ -30,8 +30,7 @@ from modelbox.objects import (
 from modelbox.refs import LATEST, ModelRef, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics
 from modelbox.runtime.ports import Key, Listed
-
-from .aliases import (
+from modelbox.runtime.store.aliases import (
     AliasWriting,
     delete_alias,
     list_alias_moves,
@@ -39,11 +38,18 @@ from .aliases import (
     move_alias,
     rollback_alias,
 )
-from .artifacts import delete_artifacts_of, held_blobs
-from .database import Database
-from .feed import read_head, token_of
-from .lookups import find_alias_row, find_model_row, find_namespace_id, model_row, ref_row, version_row
-from .rows import (
+from modelbox.runtime.store.artifacts import delete_artifacts_of, held_blobs
+from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.feed import read_head, token_of
+from modelbox.runtime.store.lookups import (
+    find_alias_row,
+    find_model_row,
+    find_namespace_id,
+    model_row,
+    ref_row,
+    version_row,
+)
+from modelbox.runtime.store.rows import (
     ALIASES,
     MODELS,
     NAMESPACES,
@@ -55,7 +61,7 @@ from .rows import (
     new_uid,
     version_of,
 )
-from .schema import alias_moves, aliases, models, namespaces, version_blobs, versions
+from modelbox.runtime.store.schema import alias_moves, aliases, models, namespaces, version_blobs, versions
 
 __all__ = ("SqlRegistryStore",)
 

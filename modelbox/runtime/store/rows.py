@@ -13,8 +13,7 @@ from sqlalchemy import select
 from modelbox.manifest import Manifest
 from modelbox.objects import Alias, AliasMove, Artifact, ArtifactFile, JsonValue, Model, ModelVersion, Namespace
 from modelbox.refs import Digest
-
-from .schema import aliases, artifacts, models, namespaces, versions
+from modelbox.runtime.store.schema import aliases, artifacts, models, namespaces, versions
 
 __all__ = (
     "ALIASES",

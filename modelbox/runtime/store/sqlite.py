@@ -36,9 +36,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from modelbox.errors import ConfigError, LimitError, ModelBoxError, ServerBusy, StorageError
-
-from .feed import create_head
-from .migrate import migrate
+from modelbox.runtime.store.feed import create_head
+from modelbox.runtime.store.migrate import migrate
 
 __all__ = ("DatabaseObserver", "SqliteDatabase")
 

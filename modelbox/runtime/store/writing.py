@@ -13,11 +13,10 @@ from sqlalchemy import Connection, insert
 
 from modelbox.feed import Action, Kind
 from modelbox.objects import Namespace
-
-from .feed import NewChange, append, next_rev
-from .lookups import find_namespace_id
-from .rows import to_us
-from .schema import namespaces
+from modelbox.runtime.store.feed import NewChange, append, next_rev
+from modelbox.runtime.store.lookups import find_namespace_id
+from modelbox.runtime.store.rows import to_us
+from modelbox.runtime.store.schema import namespaces
 
 __all__ = ("Writing",)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from modelbox.errors import InputError
 from modelbox.refs import shown
+from modelbox.sidecar.oip.datatypes import BYTES, datatype_of
+from modelbox.sidecar.oip.json_body import InferBody, Memory, parse_json, read_infer
+from modelbox.sidecar.oip.tensors import Buffer, decode_raw, elements_of
 from modelbox.signature import Signature
-
-from .datatypes import BYTES, datatype_of
-from .json_body import InferBody, Memory, parse_json, read_infer
-from .tensors import Buffer, decode_raw, elements_of
 
 __all__ = ("BinaryPart", "parse_header_length", "read_body", "read_raw")
 

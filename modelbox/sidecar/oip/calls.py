@@ -20,8 +20,7 @@ from h2.errors import ErrorCodes
 from modelbox._serving.unary import COMPRESSED, Failure
 from modelbox._wire.errors import ERROR_KEY, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
-
-from .status import retry_after_s, statuses_of
+from modelbox.sidecar.oip.status import retry_after_s, statuses_of
 
 __all__ = ("PeerStream", "bounded", "failure_of", "failure_text")
 

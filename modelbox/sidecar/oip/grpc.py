@@ -27,13 +27,10 @@ from modelbox._serving.standard import health_service, reflection_services
 from modelbox._serving.unary import DirectServer
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import shown
-from modelbox.sidecar.service import InferenceService
-from modelbox.signature import TensorSpec
-
-from .calls import PeerStream, bounded, failure_of, failure_text
-from .datatypes import datatype_of
-from .extensions import SERVER_NAME, extensions
-from .messages import (
+from modelbox.sidecar.oip.calls import PeerStream, bounded, failure_of, failure_text
+from modelbox.sidecar.oip.datatypes import datatype_of
+from modelbox.sidecar.oip.extensions import SERVER_NAME, extensions
+from modelbox.sidecar.oip.messages import (
     ModelInferRequest,
     ModelInferResponse,
     ModelStreamInferResponse,
@@ -43,7 +40,9 @@ from .messages import (
     stream_response,
     write_response,
 )
-from .shared_memory import SharedMemory
+from modelbox.sidecar.oip.shared_memory import SharedMemory
+from modelbox.sidecar.service import InferenceService
+from modelbox.signature import TensorSpec
 
 __all__ = ("OpenInferenceAdapter", "make_server")
 

@@ -27,9 +27,16 @@ from anyio import AsyncContextManagerMixin
 from modelbox._serving.hello import HelloWatch
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
 from modelbox.refs import shown
-
-from .http_connection import KEEPALIVE_S, LEAST_BYTES_PER_S, LINGER_S, Connection, Head, State, too_large
-from .routes import HttpAnswer, HttpRequest, Routes, failure
+from modelbox.sidecar.oip.http_connection import (
+    KEEPALIVE_S,
+    LEAST_BYTES_PER_S,
+    LINGER_S,
+    Connection,
+    Head,
+    State,
+    too_large,
+)
+from modelbox.sidecar.oip.routes import HttpAnswer, HttpRequest, Routes, failure
 
 __all__ = ("HttpServer",)
 

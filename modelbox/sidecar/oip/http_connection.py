@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, cast
 import anyio
 
 from modelbox.errors import DeadlineExceeded, LimitError, ServerBusy
-
-from .routes import HttpAnswer, HttpRequest, failure
-from .tensors import Buffer
+from modelbox.sidecar.oip.routes import HttpAnswer, HttpRequest, failure
+from modelbox.sidecar.oip.tensors import Buffer
 
 if TYPE_CHECKING:
-    from .http import HttpServer
+    from modelbox.sidecar.oip.http import HttpServer
 
 __all__ = ("KEEPALIVE_S", "LEAST_BYTES_PER_S", "LINGER_S", "Connection", "Head", "State", "parse_head", "too_large")
 

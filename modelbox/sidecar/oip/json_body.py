@@ -19,9 +19,8 @@ import numpy as np
 
 from modelbox.errors import InputError
 from modelbox.refs import shown
-
-from .datatypes import DATATYPES, datatype_named, datatype_of_array
-from .tensors import Array, Buffer, decode_raw, decode_shape, decode_values, encode_json, encode_raw
+from modelbox.sidecar.oip.datatypes import DATATYPES, datatype_named, datatype_of_array
+from modelbox.sidecar.oip.tensors import Array, Buffer, decode_raw, decode_shape, decode_values, encode_json, encode_raw
 
 __all__ = (
     "Chunks",

@@ -24,11 +24,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from modelbox.errors import InputError, InvalidError
 from modelbox.refs import shown
+from modelbox.sidecar.oip.datatypes import BYTES, Datatype, datatype_named, datatype_of_array
+from modelbox.sidecar.oip.json_body import InferBody, Memory, Region, read_parameters, read_region
+from modelbox.sidecar.oip.tensors import Array, decode_raw, decode_shape, decode_values, elements_of, encode_raw
 from modelbox.sidecar.service import InferRequest, InferResponse, Parameter
-
-from .datatypes import BYTES, Datatype, datatype_named, datatype_of_array
-from .json_body import InferBody, Memory, Region, read_parameters, read_region
-from .tensors import Array, decode_raw, decode_shape, decode_values, elements_of, encode_raw
 
 __all__ = (
     "Call",

@@ -27,16 +27,15 @@ import anyio.to_thread
 from modelbox._serving.process import package_version
 from modelbox.errors import AuthError, InputError, LimitError, ModelBoxError, NotFoundError
 from modelbox.refs import shown
+from modelbox.sidecar.oip.binary import parse_header_length, read_body, read_raw
+from modelbox.sidecar.oip.datatypes import datatype_of
+from modelbox.sidecar.oip.extensions import SERVER_NAME, extensions
+from modelbox.sidecar.oip.json_body import encode_answer, parse_json
+from modelbox.sidecar.oip.shared_memory import SharedMemory
+from modelbox.sidecar.oip.status import retry_after_s, statuses_of
+from modelbox.sidecar.oip.tensors import Buffer
 from modelbox.sidecar.service import InferenceService, InferRequest
 from modelbox.signature import TensorSpec
-
-from .binary import parse_header_length, read_body, read_raw
-from .datatypes import datatype_of
-from .extensions import SERVER_NAME, extensions
-from .json_body import encode_answer, parse_json
-from .shared_memory import SharedMemory
-from .status import retry_after_s, statuses_of
-from .tensors import Buffer
 
 __all__ = ("HttpAnswer", "HttpRequest", "Routes", "failure")
 

@@ -27,9 +27,8 @@ from dataclasses import dataclass
 
 from modelbox.errors import ConflictError, InputError, LimitError, NotFoundError
 from modelbox.refs import shown
-
-from .json_body import Region
-from .tensors import Buffer
+from modelbox.sidecar.oip.json_body import Region
+from modelbox.sidecar.oip.tensors import Buffer
 
 __all__ = ("IDLE_S", "RegionStatus", "SharedMemory")
 

@@ -21,8 +21,7 @@ import numpy as np
 
 from modelbox.errors import InputError, InvalidError
 from modelbox.refs import shown
-
-from .datatypes import BYTES, Datatype, datatype_of_array
+from modelbox.sidecar.oip.datatypes import BYTES, Datatype, datatype_of_array
 
 __all__ = (
     "Array",

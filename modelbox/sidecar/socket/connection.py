@@ -55,14 +55,12 @@ from modelbox.loader.reload import Reloader
 from modelbox.loader.runner import Lease, Prediction, Runner
 from modelbox.model import LiveModel, ModelState
 from modelbox.objects import ModelVersion, to_json
+from modelbox.sidecar.socket.segments import Segments, settled
 from modelbox.signature import DTYPES, Signature, TensorSpec
-
-from .segments import Segments, settled
 
 if TYPE_CHECKING:
     from modelbox.sidecar.service import ServedModel
-
-    from .server import SocketServer
+    from modelbox.sidecar.socket.server import SocketServer
 
 __all__ = ("Connection",)
 

@@ -33,8 +33,7 @@ from modelbox.errors import ConfigError
 from modelbox.loader.runner import Lease
 from modelbox.refs import ModelRef
 from modelbox.sidecar.service import InferenceService, ServedModel
-
-from .connection import Connection, Handle
+from modelbox.sidecar.socket.connection import Connection, Handle
 
 __all__ = ("SocketLimits", "SocketServer")
 
