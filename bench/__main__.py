@@ -27,6 +27,7 @@ GROUPS: dict[str, str] = {
     "cold": "load with an empty cache against receiving and writing the bytes",
     "artifacts": "upload and download of one large file, and memory on both sides",
     "sidecar": "calls through a sidecar's Unix socket against an echo over one",
+    "oip": "calls of the Open Inference Protocol through a sidecar against bare servers",
     "swap": "from a promotion to the first answer, and what callers see of it",
     "swaps": "memory over many swaps",
     "start": "start and idle memory of the server",
