@@ -109,7 +109,7 @@ async def test_calls_wait_for_a_killed_sidecar(sidecar: SidecarProcess) -> None:
                 answered += 1
 
         def enough() -> bool:
-            return answered > 200
+            return answered > 200 and not model.stale
 
         async with anyio.create_task_group() as tasks:
             for seed in range(8):
@@ -420,7 +420,8 @@ async def test_a_killed_application_leaves_nothing_in_the_sidecar(
             finally:
                 process.kill()
                 await process.aclose()
-        await until(lambda: (descriptors(sidecar.pid), segments(sidecar.pid)) == before)
+        # Fewer descriptors are well: connections to the server come and go.
+        await until(lambda: descriptors(sidecar.pid) <= before[0] and segments(sidecar.pid) == before[1])
         # Its leases are gone too: the old version is freed without force.
         events = model.events()
         await promote(registry, 2, tmp_path)
