@@ -283,7 +283,8 @@ class LeaseReleased(UsageError):
 def _walk(cls: type[ModelBoxError]) -> dict[str, type[ModelBoxError]]:
     found = {cls.code: cls}
     for sub in cls.__subclasses__():
-        found |= _walk(sub)
+        # A code means the class that introduced it, not one that somebody derived from it without a code of its own.
+        found = _walk(sub) | found
     return found
 
 

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is not a failure: no test asserts a time.
+settings.register_profile("modelbox", deadline=None)
+settings.load_profile("modelbox")
 
 pytest_plugins = ("tests.fixtures",)
 

@@ -573,10 +573,10 @@ def test_refuses_segments_that_are_not_safe(
         with pytest.raises(EOFError):
             raw.next()
     for _ in range(100):
-        if descriptors(sidecar.pid) == before:
+        if descriptors(sidecar.pid) <= before:
             break
         time.sleep(0.02)
-    assert descriptors(sidecar.pid) == before
+    assert descriptors(sidecar.pid) <= before
 
 
 def test_tensors_that_do_not_fit_their_segment(sidecar: SidecarProcess) -> None:
