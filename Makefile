@@ -24,7 +24,7 @@ help:  ## Show this help
 
 ##-- running
 
-.PHONY: demo serve bench
+.PHONY: demo serve bench bench-peers
 demo: $(STAMP)  ## Watch it work: a server, a client, and a model that changes under load
 	$(BIN)/python -m examples.demo $(ARGS)
 
@@ -33,6 +33,9 @@ serve: $(STAMP)  ## Start the server here (data in ./modelbox-data)
 
 bench: $(STAMP)  ## Measure speed against the floors of this machine
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: $(STAMP)  ## Measure other model servers beside the sidecar (installs them below bench/peers/.venv)
+	$(BIN)/python -m bench.peers $(ARGS)
 
 ##-- checking
 
@@ -102,5 +105,5 @@ $(STAMP): $(DEPS) pyproject.toml
 
 .PHONY: clean
 clean:  ## Remove what was built or cached, .venv included
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) bench/peers/.venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -217,12 +217,16 @@ class HttpConnection(_Base):
         if not head.startswith(b"HTTP/1.1 200"):
             self._fail(f"a call failed: {bytes(self._data[:400])!r}")
             return False
+        self._begin = at + 4
         found = head.lower().find(b"\r\ncontent-length:")
         if found < 0:
-            self._fail(f"an answer does not say how long it is: {head!r}")
-            return False
+            # In chunks, of which each is preceded by its length and the last one is empty.
+            if not self._data.endswith(b"\r\n0\r\n\r\n"):
+                return False
+            self._data = _unchunked(bytes(self._data[self._begin :]))
+            self._begin, self._end = 0, len(self._data)
+            return True
         length = head[found + 17 :].partition(b"\r\n")[0]
-        self._begin = at + 4
         self._end = self._begin + int(length)
         return True
 
@@ -367,6 +371,14 @@ class _Call:
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
     return b"%s%c%c%s%s" % (len(payload).to_bytes(3), kind, flags, number.to_bytes(4), payload)
+
+
+def _unchunked(data: bytes) -> bytes:
+    pieces: list[bytes] = []
+    while (size := int(data[: (at := data.index(b"\r\n"))], 16)) > 0:
+        pieces.append(data[at + 2 : at + 2 + size])
+        data = data[at + 4 + size :]
+    return b"".join(pieces)
 
 
 def _text(text: str) -> bytes:

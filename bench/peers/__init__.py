@@ -1,0 +1,1 @@
+"""Other model servers on the same models, asked by the same callers."""
