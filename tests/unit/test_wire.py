@@ -424,3 +424,11 @@ def test_an_error_without_a_usable_trailer_goes_by_its_status(status: int, cls: 
 def test_a_feed_item_is_one_of_three() -> None:
     item: FeedItem = Bookmark(rev=1, head_rev=2, token="t")
     assert wire.unpack_feed_item(_across(wire.pack_feed_item(item))) == item
+
+
+def test_a_derived_class_without_a_code_of_its_own_does_not_take_its_parents_place() -> None:
+    class Special(errors.NotFoundError):
+        def __init__(self) -> None:
+            super().__init__("special")
+
+    assert type(errors.error_from_dict(Special().to_dict())) is errors.NotFoundError
