@@ -55,6 +55,8 @@ never), segment that holds the inputs, segment that takes the outputs (0 for non
 CALL_BYTES = CALL.size
 
 MAX_FRAME_BYTES = 64 << 20
+_FIRST_BYTES = 4 << 10
+"""Of a reader's buffer, until more than half of that comes at once: a sidecar has many connections that are idle."""
 _BUFFER_BYTES = 256 << 10
 
 Frame = tuple[int, int, int, int, int, bytearray]
@@ -140,7 +142,7 @@ class FrameReader:
     __slots__ = ("_buffer", "_end", "_large", "_max", "_missing", "_start", "_view")
 
     def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._buffer = bytearray(_BUFFER_BYTES)
+        self._buffer = bytearray(_FIRST_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._max = max_frame_bytes
@@ -150,10 +152,15 @@ class FrameReader:
 
     def space(self) -> memoryview:
         """Where the next bytes go; never empty. Only once `feed` was read to its end."""
-        if self._start and self._end > _BUFFER_BYTES // 2:
-            rest = self._end - self._start
-            self._buffer[:rest] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, rest
+        size = len(self._buffer)
+        small = size < _BUFFER_BYTES
+        if (self._end > size // 2 and (self._start or small)) or (small and self._large is not None):
+            rest = bytes(self._view[self._start : self._end])
+            if small:
+                self._buffer = bytearray(_BUFFER_BYTES)
+                self._view = memoryview(self._buffer)
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
         return self._view[self._end :]
 
     def feed(self, received: int) -> Iterator[Frame]:

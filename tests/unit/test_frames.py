@@ -46,8 +46,8 @@ def frame(body: bytes, id_: int = 1, words: int = 0) -> bytes:
 
 bodies = st.one_of(
     st.integers(0, 40).map(lambda n: bytes(range(n % 256)) * 8),
-    # Around the reader's buffer, and far above it.
-    st.sampled_from([255 << 10, (256 << 10) - 16, 256 << 10, 300 << 10, 1 << 20]).map(bytes),
+    # Around the reader's first buffer and its later one, and far above them.
+    st.sampled_from([2032, 2048, 4080, 4096, 255 << 10, (256 << 10) - 16, 256 << 10, 300 << 10, 1 << 20]).map(bytes),
 )
 
 
