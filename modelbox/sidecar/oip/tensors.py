@@ -341,7 +341,15 @@ def encode_json(array: Array, name: str) -> str:
         return json.dumps(items)
     if not datatype.in_json:
         raise _ask_for_binary(name, datatype.name)
-    text = str(array.ravel().tolist())
+    values = array.ravel().tolist()
+    if datatype.name == "FP32" and values:
+        # Nine digits give back every 32-bit float, and take a third of the time of the 17 of a Python float.
+        text = "%.9g," * len(values) % tuple(values)
+        if "-0," in text:  # which a reader would take for a whole number, that has no sign
+            text = text.replace("-0,", "-0.0,")
+        text = f"[{text[:-1]}]"
+    else:
+        text = str(values)
     if array.dtype.kind == "b":
         return text.lower()
     if "n" in text:  # of nan and inf
