@@ -57,6 +57,13 @@ fmt: $(STAMP)  ## Format the code and apply the linter's safe fixes
 docs: $(STAMP)  ## Run every snippet of README and docs, and look for what is undocumented
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
+# Minutes of `make soak`.
+MINUTES ?= 60
+
+.PHONY: soak
+soak: $(STAMP)  ## Ask a sidecar over every protocol for an hour while things break (MINUTES=60, ARGS="--seed 7")
+	$(BIN)/python -m tools.soak --minutes $(MINUTES) $(ARGS)
+
 .PHONY: prove-image
 prove-image: $(STAMP)  ## Build the container images and run them, without a Docker engine (as root; see docs/deploying.md)
 	$(BIN)/python -m tools.prove_image $(ARGS)
