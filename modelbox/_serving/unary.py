@@ -10,7 +10,9 @@ peer's), the connection's windows, the highest stream. A stream belongs to one o
 
 Invariants, beside those of `guard`: one call holds one message of at most ``max_message_bytes`` each way; a call ends
 when its peer neither sends the rest of its message nor reads its answer for ``stall_s``; a peer's calls, read or
-unread, are at most ``max_streams``.
+unread, are at most ``max_streams``. Calls begin only while the answers that the peer has not taken, and those that are
+likely to come of the calls under way (`_MAX_RUNNING` at most), are at most `_MAX_OWED` bytes; until then requests wait,
+and what they hold is bounded by the connection's window, which is not given back for them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import asyncio
 import logging
 import struct
 from base64 import b64encode
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -53,6 +56,12 @@ _ID = (1 << 31) - 1
 _UNIMPLEMENTED = 12
 _MAX_DEBT = 1 << 20
 """Bytes of errors and control frames for a peer that does not read, which no window holds back."""
+_MAX_OWED = 32 << 20
+"""Bytes of answers for one peer at a time; one answer may be larger."""
+_MAX_RUNNING = 128
+"""Calls of one peer under way at a time, whatever their answers are taken to be."""
+_FIRST_ANSWER_BYTES = 1 << 20
+"""How large a connection's answers are taken to be before there was one."""
 _WRITE_BYTES = 1 << 18
 
 COMPRESSED = (
@@ -89,6 +98,7 @@ class _Call:
     __slots__ = (
         "answer",
         "body",
+        "complete",
         "done",
         "expected",
         "head",
@@ -106,6 +116,7 @@ class _Call:
         self.done = done
         self.moved_at = now
         self.body: bytes | bytearray = b""
+        self.complete = False
         self.expected = -1
         self.unacknowledged = 0
         self.task: asyncio.Task[None] | None = None
@@ -141,6 +152,11 @@ class _DirectProtocol(GuardedProtocol):
         self._calls: dict[int, _Call] = {}
         self._blocked: dict[int, _Call] = {}
         self._debt = 0
+        self._waiting: deque[tuple[_Call, bytes | memoryview]] = deque()
+        self._running = 0
+        self._owed = 0
+        self._likely = _FIRST_ANSWER_BYTES
+        self._unacknowledged = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -164,6 +180,7 @@ class _DirectProtocol(GuardedProtocol):
         """Ends the peer's calls."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._waiting.clear()
         for call in tuple(self._calls.values()):
             self._drop(call)
         super().connection_lost(exc)
@@ -286,7 +303,7 @@ class _DirectProtocol(GuardedProtocol):
         self._acknowledge(end - start)
         if self._dead:
             return True
-        if call.task is not None:
+        if call.complete:
             # Data after the end of the stream.
             self._abort()
             return True
@@ -313,7 +330,11 @@ class _DirectProtocol(GuardedProtocol):
             if size == call.expected and size >= 0:
                 message = call.body[5:] if type(call.body) is bytes else memoryview(call.body)[5:]
                 call.body = b""
-                call.task = self._loop.create_task(self._run(call, message), name="unary call")
+                call.complete = True
+                if self._waiting or not self._may_begin():
+                    self._waiting.append((call, message))
+                else:
+                    self._start(call, message, call.head.timeout_s)
             else:
                 what = "ended in the middle of its message" if call.body else "has no message"
                 self._fail(call, InvalidError(f"the call {what}"))
@@ -335,12 +356,44 @@ class _DirectProtocol(GuardedProtocol):
             return False
         return True
 
-    async def _run(self, call: _Call, message: bytes | memoryview) -> None:
+    def _may_begin(self) -> bool:
+        if not self._owed and not self._running:
+            return True
+        likely = self._owed + (self._running + 1) * self._likely
+        return self._running < _MAX_RUNNING and likely <= _MAX_OWED
+
+    def _start(self, call: _Call, message: bytes | memoryview, timeout_s: float | None) -> None:
+        self._running += 1
+        call.task = self._loop.create_task(self._run(call, message, timeout_s), name="unary call")
+        # However it ends: a task that is cancelled before its first step never runs.
+        call.task.add_done_callback(self._ended)
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._running -= 1
+        if self._waiting:
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        """Begins what waited for answers to be taken."""
+        while self._waiting and not self._dead and self._may_begin():
+            call, message = self._waiting.popleft()
+            if call.stream_id not in self._calls:
+                continue
+            timeout_s = call.head.timeout_s
+            if timeout_s is not None:
+                timeout_s = max(0.0, timeout_s - (self._loop.time() - call.moved_at))
+            self._start(call, message, timeout_s)
+        if not self._waiting and self._unacknowledged:
+            size, self._unacknowledged = self._unacknowledged, 0
+            self._give_back(size)
+
+    async def _run(self, call: _Call, message: bytes | memoryview, timeout_s: float | None) -> None:
         try:
-            answer = await call.head.method(message, call.head.timeout_s)
+            answer = await call.head.method(message, timeout_s)
         except Exception as exc:
             self._fail(call, exc)
         else:
+            self._likely = max(len(answer), self._likely >> 1)
             if call.stream_id in self._calls:
                 self._answer(call, answer)
 
@@ -369,6 +422,7 @@ class _DirectProtocol(GuardedProtocol):
             return
         self._tell(_FRAME.pack(0, len(_ANSWER_HEAD), _HEADERS, _END_HEADERS, call.stream_id) + _ANSWER_HEAD)
         call.answer = memoryview(_PREFIX.pack(0, len(answer)) + answer)
+        self._owed += size
         self._blocked[call.stream_id] = call
         self._unblock()
 
@@ -396,6 +450,7 @@ class _DirectProtocol(GuardedProtocol):
         chunk = answer[call.sent : call.sent + room]
         h2.outbound_flow_control_window -= len(chunk)
         call.sent += len(chunk)
+        self._owed -= len(chunk)
         call.moved_at = self._loop.time()
         frame = h2.max_outbound_frame_size
         parts: list[bytes | memoryview] = []
@@ -437,7 +492,7 @@ class _DirectProtocol(GuardedProtocol):
         self._tell(
             _FRAME.pack(size >> 8, size & 0xFF, _HEADERS, _END_HEADERS | _END_STREAM, call.stream_id) + bytes(block)
         )
-        if call.task is None:
+        if not call.complete:
             # The rest of the message is not wanted.
             self._reset(call.stream_id, _NO_ERROR)
         self._close(call)
@@ -447,10 +502,14 @@ class _DirectProtocol(GuardedProtocol):
     def _close(self, call: _Call) -> None:
         """Forgets a call."""
         self._calls.pop(call.stream_id, None)
-        self._blocked.pop(call.stream_id, None)
+        if self._blocked.pop(call.stream_id, None) is not None and call.answer is not None:
+            self._owed -= len(call.answer) - call.sent
+            call.answer = None
         cast(Handler, self.handler)._tasks.pop(cast(Any, call), None)
         if not call.done.done():
             call.done.set_result(None)
+        if self._waiting:
+            self._start_waiting()
 
     def _drop(self, call: _Call) -> None:
         """Ends a call of which nobody wants to know any more."""
@@ -474,7 +533,7 @@ class _DirectProtocol(GuardedProtocol):
                     return
                 self._reset(call.stream_id, _ENHANCE_YOUR_CALM)
                 self._drop(call)
-            elif call.task is None:
+            elif not call.complete:
                 self._fail(call, DeadlineExceeded(f"the message did not come within {self._stall_s:g} s"))
         self._sweeper = self._loop.call_later(self._stall_s / 4, self._sweep)
 
@@ -490,7 +549,13 @@ class _DirectProtocol(GuardedProtocol):
         except FlowControlError:
             self._abort()
             return
-        increment = window.process_bytes(size)
+        if self._waiting:
+            self._unacknowledged += size
+        else:
+            self._give_back(size)
+
+    def _give_back(self, size: int) -> None:
+        increment = self._h2._inbound_flow_control_window_manager.process_bytes(size)
         if increment:
             self._update_window(0, increment)
 

@@ -47,6 +47,7 @@ class Methods:
         self.go_on = asyncio.Event()
         self.ended = asyncio.Event()
         self.cancelled = 0
+        self.large_calls = 0
         self.timeouts: list[float | None] = []
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -80,6 +81,7 @@ class Methods:
         return bytes(message)
 
     async def large(self, message: bytes | memoryview, timeout_s: float | None) -> bytes:
+        self.large_calls += 1
         return b"z" * LARGE_BYTES
 
     async def failing(self, message: bytes | memoryview, timeout_s: float | None) -> bytes:
@@ -503,6 +505,37 @@ async def test_a_peer_that_never_reads_is_cut_off() -> None:
             while at.server.connections:
                 await anyio.sleep(0.01)
         await works(at)
+
+
+async def test_calls_wait_while_answers_are_unread() -> None:
+    # What was asked for has 200 MB, of which the peer takes nothing at first.
+    async with serving(max_streams=1000) as at, H2Peer(at.address) as peer:
+        streams = [peer.call(LARGE) for _ in range(1000)]
+        for stream in streams:
+            peer.message(stream, b"")
+        await peer.flush()
+        with anyio.fail_after(10):
+            before = -1
+            while at.methods.large_calls != before:
+                before = at.methods.large_calls
+                await anyio.sleep(0.2)
+        assert 20 < before <= (32 << 20) // LARGE_BYTES + 2
+        # Another connection has a bound of its own.
+        await works(at)
+        # What waited begins as soon as there is room again, and a call that was given up never does.
+        peer.h2.reset_stream(streams[-1], 8)
+        peer.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
+        peer.h2.increment_flow_control_window((1 << 31) - 1 - 65_535)
+        await peer.flush()
+        answers = await collect(peer, *streams[:-1])
+        assert {answer.status for answer in answers} == {"0"}
+        assert {len(answer.body) for answer in answers} == {LARGE_BYTES + 5}
+        assert at.methods.large_calls == 999
+        stream = peer.call(ECHO)
+        peer.message(stream, b"again")
+        await peer.flush()
+        [again] = await collect(peer, stream)
+        assert again.body == framed(b"again")
 
 
 async def test_a_peer_that_asks_for_errors_and_never_reads_is_cut_off() -> None:
