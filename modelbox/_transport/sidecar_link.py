@@ -286,12 +286,14 @@ class Connection:
         self._last_id = call.id = id_
         head = CALL.pack(total, _INFER, 0, len(raw) >> 3, id_, handle, lease, call.timeout_ms, held, into)
         calls = self._calls
-        frame = b"".join((head, raw, *data))
-        if calls:
-            self.socket.write(frame)
-        else:
-            self.socket.write_now(frame)
+        alone = not calls
+        # Noted before it is written: writing may find the connection broken, which makes what is noted again.
         calls[id_] = call
+        frame = b"".join((head, raw, *data))
+        if alone:
+            self.socket.write_now(frame)
+        else:
+            self.socket.write(frame)
 
     def cancel(self, call: Call) -> None:
         """Tells the sidecar that nobody waits for the answer any more."""
