@@ -50,6 +50,16 @@ class Kind(StrEnum):
     ALIAS = "alias"
     ARTIFACT = "artifact"
     DOWNLOAD = "download"
+    EXPERIMENT = "experiment"
+    RUN = "run"
+    CHECKPOINT = "checkpoint"
+    ATTRIBUTES = "attributes"
+    EVENT = "event"
+    COMMENT = "comment"
+    README = "readme"
+    DATASET = "dataset"
+    DATASET_VERSION = "dataset_version"
+    LINEAGE = "lineage"
 
 
 class Action(StrEnum):
@@ -59,6 +69,7 @@ class Action(StrEnum):
     UPDATED = "updated"
     MOVED = "moved"
     DELETED = "deleted"
+    RESTORED = "restored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
