@@ -28,11 +28,13 @@ __all__ = (
     "Attribute",
     "AttributeChange",
     "AttributeKind",
+    "AttributesEdit",
     "Checkpoint",
     "Comment",
     "Dataset",
     "DatasetComponent",
     "DatasetVersion",
+    "Delivered",
     "Event",
     "Experiment",
     "ExperimentPatch",
@@ -43,17 +45,25 @@ __all__ = (
     "MetricKind",
     "MetricSummary",
     "NewCheckpoint",
+    "NewComment",
     "NewDataset",
     "NewDatasetVersion",
+    "NewEdge",
+    "NewEdges",
     "NewEvent",
     "NewExperiment",
     "NewRun",
     "ObjectKind",
+    "Operation",
+    "OperationPayload",
     "Readme",
+    "ReadmeEdit",
     "Rejection",
     "Run",
+    "RunEdit",
     "RunPatch",
     "RunStatus",
+    "SampledSeries",
     "check_id",
     "kind_of_id",
     "new_id",
@@ -400,6 +410,24 @@ class MetricSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampledSeries:
+    """A series in at most so many buckets of equal width over its steps; empty buckets are left out.
+
+    Columns of raw little-endian bytes, one value per bucket: int64 ``first_steps``, ``last_steps`` and ``counts``;
+    float64 ``mins``, ``maxs`` and ``means`` of the numbers (NaN where there is none) and ``lasts``, the value of the
+    bucket's last point.
+    """
+
+    first_steps: bytes
+    last_steps: bytes
+    counts: bytes
+    mins: bytes
+    maxs: bytes
+    means: bytes
+    lasts: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that an outside system reports of an object.
 
@@ -565,6 +593,15 @@ class LineageEdge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewEdge:
+    """An edge to add; see `LineageEdge`."""
+
+    source: str
+    target: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineageNode:
     """An object in a lineage graph.
 
@@ -589,6 +626,84 @@ class Lineage:
 
 
 # --- delivery --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEdit:
+    """A patch and the run that it is for."""
+
+    id: str
+    patch: RunPatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributesEdit:
+    """Values of one kind to set and keys to remove on one object, in one transaction.
+
+    Attributes:
+        overwrite: Whether a parameter may take another value than it has.
+    """
+
+    object: str
+    kind: AttributeKind
+    values: Mapping[str, JsonValue] = field(default_factory=dict)
+    remove: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewComment:
+    """What somebody says about an object."""
+
+    id: str = field(default_factory=lambda: new_id(ObjectKind.COMMENT))
+    object: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadmeEdit:
+    """A new page for an object; an empty text removes it."""
+
+    object: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEdges:
+    """Edges to add, all or none."""
+
+    edges: tuple[NewEdge, ...]
+
+
+OperationPayload = (
+    NewExperiment
+    | NewRun
+    | RunEdit
+    | NewCheckpoint
+    | AttributesEdit
+    | NewEvent
+    | MetricColumns
+    | NewComment
+    | NewEdges
+    | NewDatasetVersion
+    | ReadmeEdit
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One entry of a spool; ``seq`` grows inside it."""
+
+    seq: int
+    payload: OperationPayload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """What became of operations: everything up to ``seq`` is on disk, or refused for good."""
+
+    seq: int
+    rejections: tuple[Rejection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,26 @@ def add_constant(constant: float, *, name: str = "x", columns: int = 4) -> bytes
     return _model(graph)
 
 
+def add_element(constant: float, element: int, *, also_float: bool = False) -> bytes:
+    """``y = x + constant`` on tensors [batch, 4] of an ONNX element type; ``wide`` is the same in float32."""
+    shape: list[str | int | None] = ["batch", 4]
+    outputs = [helper.make_tensor_value_info("y", element, shape)]
+    if also_float:
+        outputs.append(helper.make_tensor_value_info("wide", TensorProto.FLOAT, shape))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["float", "c"], ["wide"]),
+            helper.make_node("Cast", ["wide"], ["y"], to=element),
+        ],
+        "add",
+        [helper.make_tensor_value_info("x", element, shape)],
+        outputs,
+        [numpy_helper.from_array(np.array(constant, np.float32), "c")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString()
+
+
 def perceptron(width: int, layers: int, *, seed: int = 0) -> bytes:
     """``layers`` dense layers of ``width``² float32 weights on float32[batch, width]; 4 · width² · layers bytes."""
     rng = np.random.default_rng(seed)

@@ -35,9 +35,21 @@ class _Input:
         self.spec = spec
         self.name = spec.name
         # None: compared by name, or (for text and for values that are no tensors) not here.
-        self.dtype = None if spec.dtype in ("string", "bfloat16") or "(" in spec.dtype else np.dtype(spec.dtype)
+        self.dtype = None if spec.dtype == "string" or "(" in spec.dtype else _dtype(spec.dtype)
         self.rank = len(spec.shape)
         self.fixed = tuple((axis, dim) for axis, dim in enumerate(spec.shape) if isinstance(dim, int) and dim >= 0)
+
+
+def _dtype(name: str) -> np.dtype[Any] | None:
+    if name != "bfloat16":
+        return np.dtype(name)
+    # Whoever checks inputs for another process need not have the package.
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
 
 
 class InputChecker:
@@ -177,7 +189,8 @@ def _from_python(item: _Input, value: Any) -> tuple[Any, str | None]:
         return array, None if kind in "U" else f"{problem} of {_kind(kind)}"
     if item.dtype is None:
         return None, f"{problem}; pass an array"
-    if kind not in _FITS.get(item.dtype.kind, ""):
+    # ml_dtypes' type is of numpy's kind for bytes of any meaning.
+    if kind not in _FITS.get("f" if item.spec.dtype == "bfloat16" else item.dtype.kind, ""):
         return None, f"{problem} of {_kind(kind)}"
     try:
         return np.array(value, dtype=item.dtype), None

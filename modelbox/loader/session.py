@@ -33,6 +33,7 @@ from modelbox.errors import (
     UnsupportedOperator,
 )
 from modelbox.loader.inputs import Feed
+from modelbox.loader.ort_values import check_element, needs_values, value_run
 from modelbox.signature import Dim, Signature, TensorSpec
 
 __all__ = ("Session", "SessionOptions", "WarmReport", "read_signature", "runtime", "runtime_version")
@@ -122,6 +123,8 @@ class Session:
         self._names = [spec.name for spec in self.signature.outputs]
         # The runtime's own object: `InferenceSession.run` around it only repeats the checks of `InputChecker`.
         self._run: Callable[..., list[Any]] = inference._sess.run
+        if needs_values(self.signature):
+            self._run = value_run(inference._sess, runtime().OrtValue, self.signature)
         self._run_options = new_run_options()
         self.run_s: float | None = None
         cpu_only = options.providers == ("CPUExecutionProvider",) and options.intra_op_threads == 1
@@ -140,8 +143,8 @@ class Session:
         Raises:
             ModelInvalid: The file is no model, or a broken one.
             UnsupportedOperator: It needs an operator or opset that the runtime lacks.
-            LoadError: It does not open for another reason, such as memory.
-            ConfigError: onnxruntime or a provider is not installed.
+            LoadError: It does not open for another reason, such as memory, or has tensors that no array can hold.
+            ConfigError: onnxruntime, a provider, or the type of a bfloat16 tensor is not installed.
         """
         ort = runtime()
         missing = [name for name in options.providers if name not in ort.get_available_providers()]
@@ -237,24 +240,30 @@ def _closed(*_: object) -> list[Any]:
 
 
 def read_signature(inference: Any) -> Signature:
-    """Inputs and outputs of an ``onnxruntime.InferenceSession``."""
+    """Inputs and outputs of an ``onnxruntime.InferenceSession``.
+
+    Raises:
+        LoadError: There is a tensor whose elements no array can hold.
+    """
     return Signature(
-        inputs=tuple(_spec(node) for node in inference.get_inputs()),
-        outputs=tuple(_spec(node) for node in inference.get_outputs()),
+        inputs=tuple(_spec(node, "input") for node in inference.get_inputs()),
+        outputs=tuple(_spec(node, "output") for node in inference.get_outputs()),
     )
 
 
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
-def _spec(node: Any) -> TensorSpec:
+def _spec(node: Any, side: str) -> TensorSpec:
     match = re.fullmatch(r"tensor\((\w+)\)", node.type)
     if match is None:
         return TensorSpec(name=node.name, dtype=node.type, shape=())
     dims: list[Dim] = [
         (dim if dim >= 0 else -1) if isinstance(dim, int) else (str(dim) if dim else -1) for dim in node.shape or ()
     ]
-    return TensorSpec(name=node.name, dtype=_DTYPES.get(match[1], match[1]), shape=tuple(dims))
+    dtype = _DTYPES.get(match[1], match[1])
+    check_element(side, node.name, dtype)
+    return TensorSpec(name=node.name, dtype=dtype, shape=tuple(dims))
 
 
 def runtime_options(options: SessionOptions, *, optimised: bool = False) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from modelbox.errors import InputError, PredictError, WarmupFailed
 from modelbox.loader.inputs import Feed, InputChecker
+from modelbox.loader.ort_values import bfloat16
 from modelbox.refs import shown
 from modelbox.signature import TensorSpec
 
@@ -32,6 +33,9 @@ _RTOL, _ATOL = 1e-3, 1e-4
 """How far a golden output may be off: sums in another order, on another processor."""
 
 _ROW_RTOL, _ROW_ATOL = 1e-3, 1e-5
+_HALF_RTOL = 2e-2
+"""For bfloat16."""
+
 _TIMED_RUNS = 5
 _TIMED_BUDGET_S = 0.25
 
@@ -102,7 +106,7 @@ def warm(session: Session, deadline_s: float, golden: Path | None) -> WarmReport
 def _run_zeros(session: Session, deadline: _Deadline) -> tuple[Feed | None, list[Any]]:
     """A run on zeros, free dimensions 1; no feed when the model does not take such inputs, as it may."""
     inputs = session.signature.inputs
-    if any("(" in spec.dtype or spec.dtype == "bfloat16" for spec in inputs):
+    if any("(" in spec.dtype for spec in inputs):
         return None, []
     feed = {spec.name: _zeros(spec) for spec in inputs}
     try:
@@ -119,7 +123,7 @@ def _run_zeros(session: Session, deadline: _Deadline) -> tuple[Feed | None, list
 def _run_golden(session: Session, checker: InputChecker, deadline: _Deadline, golden: Path) -> tuple[Feed, list[Any]]:
     """A run on the golden inputs, compared with the golden outputs where there are any."""
     try:
-        feed = checker.check(_read(golden / "inputs.npz"))
+        feed = checker.check(_named_types(session, _read(golden / "inputs.npz")))
         outputs = deadline.run(feed)
     except (InputError, PredictError) as exc:
         raise WarmupFailed(f"the model fails on its golden inputs: {exc}", stage="warm") from exc
@@ -150,6 +154,15 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise WarmupFailed(
             f"{path.name} is no readable npz file without pickles: {type(exc).__name__}", stage="warm"
         ) from exc
+
+
+def _named_types(session: Session, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays of an ``npz`` file, which keeps bfloat16 as elements of two bytes without a meaning."""
+    half = {spec.name for spec in session.signature.inputs if spec.dtype == "bfloat16"}
+    return {
+        name: array.view(bfloat16()) if name in half and array.dtype.str == "|V2" else array
+        for name, array in arrays.items()
+    }
 
 
 def _timed(deadline: _Deadline, feed: Feed) -> float:
@@ -195,14 +208,14 @@ def _zeros(spec: TensorSpec) -> Any:
     shape = [dim if isinstance(dim, int) and dim >= 0 else 1 for dim in spec.shape]
     if spec.dtype == "string":
         return np.full(shape, "", dtype=object)
-    return np.zeros(shape, dtype=spec.dtype)
+    return np.zeros(shape, dtype=bfloat16() if spec.dtype == "bfloat16" else spec.dtype)
 
 
 def _random(spec: TensorSpec, like: Any, rng: np.random.Generator) -> Any:
     """One row in the shape of ``like``; integers stay 0 or 1, which most vocabularies have."""
     shape = (1, *like.shape[1:])
     kind = like.dtype.kind
-    if kind in "fc":
+    if _is_real(like):
         return rng.standard_normal(shape).astype(like.dtype)
     if kind in "iub":
         return rng.integers(0, 2, shape).astype(like.dtype)
@@ -214,14 +227,21 @@ def _free(spec: TensorSpec) -> bool:
 
 
 def _finite(outputs: list[Any]) -> bool:
-    return all(
-        bool(np.isfinite(out).all()) for out in outputs if isinstance(out, np.ndarray) and out.dtype.kind in "fc"
-    )
+    return all(bool(np.isfinite(out).all()) for out in outputs if isinstance(out, np.ndarray) and _is_real(out))
 
 
 def _close(got: Any, want: Any, rtol: float, atol: float) -> bool:
     if not isinstance(got, np.ndarray) or got.shape != want.shape:
         return False
+    if got.dtype.name == "bfloat16":
+        # Its elements have three digits; `npz` files keep them as plain bits.
+        bits = want.view(got.dtype) if want.dtype.itemsize == 2 and want.dtype.kind in "Vu" else want
+        return bool(np.allclose(got.astype("f4"), bits.astype("f4"), rtol=_HALF_RTOL, atol=atol, equal_nan=True))
     if got.dtype.kind in "fc":
         return bool(np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True))
     return bool(np.array_equal(got, want))
+
+
+def _is_real(array: Any) -> bool:
+    """Whether the elements are floats, or complex."""
+    return array.dtype.kind in "fc" or array.dtype.name == "bfloat16"
