@@ -17,7 +17,7 @@ from modelbox.feed import Change, Filter, Resync
 if TYPE_CHECKING:
     from modelbox._transport.follow import Batch, Follower
     from modelbox._transport.source import RemoteSource
-    from modelbox.client import Client
+    from modelbox.client.connection import ClientConnection
 
 __all__ = ("ChangeFeed",)
 
@@ -35,7 +35,7 @@ class ChangeFeed(AsyncIterator[Change | Resync]):
     Concurrency: one task at a time. Leave it with `aclose`, or use it in ``async with``.
     """
 
-    def __init__(self, client: Client, wanted: Filter, *, token: str, list_first: bool) -> None:
+    def __init__(self, client: ClientConnection, wanted: Filter, *, token: str, list_first: bool) -> None:
         self._client = client
         self._wanted = wanted
         self._start = (token, list_first)

@@ -1,0 +1,152 @@
+"""Versions of models, as methods of the client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Literal
+
+from modelbox._local_files import FilesArgument, Progress
+from modelbox.client.arguments import model_of, numbered
+from modelbox.client.connection import ClientConnection
+from modelbox.objects import (
+    Created,
+    JsonValue,
+    ModelVersion,
+    Resolved,
+    VersionPatch,
+)
+from modelbox.refs import ModelRef
+from modelbox.signature import Signature
+
+__all__ = ("VersionCalls",)
+
+
+class VersionCalls(ClientConnection):
+    """The part of `Client` about versions."""
+
+    async def publish(
+        self,
+        path: str,
+        files: FilesArgument,
+        *,
+        framework: str = "onnx",
+        signature: Signature | Literal["auto"] | None = None,
+        entrypoint: str | None = None,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        aliases: Sequence[str] = (),
+        reason: str = "",
+        on_progress: Progress | None = None,
+    ) -> Created[ModelVersion]:
+        """Publishes files as the next version of a model, and moves ``latest`` and ``aliases`` to it at once.
+
+        Nobody sees the version before all its files are on the server and verified. Publishing the files of the newest
+        version again returns that one with ``existed``. Broken connections are resumed where they broke.
+
+        Args:
+            path: ``namespace/model``; both are made where they are new.
+            files: A file, a directory (with everything below it), a mapping of path in the version to local path, or a
+                list of files and directories.
+            framework: What opens it: ``onnx`` is served, everything else is stored.
+            signature: Inputs and outputs. None: read from an ONNX file where that is possible; ``"auto"``: it must be.
+            entrypoint: Path of the file to open; needed when several would do.
+            description: Free text.
+            labels: Text by key.
+            metadata: JSON by key.
+            metrics: Numbers by key.
+            aliases: Moved to the new version in the same transaction.
+            reason: Why they move, for their history.
+            on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
+
+        Raises:
+            InvalidError: A name, path or value breaks a rule, or a file is missing or changes meanwhile.
+            ModelInvalid: ``signature="auto"`` and the file is not ONNX.
+            IntegrityError: Bytes were damaged on their way.
+            LimitError: Too large, or the server's disk is full.
+
+        Cancellation: nothing is published; bytes that arrived are kept for a while, and the next attempt goes on there.
+        """
+        from modelbox._transport.transfer import Publication
+
+        namespace, name = model_of(path)
+        publication = Publication(
+            namespace=namespace,
+            model=name,
+            files=files,
+            framework=framework,
+            signature=signature,
+            entrypoint=entrypoint,
+            description=description,
+            labels=labels or {},
+            metadata=metadata or {},
+            metrics=metrics or {},
+            aliases=tuple(aliases),
+            reason=reason,
+        )
+        return await self._call(lambda source: publication.run(source, on_progress))
+
+    async def get_version(self, ref: str | ModelRef) -> ModelVersion:
+        """The version that ``ref`` points to now.
+
+        Raises:
+            NotFoundError: Model, alias or version do not exist; says what does.
+        """
+        parsed = ModelRef.parse(ref)
+        return await self._call(lambda source: source.grpc.get_version(parsed))
+
+    def iter_versions(self, path: str) -> AsyncIterator[ModelVersion]:
+        """All versions of a model, newest first; fetched page by page."""
+        namespace, name = model_of(path)
+        return self._pages(lambda source, token: source.grpc.list_versions(namespace, name, page_token=token))
+
+    async def update_version(
+        self,
+        ref: str | ModelRef,
+        *,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        remove_labels: Sequence[str] = (),
+        metadata: Mapping[str, JsonValue] | None = None,
+        remove_metadata: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+        remove_metrics: Sequence[str] = (),
+    ) -> ModelVersion:
+        """Edits what may change of a version; ``ref`` names it by number (``namespace/model@7``).
+
+        Raises:
+            NotFoundError: The version does not exist.
+            InvalidError: A value breaks a rule, or ``ref`` names no number.
+        """
+        namespace, name, version = numbered(ref)
+        patch = VersionPatch(
+            description=description,
+            labels=labels or {},
+            remove_labels=tuple(remove_labels),
+            metadata=metadata or {},
+            remove_metadata=tuple(remove_metadata),
+            metrics=metrics or {},
+            remove_metrics=tuple(remove_metrics),
+        )
+        return await self._call(lambda source: source.grpc.update_version(namespace, name, version, patch))
+
+    async def delete_version(self, ref: str | ModelRef) -> None:
+        """Deletes a version, named by its number (``namespace/model@7``).
+
+        Raises:
+            InUseError: An alias other than ``latest`` points to it; says which.
+            NotFoundError: The version does not exist.
+            InvalidError: ``ref`` names no number.
+        """
+        namespace, name, version = numbered(ref)
+        await self._call(lambda source: source.grpc.delete_version(namespace, name, version))
+
+    async def resolve(self, ref: str | ModelRef) -> Resolved:
+        """What ``ref`` points to now, with the alias's state and the resume token of the same snapshot.
+
+        Raises:
+            NotFoundError: Model, alias or version do not exist; says what does.
+        """
+        parsed = ModelRef.parse(ref)
+        return await self._call(lambda source: source.resolve(parsed))
