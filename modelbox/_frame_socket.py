@@ -86,6 +86,7 @@ class FrameSocket:
         self._out: list[bytes] = []
         self._rest: deque[tuple[memoryview, int]] = deque()
         self._scheduled = False
+        self._working = False
         self._last_flushed = 1
         self._frames: Iterator[Frame] | None = None
         self._paused = False
@@ -103,6 +104,11 @@ class FrameSocket:
         """Whether it has ended."""
         return self._sock is None
 
+    @property
+    def more(self) -> bool:
+        """Whether more was received behind the frame that the receiver works on."""
+        return self._reader.more
+
     # -- sending
 
     def write(self, data: bytes) -> None:
@@ -110,16 +116,18 @@ class FrameSocket:
         self._out.append(data)
         if len(self._out) >= _TOGETHER:
             self.flush()
-        elif not self._scheduled:
+        elif not self._scheduled and not self._working:
             self._scheduled = True
             self._loop.call_soon(self.flush)
 
     def write_now(self, data: bytes) -> None:
         """Sends whole frames at once where nothing else was sent in this tick or the one before: for a lone caller."""
         self._out.append(data)
-        if self._last_flushed == 1 and not self._scheduled:
+        if self._working or self._scheduled:
+            return
+        if self._last_flushed == 1:
             self.flush()
-        elif not self._scheduled:
+        else:
             self._scheduled = True
             self._loop.call_soon(self.flush)
 
@@ -252,6 +260,8 @@ class FrameSocket:
         receiver = self._receiver
         if receiver is None:
             return
+        # What is written meanwhile leaves together afterwards, without a turn of the loop.
+        self._working = True
         try:
             done = receiver.frames(frames)
         except ModelBoxError as exc:
@@ -262,6 +272,10 @@ class FrameSocket:
             _log.exception("a connection of the sidecar's socket failed")
             self._end(exc)
             return
+        finally:
+            self._working = False
+        if self._out:
+            self.flush()
         if self._sock is None:
             return
         if done:

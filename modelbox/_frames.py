@@ -150,6 +150,11 @@ class FrameReader:
         self._large: tuple[int, int, int, int, int, bytearray] | None = None
         self._missing = 0
 
+    @property
+    def more(self) -> bool:
+        """Whether there is anything behind the frame that `feed` gave last."""
+        return self._start != self._end
+
     def space(self) -> memoryview:
         """Where the next bytes go; never empty. Only once `feed` was read to its end."""
         size = len(self._buffer)

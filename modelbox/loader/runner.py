@@ -303,7 +303,7 @@ class Runner:
             raise
         return _prediction(generation, outputs, JoinedPrediction)
 
-    def start(self, inputs: Mapping[str, Any], call: DirectCall) -> bool:
+    def start(self, inputs: Mapping[str, Any], call: DirectCall, *, alone: bool = False) -> bool:
         """Starts a call without a task, for a program that serves many: ``call`` is told the outcome.
 
         A short run has ended when this returns; one that shares its run with others is told at the end of the loop's
@@ -312,6 +312,7 @@ class Runner:
         Args:
             inputs: As in `predict`.
             call: Gets its ``generation``, then its result or error; its ``entry`` while it waits for others.
+            alone: No other call is in sight that it could share a run with: a short run happens at once.
 
         Returns:
             False when the call needs a task, because it runs longer than a loop should wait; then nothing was done.
@@ -327,7 +328,8 @@ class Runner:
         try:
             call.generation = generation
             try:
-                if generation.batching and generation.average_ns >= self._batch_from_ns:
+                joins = generation.batching and generation.average_ns >= self._batch_from_ns
+                if joins and not (alone and generation.average_ns < self._batch_inline_below_ns):
                     feed = generation.check(inputs)
                     stack = generation.checker.rows(feed)
                     if stack is not None:

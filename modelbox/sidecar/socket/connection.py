@@ -68,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 _TURN_NS = 2_000_000
 """Work for one connection after which the loop's other tasks come first."""
+_CROWDED_NS = 5_000_000
+"""How long after a call on another connection calls are expected to come in company."""
 _MAX_CALLS = 4096
 _MAX_QUEUED_BYTES = 4 << 20
 _MAX_LAYOUTS = 256
@@ -229,13 +231,10 @@ class Connection:
             if socket.closed:
                 return True
             if socket.queued_bytes > _MAX_QUEUED_BYTES or len(self.calls) > _MAX_CALLS:
-                socket.flush()
                 socket.pause()
                 return False
             if perf_counter_ns() > until_ns:
-                socket.flush()
                 return False
-        socket.flush()
         return True
 
     def lost(self, error: Exception | None) -> None:
@@ -281,7 +280,7 @@ class Connection:
             gate = handle.served.gate
             if gate.running < gate.width and not gate.waiting and self._direct:
                 call = _Call(self, handle, runner, id_, into)
-                if runner.start(inputs, call):
+                if runner.start(inputs, call, alone=self._alone()):
                     if call.entry is not None and not call.done():
                         gate.running += 1
                         self.calls[id_] = call
@@ -290,6 +289,15 @@ class Connection:
             self._spawn(self._infer_in_task(handle, inputs, timeout), handle, id_, into)
         except Exception as exc:
             self.refuse(id_, exc)
+
+    def _alone(self) -> bool:
+        """Whether a call that was just read is the only one: nothing to share a run with is on its way."""
+        server, socket = self._server, self.socket
+        now_ns = perf_counter_ns()
+        if server.last_caller is not self:
+            server.last_caller = self
+            server.crowded_until_ns = now_ns + _CROWDED_NS
+        return now_ns > server.crowded_until_ns and not self.calls and socket is not None and not socket.more
 
     def _infer_leased(self, lease_id: int, inputs: Mapping[str, Any], id_: int, into: int) -> None:
         held = self._server.leases.get(lease_id)

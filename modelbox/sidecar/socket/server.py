@@ -75,6 +75,8 @@ class SocketServer(AsyncContextManagerMixin):
 
     Attributes:
         leases: Every held lease, by the number that applications know it by.
+        last_caller: The connection that made the last call.
+        crowded_until_ns: Until when calls come from several connections, on the clock of `time.perf_counter_ns`.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class SocketServer(AsyncContextManagerMixin):
         self._accepting: Timer | None = None
         self._inode: tuple[int, int] | None = None
         self._opening = anyio.Lock()
+        self.last_caller: Connection | None = None
+        self.crowded_until_ns = 0
         self._idle: anyio.Event | None = None
 
     @asynccontextmanager
@@ -181,6 +185,8 @@ class SocketServer(AsyncContextManagerMixin):
     def forget(self, connection: Connection) -> None:
         """Notes the end of a connection."""
         self._connections.discard(connection)
+        if self.last_caller is connection:
+            self.last_caller = None
         self.drained()
 
     # -- listening
