@@ -48,7 +48,7 @@ check: $(STAMP)  ## Lint, format, types, directions of imports, generated code
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports --no-logo --cache-dir .import_linter_cache
-	@$(MAKE) --no-print-directory proto-check
+	@$(MAKE) --no-print-directory proto-check sync-check
 
 fmt: $(STAMP)  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix-only $(SOURCES)
@@ -70,12 +70,18 @@ prove-image: $(STAMP)  ## Build the container images and run them, without a Doc
 
 ##-- generated files
 
-.PHONY: proto proto-check lock
+.PHONY: proto proto-check sync sync-check lock
 proto: $(STAMP)  ## Regenerate modelbox/_proto from protos/
 	$(BIN)/python tools/generate_protos.py
 
 proto-check: $(STAMP)  ## Fail if modelbox/_proto is not what protos/ gives
 	$(BIN)/python tools/generate_protos.py --check
+
+sync: $(STAMP)  ## Regenerate the blocking client from modelbox/client
+	$(BIN)/python tools/generate_sync.py
+
+sync-check: $(STAMP)  ## Fail if the blocking client is not what modelbox/client gives
+	$(BIN)/python tools/generate_sync.py --check
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"

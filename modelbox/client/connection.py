@@ -86,14 +86,17 @@ class ClientConnection:
             return
         self._closed = True
         with anyio.move_on_after(_CLOSE_S, shield=True):
-            if self._host is not None:
-                with suppress(ClientClosed):
-                    await self._engine.call(self._host.aclose)
-            if self._source is not None and self._source_pid == os.getpid():
-                with suppress(ClientClosed):
-                    await self._engine.call(self._source.aclose)
+            with suppress(ClientClosed):
+                await self._engine.call(self._close_parts)
             if self._owns_engine:
                 await anyio.to_thread.run_sync(self._engine.close)
+
+    async def _close_parts(self) -> None:
+        """Ends what this client has on the engine's loop; runs there."""
+        if self._host is not None:
+            await self._host.aclose()
+        if self._source is not None and self._source_pid == os.getpid():
+            await self._source.aclose()
 
     def _check_open(self) -> None:
         if self._closed:
