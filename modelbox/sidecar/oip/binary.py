@@ -10,6 +10,7 @@ from modelbox.errors import InputError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.datatypes import BYTES, datatype_of
 from modelbox.sidecar.oip.json_body import InferBody, Memory, parse_json, read_infer
+from modelbox.sidecar.oip.large_json import Pause
 from modelbox.sidecar.oip.tensors import Buffer, decode_raw, elements_of
 from modelbox.signature import Signature
 
@@ -66,23 +67,26 @@ def parse_header_length(value: str | None, body_size: int) -> int | None:
     return length
 
 
-def read_body(body: Buffer, header_length: int | None = None, memory: Memory | None = None) -> InferBody:
+def read_body(
+    body: Buffer, header_length: int | None = None, memory: Memory | None = None, pause: Pause | None = None
+) -> InferBody:
     """An inference request out of a whole body.
 
     Args:
         body: JSON, or JSON and binary tensors.
         header_length: Bytes of the JSON; None when all of it is. 0 belongs to `read_raw`.
         memory: Registered shared memory.
+        pause: For large ones: see `modelbox.sidecar.oip.json_body.parse_json`.
 
     Raises:
         InputError: The body is not as the protocol says.
         NotFoundError: It names a shared-memory region that is not registered.
     """
     if header_length is None:
-        return read_infer(parse_json(body, "the request"), None, memory)
+        return read_infer(parse_json(body, "the request", pause), None, memory)
     view = memoryview(body)
     chunks = BinaryPart(view[header_length:])
-    request = read_infer(parse_json(view[:header_length], "the request's JSON part"), chunks, memory)
+    request = read_infer(parse_json(view[:header_length], "the request's JSON part", pause), chunks, memory)
     chunks.end()
     return request
 

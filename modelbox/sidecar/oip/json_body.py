@@ -20,6 +20,7 @@ import numpy as np
 from modelbox.errors import InputError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.datatypes import DATATYPES, datatype_named, datatype_of_array
+from modelbox.sidecar.oip.large_json import Pause, read_document
 from modelbox.sidecar.oip.tensors import Array, Buffer, decode_raw, decode_shape, decode_values, encode_json, encode_raw
 
 __all__ = (
@@ -119,13 +120,26 @@ def _refuse_constant(text: str) -> None:
 _decode: Callable[[str], object] = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
-def parse_json(data: Buffer, what: str) -> object:
+def _decode_rest(text: str, take: Callable[[str], object]) -> object:
+    return json.JSONDecoder(parse_constant=take).decode(text)
+
+
+def parse_json(data: Buffer, what: str, pause: Pause | None = None) -> object:
     """The document in ``data``.
+
+    Args:
+        data: All of it.
+        what: For errors.
+        pause: Where it is given, the document is read in slices, with this between them, and lists of numbers under
+            ``"data"`` come as arrays: see `large_json`.
 
     Raises:
         InputError: It is no UTF-8, no JSON, or nested deeper than anything that the protocol asks for.
+        LimitError: With ``pause``, it is large beside its lists of values.
     """
     try:
+        if pause is not None:
+            return read_document(str(data, "utf-8"), _decode_rest, pause)
         return _decode(str(data, "utf-8"))
     except UnicodeDecodeError as exc:
         raise InputError(f"{what} is no UTF-8: byte {exc.start} cannot be there") from exc
@@ -318,7 +332,14 @@ def _read_name(tensor: Mapping[str, object], what: str) -> str:
 
 
 def _kind_of(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        np.ndarray: "a list",
+        str: "text",
+        bool: "a boolean",
+        type(None): "null",
+    }
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
@@ -355,6 +376,7 @@ def encode_answer(
     binary_output: bool = False,
     memory: Memory | None = None,
     parameters: Mapping[str, Parameter] | None = None,
+    pause: Pause | None = None,
 ) -> EncodedAnswer:
     """Writes an answer.
 
@@ -370,6 +392,7 @@ def encode_answer(
         binary_output: For outputs without a wish of their own.
         memory: Where outputs with a region go.
         parameters: Of the answer.
+        pause: Called between slices of large tensors that go into the JSON.
 
     Raises:
         InputError: An output cannot be given as it was asked for.
@@ -413,7 +436,7 @@ def encode_answer(
             buffers.append(data)
             parts.append(f'{head}"parameters":{{"binary_data_size":{len(data)}}}}}')
         else:
-            parts.append(f'{head}"data":{encode_json(array, name)}}}')
+            parts.append(f'{head}"data":{encode_json(array, name, pause)}}}')
     if omitted:
         parameters = {**(parameters or {}), "omitted_outputs": ", ".join(omitted)}
     text = (

@@ -16,12 +16,16 @@ import json
 import logging
 import math
 import secrets
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter_ns
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import anyio
 import anyio.to_thread
 
 from modelbox._serving.process import package_version
@@ -30,7 +34,8 @@ from modelbox.refs import shown
 from modelbox.sidecar.oip.binary import parse_header_length, read_body, read_raw
 from modelbox.sidecar.oip.datatypes import datatype_of
 from modelbox.sidecar.oip.extensions import SERVER_NAME, extensions
-from modelbox.sidecar.oip.json_body import encode_answer, parse_json
+from modelbox.sidecar.oip.json_body import InferBody, encode_answer, parse_json
+from modelbox.sidecar.oip.large_json import LARGE_BYTES
 from modelbox.sidecar.oip.shared_memory import SharedMemory
 from modelbox.sidecar.oip.status import retry_after_s, statuses_of
 from modelbox.sidecar.oip.tensors import Buffer
@@ -52,6 +57,12 @@ _INLINE_BYTES = 16 << 10
 _UNASKED_BYTES = 64 << 10
 """JSON from here on is compressed for clients that take any of several codings."""
 _CHUNK = 1 << 20
+_INLINE_ELEMENTS = 4096
+"""Of tensors in JSON: up to here writing them takes no longer than the way to a thread."""
+_PAUSE_S = 50e-6
+"""Long enough for another thread to take the interpreter over; without it, that takes 5 ms."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -143,6 +154,7 @@ class Routes:
         self._max_body_bytes = max_body_bytes
         # Paths that were asked for, so that they are taken apart once.
         self._known: dict[str, _Route] = {}
+        self._one_aside = anyio.CapacityLimiter(1)
         self._loopback = loopback
         self._hosts: set[str] = set()
 
@@ -258,8 +270,12 @@ class Routes:
         if length == 0:
             parsed = read_raw(body, self._service.metadata(name, version).signature)
         else:
-            _check_json_size(len(body) if length is None else length)
-            parsed = read_body(body, length, memory)
+            json_bytes = len(body) if length is None else length
+            _check_json_size(json_bytes)
+            if json_bytes < LARGE_BYTES:
+                parsed = read_body(body, length, memory)
+            else:
+                parsed = await self._aside(partial(read_body, body, length, memory, _pause))
         response = await self._service.infer(
             InferRequest(
                 model=name,
@@ -274,7 +290,8 @@ class Routes:
             )
         )
         encoding_ns = perf_counter_ns()
-        encoded = encode_answer(
+        encode = partial(
+            encode_answer,
             model=response.model,
             version=str(response.version),
             id=parsed.id,
@@ -283,6 +300,10 @@ class Routes:
             binary_output=parsed.binary_output,
             memory=memory,
         )
+        if _json_elements(response.outputs, parsed) <= _INLINE_ELEMENTS:
+            encoded = encode()
+        else:
+            encoded = await self._aside(partial(encode, pause=_pause))
         self._service.record_encoding(response, perf_counter_ns() - encoding_ns)
         if encoded.header_length is None:
             return HttpAnswer(200, [encoded.head])
@@ -369,6 +390,10 @@ class Routes:
             raise AuthError("loading and unloading by clients is switched off here: repository_control = false")
 
     # -- bodies
+
+    async def _aside(self, work: Callable[[], Result]) -> Result:
+        """Does what takes long in a thread; one at a time, as all of it is the interpreter's."""
+        return await anyio.to_thread.run_sync(work, limiter=self._one_aside)
 
     async def _decompressed(self, body: Buffer, coding: str) -> Buffer:
         if len(body) <= _INLINE_BYTES:
@@ -457,6 +482,23 @@ def _document(request: HttpRequest) -> dict[str, object]:
     if not isinstance(document, dict):
         raise InputError("the request is no JSON object")
     return document
+
+
+def _pause() -> None:
+    time.sleep(_PAUSE_S)
+
+
+def _json_elements(outputs: Mapping[str, Any], parsed: InferBody) -> int:
+    """How many elements go into an answer's JSON."""
+    if parsed.outputs:
+        names = [wish.name for wish in parsed.outputs if wish.region is None and not _binary(wish.binary, parsed)]
+    else:
+        names = [] if parsed.binary_output else list(outputs)
+    return sum([getattr(outputs[name], "size", 0) for name in names])
+
+
+def _binary(wish: bool | None, parsed: InferBody) -> bool:
+    return parsed.binary_output if wish is None else wish
 
 
 def _check_json_size(size: int) -> None:

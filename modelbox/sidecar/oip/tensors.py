@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from modelbox.errors import InputError, InvalidError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.datatypes import BYTES, Datatype, datatype_of_array
+from modelbox.sidecar.oip.large_json import Pause
 
 __all__ = (
     "Array",
@@ -42,6 +44,16 @@ _MAX_RANK = 32
 _MAX_BYTES = 1 << 62
 _LENGTH = struct.Struct("<I")
 _COPY_BELOW = 1 << 16
+_SLICE = 8192
+"""Elements that are written or taken at once, so that others may run in between."""
+
+_write_json: Callable[[Array], bytes] | None
+try:
+    import orjson
+except ImportError:
+    _write_json = None
+else:
+    _write_json = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def decode_shape(value: object, name: str) -> tuple[int, ...]:
@@ -209,6 +221,7 @@ def decode_values(datatype: Datatype, shape: tuple[int, ...], data: object, name
         datatype: Of its elements.
         shape: Its dimensions, from `decode_shape`.
         data: A flat list of its values in row-major order, or lists nested as the shape; a single value for ``[]``.
+            An array stands for the list that numpy made it of.
         name: Of the tensor, for errors.
 
     Raises:
@@ -222,8 +235,11 @@ def decode_values(datatype: Datatype, shape: tuple[int, ...], data: object, name
     target = _array_dtype(datatype)
     if type(data) is list and len(data) == elements and 0 < elements <= _SMALL and _are_floats(data, datatype):
         return np.array(data, target).reshape(shape)
+    if _has_text(data):
+        # numpy would give every element the room of the longest.
+        raise _wrong_kind(target.kind, datatype, name)
     try:
-        array = np.array(data)
+        array = data if isinstance(data, np.ndarray) else np.array(data)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
     # Lists cannot show the dimensions behind one that is 0.
@@ -232,6 +248,21 @@ def decode_values(datatype: Datatype, shape: tuple[int, ...], data: object, name
     if not elements:
         return np.empty(shape, target)
     return _cast(array, target, data, datatype, name).reshape(shape)
+
+
+def _has_text(data: object) -> bool:
+    pending = [data]
+    while pending:
+        item = pending.pop()
+        if type(item) is list:
+            kinds = set(map(type, item))
+            if str in kinds:
+                return True
+            if list in kinds:
+                pending += item
+        elif type(item) is str:
+            return True
+    return False
 
 
 def _are_floats(data: list[Any], datatype: Datatype) -> bool:
@@ -283,14 +314,17 @@ def _all_whole(data: object) -> bool:
 
 
 def _decode_text(elements: int, shape: tuple[int, ...], data: object, name: str) -> Array:
-    # Of ragged lists numpy makes elements that are lists, which are no text.
-    try:
-        found = np.array(data, object)
-    except (ValueError, RecursionError):
-        raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
-    if found.size != elements or (elements and found.ndim != 1 and found.shape != shape):
-        raise _miscounted(found, elements, shape, name)
-    items = found.reshape(-1).tolist()
+    if type(data) is list and len(data) == elements and (not elements or type(data[0]) is not list):
+        items = data
+    else:
+        # Of ragged lists numpy makes elements that are lists, which are no text.
+        try:
+            found = np.array(data, object)
+        except (ValueError, RecursionError):
+            raise InputError(f"tensor {shown(name)}: its data are no regular list of values") from None
+        if found.size != elements or (elements and found.ndim != 1 and found.shape != shape):
+            raise _miscounted(found, elements, shape, name)
+        items = found.reshape(-1).tolist()
     if not all([isinstance(item, str | bytes) for item in items]):
         raise InputError(f"tensor {shown(name)} has data that are no text: expected strings for BYTES")
     if any([isinstance(item, bytes) for item in items]):
@@ -303,7 +337,8 @@ def _decode_text(elements: int, shape: tuple[int, ...], data: object, name: str)
         except UnicodeEncodeError:
             raise InputError(f"tensor {shown(name)} has a string that is no valid Unicode") from None
     array = np.empty(elements, object)
-    array[:] = items
+    for at in range(0, elements, _SLICE):
+        array[at : at + _SLICE] = items[at : at + _SLICE]
     return array.reshape(shape)
 
 
@@ -324,8 +359,13 @@ def _out_of_range(datatype: Datatype, name: str) -> InputError:
     return InputError(f"tensor {shown(name)} has a value outside of {datatype.name}")
 
 
-def encode_json(array: Array, name: str) -> str:
+def encode_json(array: Array, name: str, pause: Pause | None = None) -> str:
     """The values of a tensor as the text of a flat JSON list.
+
+    Args:
+        array: The tensor.
+        name: Its name, for errors.
+        pause: Called between slices of a large one.
 
     Raises:
         InputError: JSON cannot carry them: FP16, BF16, NaN, infinities, and bytes that are no text. Says what to ask
@@ -333,23 +373,42 @@ def encode_json(array: Array, name: str) -> str:
         InvalidError: No data type of the protocol carries it.
     """
     datatype = _datatype_for(array)
+    if not datatype.in_json:
+        raise _ask_for_binary(name, datatype.name)
+    if array.size <= _SLICE:
+        return f"[{_items_json(array, datatype, name)}]"
+    flat = array.reshape(-1)
+    parts: list[str] = []
+    for at in range(0, flat.size, _SLICE):
+        parts.append(_items_json(flat[at : at + _SLICE], datatype, name))
+        if pause is not None:
+            pause()
+    return f"[{','.join(parts)}]"
+
+
+def _items_json(array: Array, datatype: Datatype, name: str) -> str:
+    """The same without brackets."""
     if datatype is BYTES:
         try:
             items = [item.decode() if isinstance(item, bytes) else str(item) for item in array.flat]
         except UnicodeDecodeError as exc:
             raise _ask_for_binary(name, "bytes that are no text") from exc
-        return json.dumps(items)
-    if not datatype.in_json:
-        raise _ask_for_binary(name, datatype.name)
+        return json.dumps(items)[1:-1]
+    if _write_json is not None and array.size > _SMALL:
+        if datatype.dtype is not None and array.dtype != datatype.dtype:
+            array = array.astype(datatype.dtype)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise _ask_for_binary(name, "NaN or infinity")
+        return _write_json(np.ascontiguousarray(array).reshape(-1)).decode()[1:-1]
     values = array.ravel().tolist()
     if datatype.name == "FP32" and values:
         # Nine digits give back every 32-bit float, and take a third of the time of the 17 of a Python float.
         text = "%.9g," * len(values) % tuple(values)
         if "-0," in text:  # which a reader would take for a whole number, that has no sign
             text = text.replace("-0,", "-0.0,")
-        text = f"[{text[:-1]}]"
+        text = text[:-1]
     else:
-        text = str(values)
+        text = str(values)[1:-1]
     if array.dtype.kind == "b":
         return text.lower()
     if "n" in text:  # of nan and inf
