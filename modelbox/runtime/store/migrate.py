@@ -13,7 +13,7 @@ from modelbox.errors import ConfigError
 
 __all__ = ("HEAD", "migrate")
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
 
 _SCRIPTS = Path(__file__).parent / "migrations"

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -32,15 +33,29 @@ __all__ = (
     "aliases",
     "artifact_blobs",
     "artifacts",
+    "attribute_history",
+    "attribute_leaves",
+    "attributes",
     "blobs",
+    "checkpoints",
+    "comments",
+    "dataset_versions",
+    "datasets",
     "downloads",
+    "events",
+    "experiments",
     "feed_changes",
     "feed_head",
     "holdings",
     "instances",
+    "lineage_edges",
     "metadata",
     "models",
     "namespaces",
+    "objects",
+    "readmes",
+    "runs",
+    "spools",
     "uploads",
     "version_blobs",
     "versions",
@@ -290,4 +305,217 @@ feed_changes = Table(
     Column("state", LongText, nullable=False),
     # After the whole revision.
     Column("chain", LargeBinary(32), nullable=False),
+)
+
+# -- tracking --------------------------------------------------------------------------------------------------------
+
+# One row for everything that others attach to. Rows of experiments, runs, checkpoints, datasets and dataset versions
+# have the id of their object; namespaces, models, versions and artifacts are older and are joined by uid (a namespace
+# by its id and kind). `parent_id` is what it belongs to. What is in the bin has `deleted_at_us`, and in `deleted_root`
+# the object whose deletion took it along. Numbers are never given again, not even after a purge.
+objects = Table(
+    "objects",
+    metadata,
+    _id(),
+    Column("uid", String(40), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    _ref("namespace_id", "namespaces"),
+    Column("parent_id", _Id, ForeignKey("objects.id")),
+    Column("deleted_at_us", BigInteger),
+    Column("deleted_root", BigInteger),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("mod_rev", BigInteger, nullable=False),
+    Index(None, "parent_id"),
+    Index(None, "namespace_id", "kind", "deleted_at_us", "id"),
+    Index(None, "deleted_at_us"),
+    sqlite_autoincrement=True,
+)
+
+
+def _object_id() -> Column[int]:
+    return Column("id", _Id, ForeignKey("objects.id"), primary_key=True, autoincrement=False)
+
+
+experiments = Table(
+    "experiments",
+    metadata,
+    _object_id(),
+    _ref("namespace_id", "namespaces"),
+    Column("name", String(64), nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("framework", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("external_id", Text, nullable=False),
+    Column("description", LongText, nullable=False),
+    UniqueConstraint("namespace_id", "name"),
+)
+
+# `cloned_from` is an id as people know it: it outlives the run that it tells of.
+runs = Table(
+    "runs",
+    metadata,
+    _object_id(),
+    _ref("experiment_id", "experiments"),
+    Column("name", String(255), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
+    Column("ended_at_us", BigInteger),
+    Column("parent_run_id", _Id, ForeignKey("runs.id")),
+    Column("cloned_from", String(40), nullable=False),
+    Column("reason", Text, nullable=False),
+    Index(None, "experiment_id", "id"),
+    Index(None, "parent_run_id"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _object_id(),
+    _ref("parent_id", "objects"),
+    Column("epoch", BigInteger, nullable=False),
+    Column("step", BigInteger),
+    Column("path", Text, nullable=False),
+    Column("metrics", LongText, nullable=False),
+    UniqueConstraint("parent_id", "epoch"),
+)
+
+# `number` and `text` are what find compares: numbers of JSON numbers, the first 255 characters of JSON texts, "true"
+# and "false". Labels and metadata of models and versions, and metrics of versions and checkpoints (kind "metric"), are
+# projections of those rows' own columns.
+attributes = Table(
+    "attributes",
+    metadata,
+    Column("object_id", _Id, ForeignKey("objects.id"), primary_key=True),
+    Column("kind", String(8), primary_key=True),
+    Column("key", String(250), primary_key=True),
+    Column("value", LongText, nullable=False),
+    Column("number", Double),
+    Column("text", String(255)),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Index(None, "kind", "key", "number", "object_id"),
+    Index(None, "kind", "key", "text", "object_id"),
+    sqlite_with_rowid=False,
+)
+
+# The scalars inside values that are JSON objects or lists; `path` begins with the key: "data.splits.0.name".
+attribute_leaves = Table(
+    "attribute_leaves",
+    metadata,
+    Column("object_id", _Id, ForeignKey("objects.id"), primary_key=True),
+    Column("kind", String(8), primary_key=True),
+    Column("key", String(250), primary_key=True),
+    Column("path", String(250), primary_key=True),
+    Column("value", LongText, nullable=False),
+    Column("number", Double),
+    Column("text", String(255)),
+    Index(None, "kind", "path", "number", "object_id"),
+    Index(None, "kind", "path", "text", "object_id"),
+    sqlite_with_rowid=False,
+)
+
+# Every set, and every removal (without a value).
+attribute_history = Table(
+    "attribute_history",
+    metadata,
+    _id(),
+    _ref("object_id", "objects"),
+    Column("kind", String(8), nullable=False),
+    Column("key", String(250), nullable=False),
+    Column("value", LongText),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("rev", BigInteger, nullable=False),
+    Index(None, "object_id", "kind", "key", "id"),
+)
+
+# How far each spool of a client was taken over.
+spools = Table(
+    "spools",
+    metadata,
+    Column("uid", String(64), primary_key=True),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _id(),
+    Column("uid", String(40), nullable=False, unique=True),
+    _ref("namespace_id", "namespaces"),
+    _ref("object_id", "objects"),
+    Column("name", String(255), nullable=False),
+    Column("source", String(255), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("received_at_us", BigInteger, nullable=False),
+    Column("metadata", LongText, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("mod_rev", BigInteger, nullable=False),
+    Index(None, "object_id", "at_us"),
+    Index(None, "namespace_id", "at_us"),
+)
+
+comments = Table(
+    "comments",
+    metadata,
+    _id(),
+    Column("uid", String(40), nullable=False, unique=True),
+    _ref("object_id", "objects"),
+    Column("text", LongText, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("edited_at_us", BigInteger),
+    Column("deleted_at_us", BigInteger),
+    Column("mod_rev", BigInteger, nullable=False),
+    Index(None, "object_id", "id"),
+)
+
+readmes = Table(
+    "readmes",
+    metadata,
+    Column("object_id", _Id, ForeignKey("objects.id"), primary_key=True, autoincrement=False),
+    Column("text", LongText, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+    Column("mod_rev", BigInteger, nullable=False),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    _object_id(),
+    _ref("namespace_id", "namespaces"),
+    Column("name", String(64), nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("description", LongText, nullable=False),
+    Column("latest_version", BigInteger, nullable=False),
+    UniqueConstraint("namespace_id", "name"),
+)
+
+dataset_versions = Table(
+    "dataset_versions",
+    metadata,
+    _object_id(),
+    _ref("dataset_id", "datasets"),
+    Column("version", BigInteger, nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("components", LongText, nullable=False),
+    Column("description", LongText, nullable=False),
+    UniqueConstraint("dataset_id", "version"),
+    Index(None, "dataset_id", "digest"),
+)
+
+lineage_edges = Table(
+    "lineage_edges",
+    metadata,
+    Column("source_id", _Id, ForeignKey("objects.id"), primary_key=True),
+    Column("target_id", _Id, ForeignKey("objects.id"), primary_key=True),
+    Column("type", String(64), primary_key=True),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("mod_rev", BigInteger, nullable=False),
+    Index(None, "target_id"),
+    sqlite_with_rowid=False,
 )

@@ -15,8 +15,10 @@ from modelbox.feed import Action, Kind
 from modelbox.objects import Namespace
 from modelbox.runtime.store.feed import NewChange, append, next_rev
 from modelbox.runtime.store.lookups import find_namespace_id
+from modelbox.runtime.store.objects import add_object
 from modelbox.runtime.store.rows import to_us
 from modelbox.runtime.store.schema import namespaces
+from modelbox.tracking import ObjectKind, new_id
 
 __all__ = ("Writing",)
 
@@ -56,4 +58,18 @@ class Writing:
             self.note(name, name, Kind.NAMESPACE, Action.CREATED, state)
             found = find_namespace_id(self.conn, name)
             assert found is not None
+            self.add_object(new_id(ObjectKind.NAMESPACE), ObjectKind.NAMESPACE, namespace_id=found)
         return found
+
+    def add_object(self, uid: str, kind: ObjectKind, *, namespace_id: int, parent_id: int | None = None) -> int:
+        """Makes the row in ``objects`` of something new, and returns its number."""
+        return add_object(
+            self.conn,
+            uid=uid,
+            kind=kind,
+            namespace_id=namespace_id,
+            parent_id=parent_id,
+            at_us=self.at_us,
+            actor=self.actor,
+            rev=self.rev,
+        )

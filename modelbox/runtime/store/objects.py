@@ -1,0 +1,149 @@
+"""Rows of ``objects``: one for everything that others attach to, whatever kind it is of.
+
+Finding an object by what people write (an id, ``namespace``, ``namespace/model``, ``namespace/model@7``), making its
+row, and removing it with all that attaches to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select
+
+from modelbox.errors import InvalidError, NotFoundError
+from modelbox.refs import ModelRef, check_name, shown
+from modelbox.runtime.store.lookups import model_row, ref_row
+from modelbox.runtime.store.schema import namespaces, objects
+from modelbox.tracking import ObjectKind, kind_of_id
+
+__all__ = ("OBJECTS", "ObjectRow", "add_object", "find_object", "find_objects", "object_row")
+
+OBJECTS = select(objects, namespaces.c.name.label("namespace")).join(
+    namespaces, objects.c.namespace_id == namespaces.c.id
+)
+_BY_UID = OBJECTS.where(objects.c.uid == bindparam("the_uid"))
+_BY_UID_LOCKED = _BY_UID.with_for_update(of=objects)
+_BY_UIDS = OBJECTS.where(objects.c.uid.in_(bindparam("uids", expanding=True)))
+_NAMESPACE = OBJECTS.where(namespaces.c.name == bindparam("ns"), objects.c.kind == ObjectKind.NAMESPACE.value)
+_NAMESPACE_LOCKED = _NAMESPACE.with_for_update(of=objects)
+_ADD = insert(objects)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRow:
+    """An object as others refer to it.
+
+    Attributes:
+        id: The row's number, for foreign keys.
+        uid: The id outside.
+        namespace: Name of its namespace.
+        parent_id: Row number of what it belongs to.
+        deleted: It is in the bin, by itself or with what it belongs to.
+    """
+
+    id: int
+    uid: str
+    kind: ObjectKind
+    namespace: str
+    namespace_id: int
+    parent_id: int | None
+    deleted: bool
+
+
+def _of(row: Any) -> ObjectRow:
+    return ObjectRow(
+        id=row.id,
+        uid=row.uid,
+        kind=ObjectKind(row.kind),
+        namespace=row.namespace,
+        namespace_id=row.namespace_id,
+        parent_id=row.parent_id,
+        deleted=row.deleted_at_us is not None,
+    )
+
+
+def find_object(conn: Connection, text: str, *, lock: bool = False) -> ObjectRow | None:
+    """The object that ``text`` names, in the bin or not; None if there is none.
+
+    Args:
+        conn: The transaction.
+        text: An id, a namespace, ``namespace/model``, or ``namespace/model@7`` (an alias or digest will do).
+        lock: Locks the row for the rest of the transaction.
+
+    Raises:
+        InvalidError: The text can name nothing.
+    """
+    try:
+        return object_row(conn, text, lock=lock, deleted_ok=True)
+    except NotFoundError:
+        return None
+
+
+def object_row(conn: Connection, text: str, *, lock: bool = False, deleted_ok: bool = False) -> ObjectRow:
+    """As `find_object`.
+
+    Raises:
+        NotFoundError: There is no such object, or it is in the bin; where it is named by a path, ``exists`` lists what
+            there is instead.
+        InvalidError: The text can name nothing.
+    """
+    if not isinstance(text, str):
+        raise InvalidError(f"{shown(text)} names no object: expected an id or a path", what="object")
+    if kind_of_id(text) is not None:
+        row = conn.execute(_BY_UID_LOCKED if lock else _BY_UID, {"the_uid": text}).first()
+    elif "/" in text:
+        uid = ref_row(conn, ModelRef.parse(text)).uid if "@" in text else _model_uid(conn, text)
+        row = conn.execute(_BY_UID_LOCKED if lock else _BY_UID, {"the_uid": uid}).first()
+    else:
+        check_name(text, "namespace")
+        row = conn.execute(_NAMESPACE_LOCKED if lock else _NAMESPACE, {"ns": text}).first()
+    if row is None:
+        raise NotFoundError(
+            f"no object {shown(text)}: was it made on this server, or purged?", what="object", name=text
+        )
+    found = _of(row)
+    if found.deleted and not deleted_ok:
+        raise NotFoundError(
+            f"{shown(text)} is in the bin: restore it first", what=found.kind.value, name=text, deleted=True
+        )
+    return found
+
+
+def find_objects(conn: Connection, uids: list[str]) -> dict[str, ObjectRow]:
+    """Those of some ids that there are, in the bin or not; at most 1000 at once."""
+    return {row.uid: _of(row) for row in conn.execute(_BY_UIDS, {"uids": uids})} if uids else {}
+
+
+def _model_uid(conn: Connection, text: str) -> str:
+    namespace, _, name = text.partition("/")
+    uid: str = model_row(conn, check_name(namespace, "namespace"), check_name(name, "model")).uid
+    return uid
+
+
+def add_object(
+    conn: Connection,
+    *,
+    uid: str,
+    kind: ObjectKind,
+    namespace_id: int,
+    parent_id: int | None = None,
+    at_us: int,
+    actor: str,
+    rev: int,
+) -> int:
+    """Makes the row of a new object and returns its number; see also `Writing.add_object`."""
+    result = conn.execute(
+        _ADD,
+        {
+            "uid": uid,
+            "kind": kind.value,
+            "namespace_id": namespace_id,
+            "parent_id": parent_id,
+            "created_at_us": at_us,
+            "created_by": actor,
+            "mod_rev": rev,
+        },
+    )
+    assert result.inserted_primary_key is not None
+    return int(result.inserted_primary_key[0])
