@@ -1,0 +1,214 @@
+"""Series of metrics as arrays, and points as the columns that travel.
+
+Pure conversions between numbers, numpy arrays and `modelbox.tracking.MetricColumns`. Refuses what cannot be kept: steps
+outside of int64, values that are neither numbers nor text nor bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, SupportsFloat
+
+import numpy as np
+import numpy.typing as npt
+
+from modelbox.errors import InvalidError
+from modelbox.refs import shown
+from modelbox.tracking import MetricColumns, MetricKind, SampledSeries
+
+__all__ = ("MetricValue", "Point", "Sample", "Series", "columns_of", "join_series", "number_columns", "sample_of")
+
+MetricValue = SupportsFloat | str | bytes
+"""What a point holds; numpy and torch scalars count as numbers."""
+
+_NUMBER, _TEXT, _BYTES = 0, 1, 2
+_KINDS = {_NUMBER: MetricKind.NUMBER, _TEXT: MetricKind.TEXT, _BYTES: MetricKind.BYTES}
+_INT64 = np.dtype("<i8")
+_FLOAT64 = np.dtype("<f8")
+_UINT32 = np.dtype("<u4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One value of one metric; ``time_us`` is microseconds since 1970 in UTC."""
+
+    key: str
+    step: int
+    time_us: int
+    value: MetricValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The points of one metric of one object, by step and time.
+
+    Attributes:
+        steps: (points,) int64.
+        times_us: (points,) int64, microseconds since 1970 in UTC.
+        values: (points,) float64; NaN for text and bytes.
+        payloads: Values of a series of text or bytes, one per point; empty for numbers.
+    """
+
+    object: str
+    key: str
+    kind: MetricKind
+    steps: npt.NDArray[np.int64]
+    times_us: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+    payloads: tuple[str | bytes, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def times(self) -> list[datetime]:
+        """The times as aware datetimes."""
+        return [datetime.fromtimestamp(int(us) / 1e6, UTC) for us in self.times_us]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A series in buckets of equal width over its steps; all arrays are (buckets,), empty buckets are left out.
+
+    Attributes:
+        first_steps: int64, the least step in the bucket; ``last_steps`` the greatest.
+        counts: int64, points in the bucket.
+        mins: float64, of its numbers, NaN where there is none; so are ``maxs`` and ``means``.
+        lasts: float64, the value of its last point.
+    """
+
+    first_steps: npt.NDArray[np.int64]
+    last_steps: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    mins: npt.NDArray[np.float64]
+    maxs: npt.NDArray[np.float64]
+    means: npt.NDArray[np.float64]
+    lasts: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+def columns_of(object_id: str, points: Iterable[Point]) -> MetricColumns:
+    """Points of any metrics of one object as columns.
+
+    Raises:
+        InvalidError: A step is outside of int64, or a value of no kind that can be kept.
+    """
+    keys: dict[str, int] = {}
+    index: list[int] = []
+    steps: list[int] = []
+    times: list[int] = []
+    values: list[float] = []
+    kinds: list[int] = []
+    payloads: list[bytes] = []
+    for point in points:
+        if not -(2**63) <= point.step < 2**63:
+            raise InvalidError(f"the step {shown(point.step)} of {shown(point.key)} does not fit into 64 bits")
+        value = point.value
+        if isinstance(value, str):
+            kind, number = _TEXT, 0.0
+            payloads.append(value.encode())
+        elif isinstance(value, bytes | bytearray | memoryview):
+            kind, number = _BYTES, 0.0
+            payloads.append(bytes(value))
+        else:
+            kind, number = _NUMBER, _number(point.key, value)
+        index.append(keys.setdefault(point.key, len(keys)))
+        steps.append(point.step)
+        times.append(point.time_us)
+        values.append(number)
+        kinds.append(kind)
+    return MetricColumns(
+        object=object_id,
+        keys=tuple(keys),
+        key_index=np.array(index, _UINT32).tobytes() if len(keys) > 1 else b"",
+        steps=np.array(steps, _INT64).tobytes(),
+        times_us=np.array(times, _INT64).tobytes(),
+        values=np.array(values, _FLOAT64).tobytes(),
+        kinds=bytes(kinds) if payloads else b"",
+        payloads=tuple(payloads),
+    )
+
+
+def number_columns(
+    object_id: str, key: str, steps: Sequence[int] | npt.ArrayLike, values: npt.ArrayLike, times_us: npt.ArrayLike
+) -> MetricColumns:
+    """Many numbers of one metric as columns; the arguments have one length, ``times_us`` may be one number for all.
+
+    Raises:
+        InvalidError: Lengths differ, or they are no numbers.
+    """
+    try:
+        step_column = np.ascontiguousarray(steps, _INT64)
+        value_column = np.ascontiguousarray(values, _FLOAT64)
+        time_column = np.broadcast_to(np.asarray(times_us, _INT64), step_column.shape)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise InvalidError(f"steps, values and times of {shown(key)} are not numbers of one length: {exc}") from exc
+    if step_column.ndim != 1 or step_column.shape != value_column.shape:
+        raise InvalidError(
+            f"{shown(key)} has {step_column.shape} steps and {value_column.shape} values: expected one each per point"
+        )
+    return MetricColumns(
+        object=object_id,
+        keys=(key,),
+        steps=step_column.tobytes(),
+        times_us=time_column.tobytes(),
+        values=value_column.tobytes(),
+    )
+
+
+def join_series(object_id: str, key: str, chunks: Sequence[MetricColumns]) -> Series:
+    """The series whose points came in ``chunks``, in order."""
+    kinds = b"".join(chunk.kinds or bytes(len(chunk)) for chunk in chunks)
+    kind = _KINDS[kinds[0]] if kinds else MetricKind.NUMBER
+    raw = [payload for chunk in chunks for payload in chunk.payloads]
+    values = _joined([chunk.values for chunk in chunks], _FLOAT64)
+    if kind is not MetricKind.NUMBER:
+        values = np.full(len(values), np.nan)
+    return Series(
+        object=object_id,
+        key=key,
+        kind=kind,
+        steps=_joined([chunk.steps for chunk in chunks], _INT64),
+        times_us=_joined([chunk.times_us for chunk in chunks], _INT64),
+        values=values,
+        payloads=tuple(payload.decode() for payload in raw) if kind is MetricKind.TEXT else tuple(raw),
+    )
+
+
+def sample_of(sampled: SampledSeries) -> Sample:
+    """The arrays of a sampled series."""
+    return Sample(
+        first_steps=_joined([sampled.first_steps], _INT64),
+        last_steps=_joined([sampled.last_steps], _INT64),
+        counts=_joined([sampled.counts], _INT64),
+        mins=_joined([sampled.mins], _FLOAT64),
+        maxs=_joined([sampled.maxs], _FLOAT64),
+        means=_joined([sampled.means], _FLOAT64),
+        lasts=_joined([sampled.lasts], _FLOAT64),
+    )
+
+
+def _joined(parts: Sequence[bytes], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    return np.frombuffer(b"".join(parts), dtype)
+
+
+def _number(key: str, value: object) -> float:
+    """A number as a float, whatever library it comes from.
+
+    Raises:
+        InvalidError: It is none, or an array of more than one.
+    """
+    if isinstance(value, float):
+        return value
+    if isinstance(value, SupportsFloat):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as exc:
+            raise InvalidError(f"the metric {shown(key)} cannot be kept as a number: {exc}") from exc
+    raise InvalidError(
+        f"the metric {shown(key)} is {shown(value)}: expected a number, text (a serialized tensor) or bytes"
+    )
