@@ -124,7 +124,8 @@ class Settings(Generic[T]):
     """
 
     def __init__(self, cls: type[T], *, prefix: str, path_variable: str) -> None:
-        self._fields = fields(cls)  # type: ignore[arg-type]  # a dataclass
+        # Others are made of what was read.
+        self._fields = [f for f in fields(cls) if "kind" in f.metadata]  # type: ignore[arg-type]  # a dataclass
         self._kinds: dict[str, Kind] = {f.name: f.metadata["kind"] for f in self._fields}
         self._prefix = prefix
         self._path_variable = path_variable
@@ -136,6 +137,7 @@ class Settings(Generic[T]):
         env: Mapping[str, str],
         config_path: Path | None,
         problems: list[str],
+        tables: dict[str, object] | None = None,
     ) -> dict[str, Any]:
         """The values that were given, checked.
 
@@ -144,22 +146,39 @@ class Settings(Generic[T]):
             env: The environment.
             config_path: A TOML file; without it the variable names one or there is none.
             problems: Gets one line for every problem.
+            tables: Gets what the file has under its keys, which are no settings.
         """
         values: dict[str, Any] = {}
         if config_path is None and env.get(self._path_variable):
             config_path = Path(env[self._path_variable])
+        file = {} if config_path is None else _read_file(config_path, problems)
+        for key in tables or ():
+            if tables is not None and key in file:
+                tables[key] = file.pop(key)
         sources: list[tuple[Mapping[str, object], Callable[[str], str]]] = [
-            ({} if config_path is None else _read_file(config_path, problems), lambda key: f"{key} in {config_path}"),
+            (file, lambda key: f"{key} in {config_path}"),
             ({key: env[self.variable(key)] for key in self._kinds if self.variable(key) in env}, self.variable),
             ({key: value for key, value in flags.items() if value is not None}, _flag),
         ]
         for source, name in sources:
-            for key, value in source.items():
-                if key not in self._kinds:
-                    problems.append(f"{name(key)}: there is no such setting{self._nearest(key)}")
-                elif (read := self.check(key, value, name(key), problems)) is not None:
-                    values[key] = read
+            values |= self.check_all(source, name, problems)
         return values
+
+    def check_all(
+        self, source: Mapping[str, object], name: Callable[[str], str], problems: list[str]
+    ) -> dict[str, Any]:
+        """The values of one source, checked; ``name`` says how a problem calls a key."""
+        values: dict[str, Any] = {}
+        for key, value in source.items():
+            if key not in self._kinds:
+                problems.append(f"{name(key)}: there is no such setting{self._nearest(key)}")
+            elif (read := self.check(key, value, name(key), problems)) is not None:
+                values[key] = read
+        return values
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Every setting with what is allowed and its help text, in order."""
+        return [(f.name, f.metadata["kind"].allowed, f.metadata["help"]) for f in self._fields]
 
     def check(self, key: str, value: object, name: str, problems: list[str]) -> Any:
         """One value, or None and a problem."""

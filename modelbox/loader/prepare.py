@@ -142,7 +142,8 @@ class Preparer:
                 _compare(replaces, session.signature, options)
             with _stage("warm", stage_s):
                 golden = tree / "golden" if options.golden and (tree / "golden").is_dir() else None
-                report = await self._in_opener(session.warm, self._settings.warm_up_timeout_s, golden)
+                limit_s = options.warm_up_timeout_s or self._settings.warm_up_timeout_s
+                report = await self._in_opener(session.warm, limit_s, golden)
                 await anyio.lowlevel.checkpoint()
         except BaseException:
             with anyio.CancelScope(shield=True):

@@ -23,6 +23,7 @@ class LoadOptions:
             version's metadata (``batching``) decide, or the warm-up (rows alone give what rows together give).
         compatibility: Which interface a new version must have to replace the running one.
         golden: Whether ``golden/inputs.npz`` and ``golden/outputs.npz`` of a version must reproduce.
+        warm_up_timeout_s: As in `LoaderSettings`, for this reference alone; None for the loader's.
     """
 
     session: SessionOptions = field(default_factory=SessionOptions)
@@ -30,6 +31,7 @@ class LoadOptions:
     batching: bool | None = None
     compatibility: Compatibility = Compatibility.WIDENING
     golden: bool = True
+    warm_up_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

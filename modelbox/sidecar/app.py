@@ -12,6 +12,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -23,12 +24,11 @@ from modelbox._serving.process import address_of, bind, package_version, run_htt
 from modelbox.client import Client
 from modelbox.config import ClientConfig, load_client_config
 from modelbox.errors import ConfigError
-from modelbox.loader.runner import Mode, RunnerOptions
-from modelbox.loader.session import SessionOptions, runtime
-from modelbox.loader.settings import LoadOptions
+from modelbox.loader.session import runtime
 from modelbox.sidecar.config import SidecarConfig
 from modelbox.sidecar.limits import ProtocolLimits
 from modelbox.sidecar.metrics import CONTENT_TYPE, SidecarMetrics
+from modelbox.sidecar.model_settings import providers_of, serving_of
 from modelbox.sidecar.oip.grpc import make_server
 from modelbox.sidecar.oip.http import HttpServer
 from modelbox.sidecar.oip.routes import Routes
@@ -99,7 +99,7 @@ class _Sidecar:
 
     async def start(self) -> None:
         config, stack = self._config, self._stack
-        await anyio.to_thread.run_sync(_check_providers, config.providers)
+        await anyio.to_thread.run_sync(_check_providers, providers_of(config))
         sockets = {
             name: stack.enter_context(bind(config.host, port, f"{name}_port"))
             for name, port, wanted in (
@@ -123,9 +123,7 @@ class _Sidecar:
             InferenceService(
                 client,
                 config.models,
-                options=_load_options(config),
-                max_queue=config.max_queue,
-                default_timeout_s=config.default_timeout_s or None,
+                serving=partial(serving_of, config),
                 cache_bytes=int(config.prediction_cache_mb * (1 << 20)),
                 limits=limits,
                 drain_timeout_s=config.drain_timeout_s,
@@ -245,19 +243,6 @@ async def _sweep_for_ever(memory: SharedMemory) -> None:
 def _client_config(config: SidecarConfig) -> ClientConfig:
     # It is the sidecar: its own models run here, whatever the environment tells applications.
     return load_client_config(url=config.server or None, cache_dir=config.cache_dir, sidecar="")
-
-
-def _load_options(config: SidecarConfig) -> LoadOptions:
-    return LoadOptions(
-        session=SessionOptions(providers=config.providers, intra_op_threads=config.intra_op_threads),
-        runner=RunnerOptions(
-            mode=Mode(config.mode),
-            max_batch=config.max_batch,
-            max_delay_s=config.max_delay_ms / 1e3,
-            threads=config.threads,
-        ),
-        batching={"auto": None, "on": True, "off": False}[config.batching],
-    )
 
 
 def _check_providers(providers: tuple[str, ...]) -> None:

@@ -30,6 +30,23 @@ from modelbox._serving.settings import (
 )
 from modelbox.errors import RefError
 from modelbox.refs import ModelRef, shown
+from modelbox.sidecar.model_settings import (
+    BATCHING,
+    DELAY_MS,
+    MAX_BATCH,
+    MAX_QUEUE,
+    MODE,
+    PROVIDERS,
+    THREADS_INSIDE,
+    THREADS_OF_POOL,
+    TIMEOUT_S,
+    WARM_UP_S,
+    Tables,
+    model_settings_toml,
+    read_model_tables,
+    table_problems,
+    words,
+)
 
 __all__ = (
     "CONFIG_PATH_VARIABLE",
@@ -43,22 +60,10 @@ __all__ = (
 CONFIG_PATH_VARIABLE = "MODELBOX_SIDECAR_CONFIG"
 """Names the TOML file where no flag does."""
 
-_MODES = ("auto", "inline", "pool")
-_BATCHING = ("auto", "on", "off")
-
-
-def _words(value: Any) -> list[str]:
-    """Text separated by blanks or commas, or a list of texts."""
-    if isinstance(value, str):
-        return value.replace(",", " ").split()
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return list(value)
-    raise ValueError
-
 
 def _read_models(value: Any) -> tuple[ModelRef, ...]:
     refs: list[ModelRef] = []
-    for text in [str(item) for item in value] if isinstance(value, tuple) else _words(value):
+    for text in [str(item) for item in value] if isinstance(value, tuple) else words(value):
         try:
             ref = ModelRef.parse(text)
         except RefError as exc:
@@ -66,13 +71,6 @@ def _read_models(value: Any) -> tuple[ModelRef, ...]:
         if ref not in refs:
             refs.append(ref)
     return tuple(refs)
-
-
-def _read_providers(value: Any) -> tuple[str, ...]:
-    names = tuple(_words(value))
-    if not names:
-        raise ValueError
-    return tuple(name if name.endswith("ExecutionProvider") else f"{name}ExecutionProvider" for name in names)
 
 
 def _read_optional_path(value: Any) -> Path | None:
@@ -104,19 +102,7 @@ def _read_url(value: Any) -> str:
     return value
 
 
-def _choice(names: tuple[str, ...]) -> Kind:
-    def read(value: Any) -> str:
-        if isinstance(value, bool):
-            value = "on" if value else "off"
-        if not isinstance(value, str) or value.lower() not in names:
-            raise ValueError
-        return value.lower()
-
-    return Kind(read=read, allowed=", ".join(names))
-
-
 _MODELS = Kind(read=_read_models, allowed="references such as langtech/wav2vec@prod")
-_PROVIDERS = Kind(read=_read_providers, allowed="names of execution providers, such as CPU or CUDA")
 _SOCKET = Kind(read=_read_socket, allowed="a path, or empty for none")
 _SOCKET_MODE = Kind(read=_read_mode, allowed="file permissions, octal")
 _PATH = Kind(read=_read_optional_path, allowed="a directory, or empty")
@@ -174,42 +160,44 @@ class SidecarConfig:
         BOOL,
         "Whether clients may register shared memory of this machine, which the sidecar then reads and writes.",
     )
-    max_queue: int = setting(
-        1000, number(0, 1_000_000, "calls", whole=True), "Calls to one model that may wait; more are refused as busy."
-    )
-    max_batch: int = setting(
-        64, number(1, 65_536, "rows", whole=True), "Most rows in one run of calls that were joined."
-    )
+    max_queue: int = setting(1000, MAX_QUEUE, "Calls to one model that may wait; more are refused as busy.")
+    max_batch: int = setting(64, MAX_BATCH, "Most rows in one run of calls that were joined.")
     max_delay_ms: float = setting(
         0.0,
-        number(0, 10_000, "milliseconds", whole=False),
+        DELAY_MS,
         "How long the first call of a batch waits for others; 0 joins only what arrives in the same turn of the loop.",
     )
     batching: str = setting(
         "auto",
-        _choice(_BATCHING),
+        BATCHING,
         "Whether calls are joined: auto lets each model's metadata or its warm-up decide.",
     )
     default_timeout_s: float = setting(
         0.0,
-        number(0, 86_400, "seconds", whole=False),
+        TIMEOUT_S,
         "Limit of calls that bring none; 0 for none.",
     )
     mode: str = setting(
         "auto",
-        _choice(_MODES),
+        MODE,
         "Where runs happen: inline on the event loop, in a pool of threads, or by length.",
     )
     threads: int = setting(
         0,
-        number(0, 1024, "threads", whole=True),
+        THREADS_OF_POOL,
         "Threads of each model's pool; 0: one per processor of the control group's quota, at least 2 and at most 8.",
     )
-    intra_op_threads: int = setting(
-        1, number(1, 256, "threads", whole=True), "Threads inside one run; more pay only on an idle machine."
-    )
+    intra_op_threads: int = setting(1, THREADS_INSIDE, "Threads inside one run; more pay only on an idle machine.")
     providers: tuple[str, ...] = setting(
-        ("CPUExecutionProvider",), _PROVIDERS, "onnxruntime's execution providers, best first; all must be installed."
+        ("CPUExecutionProvider",), PROVIDERS, "onnxruntime's execution providers, best first; all must be installed."
+    )
+    warm_up_timeout_s: float = setting(
+        60.0,
+        WARM_UP_S,
+        "A version whose first runs take longer is refused, and the one before goes on.",
+    )
+    golden: bool = setting(
+        True, BOOL, "Whether golden inputs and outputs that a version brings must be reproduced by it."
     )
     prediction_cache_mb: float = setting(
         0.0,
@@ -233,6 +221,9 @@ class SidecarConfig:
         number(0.1, 3600, "seconds", whole=False),
         "Seconds that a client may leave a request unfinished or an answer unread; then it is cut off.",
     )
+
+    model: Tables = ()
+    """Tables of the file for one model each, by reference or by model: see `modelbox.sidecar.model_settings`."""
 
     @property
     def loopback(self) -> bool:
@@ -262,7 +253,9 @@ def load_sidecar_config(
         ConfigError: With one line for every problem; ``fields["problems"]`` lists them.
     """
     problems: list[str] = []
-    values = _SETTINGS.read(flags=flags, env=env, config_path=config_path, problems=problems)
+    tables: dict[str, object] = {"model": {}}
+    values = _SETTINGS.read(flags=flags, env=env, config_path=config_path, problems=problems, tables=tables)
+    values["model"] = read_model_tables(tables["model"], problems)
     for key in ("socket", "cache_dir"):
         if values.get(key) == Path():
             values[key] = None
@@ -273,6 +266,7 @@ def load_sidecar_config(
             "TLS: expected a loopback address such as 127.0.0.1, or insecure_plaintext = true beside it in a network "
             "that you trust"
         )
+    problems += table_problems(config)
     problems += port_problems(config, ("http_port", "grpc_port", "metrics_port"))
     if problems:
         raise problems_error(problems)
@@ -286,9 +280,12 @@ def setting_help() -> list[tuple[str, str]]:
 
 def sidecar_config_toml() -> str:
     """A file with every setting, explained and commented out."""
-    return _SETTINGS.toml(
-        "Settings of the ModelBox sidecar: python -m modelbox.sidecar --config-path THIS_FILE",
-        "Flags and MODELBOX_SIDECAR_... variables win over what is set here. Values shown are the defaults.",
+    return (
+        _SETTINGS.toml(
+            "Settings of the ModelBox sidecar: python -m modelbox.sidecar --config-path THIS_FILE",
+            "Flags and MODELBOX_SIDECAR_... variables win over what is set here. Values shown are the defaults.",
+        )
+        + model_settings_toml()
     )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelbox.loader.runner import RunnerOptions
-from modelbox.loader.session import SessionOptions
 from modelbox.refs import ModelRef
+from modelbox.sidecar.model_settings import ModelServing
 from modelbox.sidecar.serving import DEFAULT_PRIORITY
 from modelbox.signature import Signature, TensorSpec
 
@@ -38,15 +37,14 @@ def model_config(
     digest: str,
     ref: ModelRef,
     joins: bool,
-    runner: RunnerOptions,
-    session: SessionOptions,
-    max_queue: int,
+    serving: ModelServing,
     caches: bool,
 ) -> dict[str, Any]:
     """The configuration as JSON.
 
     ``max_batch_size`` is above 0 where calls may share a run; dimensions leave the batch's out then, as Triton's do.
     """
+    runner, session = serving.options.runner, serving.options.session
     gpu = any("CUDA" in provider or "Tensorrt" in provider for provider in session.providers)
     config: dict[str, Any] = {
         "name": name,
@@ -63,18 +61,26 @@ def model_config(
             "modelbox_ref": {"string_value": str(ref)},
             "modelbox_digest": {"string_value": digest},
             "execution_providers": {"string_value": ",".join(session.providers)},
+            "mode": {"string_value": runner.mode.value},
+            "threads": {"string_value": str(runner.threads)},
+            "intra_op_threads": {"string_value": str(session.intra_op_threads)},
+            # Said below, too, where calls are joined; they count in any case.
+            "max_queue": {"string_value": str(serving.max_queue)},
+            "default_timeout_s": {"string_value": f"{serving.default_timeout_s or 0:g}"},
+            "priority": {"string_value": str(serving.priority or DEFAULT_PRIORITY)},
+            "golden": {"string_value": str(serving.options.golden).lower()},
         },
     }
     if joins:
         config["dynamic_batching"] = {
             "max_queue_delay_microseconds": round(runner.max_delay_s * 1e6),
             "preserve_ordering": False,
-            "default_priority_level": DEFAULT_PRIORITY,
+            "default_priority_level": serving.priority or DEFAULT_PRIORITY,
             "default_queue_policy": {
                 "timeout_action": "REJECT",
-                "default_timeout_microseconds": 0,
+                "default_timeout_microseconds": round((serving.default_timeout_s or 0) * 1e6),
                 "allow_timeout_override": True,
-                "max_queue_size": max_queue,
+                "max_queue_size": serving.max_queue,
             },
         }
     return config

@@ -20,12 +20,13 @@ import anyio.to_thread
 from modelbox.errors import DeadlineExceeded, InputError, InvalidError, ModelBoxError, NotFoundError, ServerBusy
 from modelbox.loader.generation import Generation
 from modelbox.loader.pool import available_cores
-from modelbox.loader.runner import JoinedPrediction, Mode, Prediction, RunnerOptions
+from modelbox.loader.runner import JoinedPrediction, Mode, Prediction
 from modelbox.loader.stats import CallStats
 from modelbox.model import LiveModel
 from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef, shown
 from modelbox.sidecar.images import ImageInput, is_encoded, read_image_input
+from modelbox.sidecar.model_settings import ModelServing
 from modelbox.sidecar.prediction_cache import PredictionCache, input_key
 from modelbox.sidecar.serving import Gate
 from modelbox.sidecar.statistics import VersionTally, rows_of
@@ -57,6 +58,7 @@ class ServedModel:
         reason: Why it is not ready; empty when it is.
         live: The handle once it answers; None before.
         configured: Whether readiness waits for it.
+        serving: How it is served.
         gate: Its queue.
         tallies: Statistics by version number.
         scope: Of the task that loads it.
@@ -67,8 +69,7 @@ class ServedModel:
         ref: ModelRef,
         *,
         configured: bool,
-        max_queue: int,
-        runner_options: RunnerOptions,
+        serving: ModelServing,
         cache: PredictionCache | None,
     ) -> None:
         self.name = ref.path
@@ -79,11 +80,12 @@ class ServedModel:
         self.configured = configured
         self.scope = anyio.CancelScope()
         self.tallies: dict[int, VersionTally] = {}
-        self._options = runner_options
-        self._threads = runner_options.threads or min(max(available_cores(), 2), 8)
-        self.gate = Gate(self.name, max_waiting=max_queue, width=_FAST_WIDTH, drain_s=self._drain_s)
-        self._alone_below_ns = runner_options.batch_above_s * 1e9
-        self._cache = cache
+        self.serving = serving
+        self._options = options = serving.options.runner
+        self._threads = options.threads or min(max(available_cores(), 2), 8)
+        self.gate = Gate(self.name, max_waiting=serving.max_queue, width=_FAST_WIDTH, drain_s=self._drain_s)
+        self._alone_below_ns = options.batch_above_s * 1e9
+        self._cache = cache if serving.caches else None
         self._at_once = False
         self._image_of: ModelVersion | None = None
         self._image: ImageInput | None = None
@@ -94,6 +96,11 @@ class ServedModel:
     def version_text(self) -> str:
         """The number that answers now; empty while nothing does."""
         return str(self.live.version) if self.live is not None else ""
+
+    @property
+    def caches(self) -> bool:
+        """Whether its answers are kept."""
+        return self._cache is not None
 
     @property
     def joins(self) -> bool:
@@ -161,7 +168,7 @@ class ServedModel:
             if gate.running < gate.width and not gate.waiting:
                 gate.running += 1
             else:
-                await gate.enter(priority)
+                await gate.enter(priority or self.serving.priority)
                 queued_ns = perf_counter_ns() - start_ns
             try:
                 version = live.info

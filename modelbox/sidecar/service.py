@@ -29,6 +29,7 @@ from modelbox.loader.settings import LoadOptions
 from modelbox.refs import ModelRef, shown
 from modelbox.sidecar.limits import ProtocolLimits
 from modelbox.sidecar.model_config import model_config
+from modelbox.sidecar.model_settings import ModelServing
 from modelbox.sidecar.prediction_cache import CachedPrediction, PredictionCache
 from modelbox.sidecar.served import ServedModel, ServingState
 from modelbox.signature import Signature
@@ -137,6 +138,7 @@ class InferenceService(AsyncContextManagerMixin):
         options: How models are opened and run.
         max_queue: Calls to one model that may wait.
         default_timeout_s: Of calls that bring no limit; None for none.
+        serving: How each reference is served; takes the place of the three before.
         cache_bytes: Of the prediction cache; 0 for none.
         limits: What clients may do; for the adapters.
         drain_timeout_s: What `unload` waits for accepted calls, seconds.
@@ -157,6 +159,7 @@ class InferenceService(AsyncContextManagerMixin):
         options: LoadOptions | None = None,
         max_queue: int = 1000,
         default_timeout_s: float | None = None,
+        serving: Callable[[ModelRef], ModelServing] | None = None,
         cache_bytes: int = 0,
         limits: ProtocolLimits | None = None,
         drain_timeout_s: float = 30.0,
@@ -165,9 +168,8 @@ class InferenceService(AsyncContextManagerMixin):
         self.limits = limits or ProtocolLimits()
         self.cache = PredictionCache(cache_bytes) if cache_bytes else None
         self._client = client
-        self._options = options or LoadOptions()
-        self._max_queue = max_queue
-        self._default_timeout_s = default_timeout_s
+        same = ModelServing(options=options or LoadOptions(), max_queue=max_queue, default_timeout_s=default_timeout_s)
+        self._serving = serving or (lambda _: same)
         self._drain_timeout_s = drain_timeout_s
         self._served: dict[ModelRef, ServedModel] = {}
         self._unloaded: dict[ModelRef, ServedModel] = {}
@@ -213,7 +215,7 @@ class InferenceService(AsyncContextManagerMixin):
             served.check_outputs(request.outputs)
         timeout_s = request.timeout_s
         if timeout_s is None:
-            timeout_s = self._default_timeout_s
+            timeout_s = served.serving.default_timeout_s
         prediction = await served.predict(
             request.inputs, timeout=timeout_s, priority=request.priority, began_ns=request.began_ns
         )
@@ -315,10 +317,8 @@ class InferenceService(AsyncContextManagerMixin):
             digest=live.digest,
             ref=served.ref,
             joins=served.joins,
-            runner=self._options.runner,
-            session=self._options.session,
-            max_queue=self._max_queue,
-            caches=self.cache is not None,
+            serving=served.serving,
+            caches=served.caches,
         )
 
     def statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
@@ -410,8 +410,7 @@ class InferenceService(AsyncContextManagerMixin):
         served = self._served[ref] = ServedModel(
             ref,
             configured=configured,
-            max_queue=self._max_queue,
-            runner_options=self._options.runner,
+            serving=self._serving(ref),
             cache=self.cache,
         )
         self._reindex()
@@ -447,7 +446,7 @@ class InferenceService(AsyncContextManagerMixin):
         with served.scope:
             while True:
                 try:
-                    live = await self._client.load(served.ref, options=self._options)
+                    live = await self._client.load(served.ref, options=served.serving.options)
                 except Exception as exc:
                     if isinstance(exc, ModelBoxError):
                         error = exc

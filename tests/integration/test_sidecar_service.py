@@ -17,8 +17,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import modelbox
-from modelbox.errors import DeadlineExceeded, InputError, LoadError, NotFoundError, RefError, ServerBusy
+from modelbox.errors import DeadlineExceeded, InputError, LoadError, NotFoundError, QueueFull, RefError, ServerBusy
+from modelbox.loader.runner import Mode, RunnerOptions
+from modelbox.loader.settings import LoadOptions
 from modelbox.refs import ModelRef
+from modelbox.sidecar.model_settings import ModelServing
 from modelbox.sidecar.served import ServingState
 from modelbox.sidecar.service import InferenceService, InferRequest, InferResponse
 from tests.onnx_models import OPSET, add_constant, perceptron, unknown_operator
@@ -386,3 +389,53 @@ async def test_draining_ends_readiness_but_no_call(serving: Serving, publish: An
         assert answer(await service.infer(request("m"))) == 1
         with pytest.raises(ServerBusy):
             await service.load("drain/m@1")
+
+
+async def test_each_model_is_served_as_is_set_for_it(serving: Serving, publish: Any) -> None:
+    await publish("apart/fast", add_constant(1.0), "prod")
+    await publish("apart/slow", perceptron(512, 40), "prod")
+
+    def set_for(ref: ModelRef) -> ModelServing:
+        if ref.model == "fast":
+            return ModelServing(caches=False, priority=3)
+        runner = RunnerOptions(mode=Mode.POOL, threads=1, max_batch=2)
+        options = LoadOptions(runner=runner, batching=False)
+        return ModelServing(options=options, max_queue=1, default_timeout_s=0.001, priority=20)
+
+    async with serving("apart/fast@prod", "apart/slow@prod", serving=set_for, cache_bytes=1 << 20) as service:
+        fast, slow = service.config("fast"), service.config("slow")
+        assert (fast["max_batch_size"], slow["max_batch_size"]) == (64, 0)
+        assert (fast["response_cache"], slow["response_cache"]) == ({"enable": False}, {"enable": True})
+        assert fast["dynamic_batching"]["default_priority_level"] == 3
+        parameters = {key: value["string_value"] for key, value in slow["parameters"].items()}
+        assert (
+            parameters.items()
+            >= {
+                "mode": "pool",
+                "threads": "1",
+                "max_queue": "1",
+                "default_timeout_s": "0.001",
+                "priority": "20",
+            }.items()
+        )
+        assert (await service.infer(request("fast"))).from_cache is False
+        assert (await service.infer(request("fast"))).from_cache is False
+        with pytest.raises(DeadlineExceeded):
+            await service.infer(request("slow", rows=64, columns=512))
+        await service.infer(request("slow", columns=512, timeout_s=30))
+        assert (await service.infer(request("slow", columns=512, timeout_s=30))).from_cache
+        await eventually(lambda: not service.find("slow").gate.running)
+        busy: list[type[BaseException] | None] = []
+
+        async def ask(value: int) -> None:
+            try:
+                await service.infer(request("slow", value, rows=64, columns=512, timeout_s=30))
+                busy.append(None)
+            except QueueFull as exc:
+                busy.append(type(exc))
+
+        async with anyio.create_task_group() as tasks:
+            for value in range(10):
+                tasks.start_soon(ask, value)
+        # Two are inside, as one thread has it, and one waits.
+        assert sorted(map(bool, busy)) == [False] * 3 + [True] * 7

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelbox.errors import ConfigError
+from modelbox.loader.runner import Mode
 from modelbox.refs import ModelRef
 from modelbox.sidecar.config import (
     SidecarConfig,
@@ -17,6 +18,7 @@ from modelbox.sidecar.config import (
     settings_table,
     sidecar_config_toml,
 )
+from modelbox.sidecar.model_settings import ModelSettings, model_settings_table, providers_of, serving_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,7 +101,149 @@ def test_the_file_that_is_written_sets_nothing_and_every_line_of_it_can_be_used(
 
 
 def test_every_setting_is_explained_and_documented() -> None:
-    assert [name for name, _ in setting_help()] == [f.name for f in dataclasses.fields(SidecarConfig)]
+    settings = [f.name for f in dataclasses.fields(SidecarConfig) if f.name != "model"]
+    assert [name for name, _ in setting_help()] == settings
     assert all(len(text) > 15 for _, text in setting_help())
     text = (ROOT / "docs" / "sidecar.md").read_text()
     assert settings_table() in text, "write the output of modelbox.sidecar.config.settings_table() there"
+    assert model_settings_table() in text, "and that of modelbox.sidecar.model_settings.model_settings_table()"
+
+
+# -- one model
+
+
+PER_MODEL = """
+models = ["acme/ranker@prod", "acme/ranker@staging", "acme/tagger@prod"]
+max_batch = 32
+providers = ["CPU"]
+prediction_cache_mb = 8
+default_timeout_s = 5
+
+[model."acme/ranker"]
+max_batch = 8
+max_delay_ms = 2
+max_queue = 5
+batching = true
+mode = "pool"
+threads = 3
+golden = false
+prediction_cache = false
+
+[model."acme/ranker@staging"]
+max_batch = 1
+default_timeout_s = 0
+priority = 20
+intra_op_threads = 2
+providers = ["CUDA", "CPU"]
+warm_up_timeout_s = 7
+prediction_cache = true
+"""
+
+
+def test_a_table_for_one_reference_wins_over_its_models_and_that_over_all(tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text(PER_MODEL)
+    config = load(path=file, env={"MODELBOX_SIDECAR_MAX_DELAY_MS": "1"})
+    prod, staging, tagger = (serving_of(config, ref) for ref in config.models)
+    assert (prod.options.runner.max_batch, staging.options.runner.max_batch, tagger.options.runner.max_batch) == (
+        8,
+        1,
+        32,
+    )
+    assert (prod.options.runner.max_delay_s, tagger.options.runner.max_delay_s) == (0.002, 0.001)
+    assert (prod.max_queue, staging.max_queue, tagger.max_queue) == (5, 5, 1000)
+    assert (prod.options.batching, tagger.options.batching) == (True, None)
+    assert (staging.options.runner.mode, tagger.options.runner.mode) == (Mode.POOL, Mode.AUTO)
+    assert (staging.options.runner.threads, tagger.options.runner.threads) == (3, 0)
+    assert (prod.default_timeout_s, staging.default_timeout_s) == (5.0, None)
+    assert (prod.priority, staging.priority) == (0, 20)
+    assert (prod.options.session.intra_op_threads, staging.options.session.intra_op_threads) == (1, 2)
+    assert staging.options.session.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert (prod.options.warm_up_timeout_s, staging.options.warm_up_timeout_s) == (60.0, 7.0)
+    assert (prod.options.golden, tagger.options.golden) == (False, True)
+    assert (prod.caches, staging.caches, tagger.caches) == (False, True, True)
+    assert providers_of(config) == ("CPUExecutionProvider", "CUDAExecutionProvider")
+    # What comes by a load of a client.
+    assert serving_of(config, ModelRef.parse("acme/ranker@9")).options.runner.max_batch == 8
+
+
+def test_every_setting_of_one_model_does_something(tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text('prediction_cache_mb = 1\nmodels = ["a/b"]\n')
+    plain = serving_of(load(path=file), ModelRef.parse("a/b"))
+    other: dict[str, object] = {
+        "max_queue": 1,
+        "max_batch": 2,
+        "max_delay_ms": 3,
+        "batching": "off",
+        "default_timeout_s": 4,
+        "priority": 5,
+        "prediction_cache": False,
+        "mode": "inline",
+        "threads": 6,
+        "intra_op_threads": 7,
+        "providers": ["x"],
+        "warm_up_timeout_s": 8,
+        "golden": False,
+    }
+    assert list(other) == [f.name for f in dataclasses.fields(ModelSettings)]
+    for key, value in other.items():
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+        file.write_text(f'prediction_cache_mb = 1\nmodels = ["a/b"]\n[model."a/b"]\n{key} = {text}\n')
+        assert serving_of(load(path=file), ModelRef.parse("a/b")) != plain, key
+
+
+def test_problems_of_all_tables_are_reported_with_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text(
+        """
+        max_batch = 0
+        repository_control = false
+        models = ["a/b@prod"]
+        [model."a/b"]
+        max_batch = 0
+        mode = "fast"
+        max_batsch = 3
+        prediction_cache = true
+        [model."a/b@prod"]
+        providers = []
+        priority = 0
+        [model."x/y"]
+        threads = 2
+        [model."no reference"]
+        threads = 2
+        [model.a]
+        b = 1
+        [model]
+        "c/d@prod" = 5
+        """.replace("[model]", "").replace('"c/d@prod" = 5', '[model."c/d@prod".deeper]')
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(path=file)
+    text = str(caught.value)
+    for part in (
+        "max_batch in",
+        'max_batch in [model."a/b"] = 0: expected 1 to 65536 rows',
+        'mode in [model."a/b"]',
+        "did you mean max_batch?",
+        'prediction_cache in [model."a/b"] = true: expected prediction_cache_mb above 0',
+        'providers in [model."a/b@prod"]',
+        'priority in [model."a/b@prod"] = 0',
+        '[model."x/y"]: no such model is served',
+        '[model."no reference"]',
+        '[model."a"]',
+        'deeper in [model."c/d@prod"]: there is no such setting',
+    ):
+        assert part in text, part
+
+
+def test_a_model_that_is_no_table(tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text('model = "a/b"\n')
+    with pytest.raises(ConfigError, match="expected tables such as"):
+        load(path=file)
+    file.write_text('[model]\n"a/b" = 5\n')
+    with pytest.raises(ConfigError, match="expected a table"):
+        load(path=file)
+    file.write_text('[model."a/b"]\n[model."a/b@latest"]\n[model."a/b@sha256:%s"]\n' % ("0" * 64))
+    assert len(load(path=file).model) == 3
