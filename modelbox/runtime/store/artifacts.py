@@ -17,11 +17,14 @@ from modelbox.feed import Action, Kind
 from modelbox.objects import Artifact, Created, Download, NewArtifact, to_json
 from modelbox.refs import Digest, ModelRef, shown
 from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
+from modelbox.runtime.store.attributes import project
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.lookups import model_row, ref_row, version_row
+from modelbox.runtime.store.objects import object_id, object_row, remove_objects
 from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
 from modelbox.runtime.store.schema import artifact_blobs, artifacts, blobs, downloads, holdings, namespaces, uploads
 from modelbox.runtime.store.writing import Writing
+from modelbox.tracking import ObjectKind
 
 __all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs")
 
@@ -57,13 +60,14 @@ def delete_artifacts_of(conn: Connection, parent: str) -> list[Artifact]:
     """Deletes the artifacts of one object, and returns what they were; the caller notes the changes."""
     rows = conn.execute(ARTIFACTS.where(artifacts.c.parent == parent).order_by(artifacts.c.id)).all()
     for row in rows:
-        _delete_row(conn, row.id)
+        _delete_row(conn, row)
     return [artifact_of(row) for row in rows]
 
 
-def _delete_row(conn: Connection, row_id: int) -> None:
-    conn.execute(delete(artifact_blobs).where(artifact_blobs.c.artifact_id == row_id))
-    conn.execute(delete(artifacts).where(artifacts.c.id == row_id))
+def _delete_row(conn: Connection, row: Any) -> None:
+    conn.execute(delete(artifact_blobs).where(artifact_blobs.c.artifact_id == row.id))
+    conn.execute(delete(artifacts).where(artifacts.c.id == row.id))
+    remove_objects(conn, [object_id(conn, row.uid)])
 
 
 # -- uploads -------------------------------------------------------------------------------------------------------
@@ -254,10 +258,15 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
                 actual=file.size_bytes,
             )
     writing = Writing(conn, actor=actor, at=at)
+    namespace_id = writing.namespace_id(namespace)
+    of = object_row(conn, new.parent, deleted_ok=True)
+    row_id = writing.add_object(uid, ObjectKind.ARTIFACT, namespace_id=namespace_id, parent_id=of.id)
+    for kind, values in (("label", new.labels), ("metadata", new.metadata)):
+        project(conn, row_id, kind, {}, values, at_us=writing.at_us, actor=actor, rev=writing.rev)
     conn.execute(
         insert(artifacts).values(
             uid=uid,
-            namespace_id=writing.namespace_id(namespace),
+            namespace_id=namespace_id,
             model_id=model_id,
             parent=new.parent,
             name=new.name,
@@ -301,7 +310,7 @@ def _delete_artifact(conn: Connection, artifact_id: str, actor: str, at: datetim
         row = _artifact_row(conn, artifact_id)
     writing = Writing(conn, actor=actor, at=at)
     artifact = artifact_of(row)
-    _delete_row(conn, row.id)
+    _delete_row(conn, row)
     writing.note(artifact.namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
     writing.finish()
 

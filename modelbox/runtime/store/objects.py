@@ -6,18 +6,41 @@ row, and removing it with all that attaches to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select
 
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import ModelRef, check_name, shown
 from modelbox.runtime.store.lookups import model_row, ref_row
-from modelbox.runtime.store.schema import namespaces, objects
+from modelbox.runtime.store.prepared import Prepared
+from modelbox.runtime.store.schema import (
+    attribute_history,
+    attribute_leaves,
+    attributes,
+    comments,
+    events,
+    lineage_edges,
+    namespaces,
+    objects,
+    readmes,
+)
 from modelbox.tracking import ObjectKind, kind_of_id
 
-__all__ = ("OBJECTS", "ObjectRow", "add_object", "find_object", "find_objects", "object_row")
+__all__ = (
+    "OBJECTS",
+    "ObjectRow",
+    "add_object",
+    "find_object",
+    "find_objects",
+    "object_id",
+    "object_row",
+    "remove_objects",
+)
+
+_IN_CHUNK = 500
 
 OBJECTS = select(objects, namespaces.c.name.label("namespace")).join(
     namespaces, objects.c.namespace_id == namespaces.c.id
@@ -27,7 +50,8 @@ _BY_UID_LOCKED = _BY_UID.with_for_update(of=objects)
 _BY_UIDS = OBJECTS.where(objects.c.uid.in_(bindparam("uids", expanding=True)))
 _NAMESPACE = OBJECTS.where(namespaces.c.name == bindparam("ns"), objects.c.kind == ObjectKind.NAMESPACE.value)
 _NAMESPACE_LOCKED = _NAMESPACE.with_for_update(of=objects)
-_ADD = insert(objects)
+_ADD = Prepared(insert(objects), ("uid", "kind", "namespace_id", "parent_id", "created_at_us", "created_by", "mod_rev"))
+_ID_OF = select(objects.c.id).where(objects.c.uid == bindparam("the_uid"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +157,8 @@ def add_object(
     rev: int,
 ) -> int:
     """Makes the row of a new object and returns its number; see also `Writing.add_object`."""
-    result = conn.execute(
-        _ADD,
+    return _ADD.insert(
+        conn,
         {
             "uid": uid,
             "kind": kind.value,
@@ -145,5 +169,23 @@ def add_object(
             "mod_rev": rev,
         },
     )
-    assert result.inserted_primary_key is not None
-    return int(result.inserted_primary_key[0])
+
+
+def object_id(conn: Connection, uid: str) -> int:
+    """Row number of an object that there is."""
+    return int(conn.execute(_ID_OF, {"the_uid": uid}).scalar_one())
+
+
+def remove_objects(conn: Connection, ids: Sequence[int]) -> None:
+    """Removes objects for good, with their attributes, events, comments, readmes and edges.
+
+    Rows of their kind, and objects that belong to them, must be gone already; series of metrics are the caller's.
+    """
+    for start in range(0, len(ids), _IN_CHUNK):
+        some = ids[start : start + _IN_CHUNK]
+        conn.execute(
+            delete(lineage_edges).where(or_(lineage_edges.c.source_id.in_(some), lineage_edges.c.target_id.in_(some)))
+        )
+        for table in (attribute_leaves, attributes, attribute_history, events, comments, readmes):
+            conn.execute(delete(table).where(table.c.object_id.in_(some)))
+        conn.execute(delete(objects).where(objects.c.id.in_(some)))

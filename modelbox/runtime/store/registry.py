@@ -39,6 +39,7 @@ from modelbox.runtime.store.aliases import (
     rollback_alias,
 )
 from modelbox.runtime.store.artifacts import delete_artifacts_of, held_blobs
+from modelbox.runtime.store.attributes import METRIC, project
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.feed import read_head, token_of
 from modelbox.runtime.store.lookups import (
@@ -49,6 +50,7 @@ from modelbox.runtime.store.lookups import (
     ref_row,
     version_row,
 )
+from modelbox.runtime.store.objects import object_id, remove_objects
 from modelbox.runtime.store.rows import (
     ALIASES,
     MODELS,
@@ -62,8 +64,11 @@ from modelbox.runtime.store.rows import (
     version_of,
 )
 from modelbox.runtime.store.schema import alias_moves, aliases, models, namespaces, version_blobs, versions
+from modelbox.tracking import ObjectKind
 
 __all__ = ("SqlRegistryStore",)
+
+_Values = Mapping[str, Mapping[str, Any]]
 
 _MODEL_BY_ID = MODELS.where(models.c.id == bindparam("row_id"))
 _VERSION_BY_ID = VERSIONS.where(versions.c.id == bindparam("row_id"))
@@ -75,9 +80,11 @@ class _Writing(AliasWriting):
     def make_model(self, new: NewModel) -> Any:
         """Inserts a model and returns its row; the caller notes the change once the state is final."""
         namespace_id = self.namespace_id(new.namespace)
+        uid = new_uid("mdl")
+        object_id = self.add_object(uid, ObjectKind.MODEL, namespace_id=namespace_id)
         self.conn.execute(
             insert(models).values(
-                uid=new_uid("mdl"),
+                uid=uid,
                 namespace_id=namespace_id,
                 name=new.name,
                 owner=new.owner,
@@ -91,7 +98,24 @@ class _Writing(AliasWriting):
                 mod_rev=self.rev,
             )
         )
+        self.project(object_id, {}, {"label": new.labels, "metadata": new.metadata})
         return find_model_row(self.conn, new.namespace, new.name)
+
+    def project(self, object_id: int, old: _Values, new: _Values) -> None:
+        """Repeats values by kind and key for `find`; see `modelbox.runtime.store.attributes`."""
+        for kind, values in new.items():
+            before = old.get(kind, {})
+            if before or values:
+                project(
+                    self.conn,
+                    object_id,
+                    kind,
+                    before,
+                    values,
+                    at_us=self.at_us,
+                    actor=self.actor,
+                    rev=self.rev,
+                )
 
     def note_model(self, model_id: int, action: Action) -> Model:
         """Notes the model's state as it is now."""
@@ -106,6 +130,7 @@ class _Writing(AliasWriting):
             self.note(row.namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
         self.conn.execute(delete(version_blobs).where(version_blobs.c.version_id == row.id))
         self.conn.execute(delete(versions).where(versions.c.id == row.id))
+        remove_objects(self.conn, [object_id(self.conn, row.uid)])
         self.note(row.namespace, path, Kind.VERSION, Action.DELETED, version_of(row))
 
 
@@ -142,8 +167,15 @@ def _update_model(conn: Connection, namespace: str, name: str, patch: ModelPatch
     writing = _Writing(conn, actor=actor, at=at)
     conn.execute(update(models).where(models.c.id == row.id).values(mod_rev=writing.rev, **values))
     model = writing.note_model(row.id, Action.UPDATED)
+    writing.project(object_id(conn, row.uid), _values_of(old), _values_of(model))
     writing.finish()
     return model
+
+
+def _values_of(item: Model | ModelVersion) -> _Values:
+    """What of a model or version is projected."""
+    values: dict[str, Mapping[str, Any]] = {"label": item.labels, "metadata": item.metadata}
+    return {**values, METRIC: item.metrics} if isinstance(item, ModelVersion) else values
 
 
 def _held_by(conn: Connection, row: Any, *, version_id: int | None = None) -> list[str]:
@@ -171,6 +203,7 @@ def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: d
         writing.note(namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
     conn.execute(delete(alias_moves).where(alias_moves.c.model_id == row.id))
     conn.execute(delete(models).where(models.c.id == row.id))
+    remove_objects(conn, [object_id(conn, row.uid)])
     writing.note(namespace, f"{namespace}/{name}", Kind.MODEL, Action.DELETED, model_of(row))
     writing.finish()
 
@@ -247,6 +280,10 @@ def _publish_version(conn: Connection, new: NewVersion, actor: str, at: datetime
         .values(latest_version=number, last_version=number, mod_rev=writing.rev)
     )
     version = version_of(target)
+    version_object = writing.add_object(
+        uid, ObjectKind.VERSION, namespace_id=row.namespace_id, parent_id=object_id(conn, row.uid)
+    )
+    writing.project(version_object, {}, _values_of(version))
     writing.note_model(row.id, action)
     writing.note(new.namespace, str(version.ref), Kind.VERSION, Action.CREATED, version)
     writing.point(row, LATEST, find_alias_row(conn, row, LATEST), target, "published")
@@ -308,6 +345,7 @@ def _update_version(
     writing = _Writing(conn, actor=actor, at=at)
     conn.execute(update(versions).where(versions.c.id == row.id).values(mod_rev=writing.rev, **values))
     new = version_of(conn.execute(_VERSION_BY_ID, {"row_id": row.id}).one())
+    writing.project(object_id(conn, row.uid), _values_of(old), _values_of(new))
     writing.note(namespace, str(new.ref), Kind.VERSION, Action.UPDATED, new)
     writing.finish()
     return new
