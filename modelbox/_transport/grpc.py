@@ -10,7 +10,7 @@ Belongs to the event loop that it is first used on, and must not be used in a fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,7 +52,7 @@ from modelbox.objects import (
 )
 from modelbox.refs import Digest, ModelRef
 
-__all__ = ("WATCH_SILENCE_S", "Connection")
+__all__ = ("WATCH_SILENCE_S", "Connection", "Method", "nothing", "page", "rpc")
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -75,7 +75,7 @@ _KEEPALIVE = Configuration(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Method(Generic[Q, A]):
+class Method(Generic[Q, A]):
     """One rpc; ``idempotent`` calls may be repeated even if the first one arrived."""
 
     path: str
@@ -85,46 +85,47 @@ class _Method(Generic[Q, A]):
     streaming: bool = False
 
 
-def _rpc(
+def rpc(
     service: str, name: str, request: type[Q], answer: type[A], *, idempotent: bool = False, streaming: bool = False
-) -> _Method[Q, A]:
+) -> Method[Q, A]:
+    """The method ``name`` of one of our services."""
     path = f"/modelbox.v1.{service}/{name}"
-    return _Method(path=path, request=request, answer=answer, idempotent=idempotent, streaming=streaming)
+    return Method(path=path, request=request, answer=answer, idempotent=idempotent, streaming=streaming)
 
 
 _R = "RegistryService"
 # Creates and publishing are idempotent by contract. Moving an alias is not: the second attempt of a lost answer would
 # find its own move and call it a conflict, or roll back twice.
-_CREATE_MODEL = _rpc(_R, "CreateModel", pb.CreateModelRequest, pb.CreateModelResponse, idempotent=True)
-_GET_MODEL = _rpc(_R, "GetModel", pb.GetModelRequest, pb.Model, idempotent=True)
-_UPDATE_MODEL = _rpc(_R, "UpdateModel", pb.UpdateModelRequest, pb.Model, idempotent=True)
-_DELETE_MODEL = _rpc(_R, "DeleteModel", pb.DeleteModelRequest, pb.DeleteModelResponse)
-_LIST_MODELS = _rpc(_R, "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, idempotent=True)
-_LIST_NAMESPACES = _rpc(_R, "ListNamespaces", pb.ListNamespacesRequest, pb.ListNamespacesResponse, idempotent=True)
-_PUBLISH = _rpc(_R, "PublishVersion", pb.PublishVersionRequest, pb.PublishVersionResponse, idempotent=True)
-_GET_VERSION = _rpc(_R, "GetVersion", pb.GetVersionRequest, pb.ModelVersion, idempotent=True)
-_UPDATE_VERSION = _rpc(_R, "UpdateVersion", pb.UpdateVersionRequest, pb.ModelVersion, idempotent=True)
-_DELETE_VERSION = _rpc(_R, "DeleteVersion", pb.DeleteVersionRequest, pb.DeleteVersionResponse)
-_LIST_VERSIONS = _rpc(_R, "ListVersions", pb.ListVersionsRequest, pb.ListVersionsResponse, idempotent=True)
-_RESOLVE = _rpc(_R, "Resolve", pb.ResolveRequest, pb.ResolveResponse, idempotent=True)
-_MOVE_ALIAS = _rpc(_R, "MoveAlias", pb.MoveAliasRequest, pb.Alias)
-_ROLLBACK_ALIAS = _rpc(_R, "RollbackAlias", pb.RollbackAliasRequest, pb.Alias)
-_DELETE_ALIAS = _rpc(_R, "DeleteAlias", pb.DeleteAliasRequest, pb.DeleteAliasResponse)
-_LIST_ALIASES = _rpc(_R, "ListAliases", pb.ListAliasesRequest, pb.ListAliasesResponse, idempotent=True)
-_LIST_ALIAS_MOVES = _rpc(_R, "ListAliasMoves", pb.ListAliasMovesRequest, pb.ListAliasMovesResponse, idempotent=True)
+_CREATE_MODEL = rpc(_R, "CreateModel", pb.CreateModelRequest, pb.CreateModelResponse, idempotent=True)
+_GET_MODEL = rpc(_R, "GetModel", pb.GetModelRequest, pb.Model, idempotent=True)
+_UPDATE_MODEL = rpc(_R, "UpdateModel", pb.UpdateModelRequest, pb.Model, idempotent=True)
+_DELETE_MODEL = rpc(_R, "DeleteModel", pb.DeleteModelRequest, pb.DeleteModelResponse)
+_LIST_MODELS = rpc(_R, "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, idempotent=True)
+_LIST_NAMESPACES = rpc(_R, "ListNamespaces", pb.ListNamespacesRequest, pb.ListNamespacesResponse, idempotent=True)
+_PUBLISH = rpc(_R, "PublishVersion", pb.PublishVersionRequest, pb.PublishVersionResponse, idempotent=True)
+_GET_VERSION = rpc(_R, "GetVersion", pb.GetVersionRequest, pb.ModelVersion, idempotent=True)
+_UPDATE_VERSION = rpc(_R, "UpdateVersion", pb.UpdateVersionRequest, pb.ModelVersion, idempotent=True)
+_DELETE_VERSION = rpc(_R, "DeleteVersion", pb.DeleteVersionRequest, pb.DeleteVersionResponse)
+_LIST_VERSIONS = rpc(_R, "ListVersions", pb.ListVersionsRequest, pb.ListVersionsResponse, idempotent=True)
+_RESOLVE = rpc(_R, "Resolve", pb.ResolveRequest, pb.ResolveResponse, idempotent=True)
+_MOVE_ALIAS = rpc(_R, "MoveAlias", pb.MoveAliasRequest, pb.Alias)
+_ROLLBACK_ALIAS = rpc(_R, "RollbackAlias", pb.RollbackAliasRequest, pb.Alias)
+_DELETE_ALIAS = rpc(_R, "DeleteAlias", pb.DeleteAliasRequest, pb.DeleteAliasResponse)
+_LIST_ALIASES = rpc(_R, "ListAliases", pb.ListAliasesRequest, pb.ListAliasesResponse, idempotent=True)
+_LIST_ALIAS_MOVES = rpc(_R, "ListAliasMoves", pb.ListAliasMovesRequest, pb.ListAliasMovesResponse, idempotent=True)
 _A = "ArtifactService"
-_BEGIN_UPLOAD = _rpc(_A, "BeginUpload", pb.BeginUploadRequest, pb.BeginUploadResponse, idempotent=True)
-_BEGIN_DOWNLOAD = _rpc(_A, "BeginDownload", pb.BeginDownloadRequest, pb.BeginDownloadResponse)
-_CREATE_ARTIFACT = _rpc(_A, "CreateArtifact", pb.CreateArtifactRequest, pb.CreateArtifactResponse, idempotent=True)
-_GET_ARTIFACT = _rpc(_A, "GetArtifact", pb.GetArtifactRequest, pb.Artifact, idempotent=True)
-_LIST_ARTIFACTS = _rpc(_A, "ListArtifacts", pb.ListArtifactsRequest, pb.ListArtifactsResponse, idempotent=True)
-_DELETE_ARTIFACT = _rpc(_A, "DeleteArtifact", pb.DeleteArtifactRequest, pb.DeleteArtifactResponse)
-_REPORT = _rpc("FleetService", "Report", pb.ReportRequest, pb.ReportResponse, idempotent=True)
-_LIST_INSTANCES = _rpc(
+_BEGIN_UPLOAD = rpc(_A, "BeginUpload", pb.BeginUploadRequest, pb.BeginUploadResponse, idempotent=True)
+_BEGIN_DOWNLOAD = rpc(_A, "BeginDownload", pb.BeginDownloadRequest, pb.BeginDownloadResponse)
+_CREATE_ARTIFACT = rpc(_A, "CreateArtifact", pb.CreateArtifactRequest, pb.CreateArtifactResponse, idempotent=True)
+_GET_ARTIFACT = rpc(_A, "GetArtifact", pb.GetArtifactRequest, pb.Artifact, idempotent=True)
+_LIST_ARTIFACTS = rpc(_A, "ListArtifacts", pb.ListArtifactsRequest, pb.ListArtifactsResponse, idempotent=True)
+_DELETE_ARTIFACT = rpc(_A, "DeleteArtifact", pb.DeleteArtifactRequest, pb.DeleteArtifactResponse)
+_REPORT = rpc("FleetService", "Report", pb.ReportRequest, pb.ReportResponse, idempotent=True)
+_LIST_INSTANCES = rpc(
     "FleetService", "ListInstances", pb.ListInstancesRequest, pb.ListInstancesResponse, idempotent=True
 )
-_LIST = _rpc("WatchService", "List", pb.ListRequest, pb.ListResponse, idempotent=True)
-_WATCH = _rpc("WatchService", "Watch", pb.WatchRequest, pb.WatchResponse, streaming=True)
+_LIST = rpc("WatchService", "List", pb.ListRequest, pb.ListResponse, idempotent=True)
+_WATCH = rpc("WatchService", "Watch", pb.WatchRequest, pb.WatchResponse, streaming=True)
 
 
 class _Codec(CodecBase):
@@ -203,7 +204,16 @@ class Connection:
                 self._channels[streaming] = _Channel(host, port, connect_timeout_s=self._config.connect_timeout_s)
             return self._channels[streaming]
 
-    async def _unary(self, method: _Method[Q, A], request: Q, unpack: Callable[[A], T], timeout_s: float = 0) -> T:
+    async def unary(self, method: Method[Q, A], request: Q, unpack: Callable[[A], T], timeout_s: float = 0) -> T:
+        """Makes one call, and again where that is safe.
+
+        Args:
+            method: What to call.
+            request: Its message.
+            unpack: Reads the answer.
+            timeout_s: For all attempts together; 0 for the setting ``request_timeout_s``.
+        """
+
         async def attempt(call: Call) -> A:
             return await self._once(method, request, call)
 
@@ -215,7 +225,7 @@ class Connection:
         )
         return unpacked(unpack, answer, self._peer)
 
-    async def _once(self, method: _Method[Q, A], request: Q, call: Call) -> A:
+    async def _once(self, method: Method[Q, A], request: Q, call: Call) -> A:
         channel = await self._channel(streaming=False)
         stream = channel.request(
             method.path,
@@ -244,6 +254,43 @@ class Connection:
                 raise ProtocolError(f"{self._peer} answered {method.path} with nothing")
             return answer
 
+    async def stream(self, method: Method[Q, A], request: Q, unpack: Callable[[A], T]) -> AsyncGenerator[T, None]:
+        """Makes one call and reads its answers; nothing is repeated here. Close the iterator if you leave it early.
+
+        Raises:
+            Unavailable: Also when no answer came for ``request_timeout_s``.
+        """
+        channel = await self._channel(streaming=True)
+        call = channel.request(
+            method.path, Cardinality.UNARY_STREAM, method.request, method.answer, metadata=self._metadata
+        )
+        with suppress(_Left):
+            async with call as stream:
+                with map_errors(self._peer):
+                    try:
+                        with anyio.fail_after(self._config.request_timeout_s):
+                            await stream.send_message(request, end=True)
+                    except ConnectFailed:
+                        self._forget_if(channel)
+                        raise
+                while (message := await self._next(stream, self._config.request_timeout_s)) is not None:
+                    yield unpacked(unpack, message, self._peer)
+                # See `watch`.
+                raise _Left
+
+    async def _next(self, stream: Stream[Any, A], timeout_s: float) -> A | None:
+        with map_errors(self._peer):
+            try:
+                with anyio.fail_after(timeout_s):
+                    message = await stream.recv_message()
+                    if message is None:
+                        await stream.recv_trailing_metadata()
+            except GRPCError as exc:
+                raise _answered(exc, stream) from exc
+            except TimeoutError as exc:
+                raise Unavailable(f"{self._peer} was silent for {timeout_s:g} s in a stream") from exc
+        return message
+
     def _forget_if(self, channel: _Channel) -> None:
         """Asks for the address anew, unless somebody else already did."""
         if channel in self._channels.values():
@@ -253,67 +300,67 @@ class Connection:
 
     async def create_model(self, new: NewModel) -> Created[Model]:
         """Makes a model."""
-        return await self._unary(_CREATE_MODEL, _wire.pack_new_model(new), _wire.unpack_created_model)
+        return await self.unary(_CREATE_MODEL, _wire.pack_new_model(new), _wire.unpack_created_model)
 
     async def get_model(self, namespace: str, name: str) -> Model:
         """One model."""
-        return await self._unary(_GET_MODEL, pb.GetModelRequest(namespace=namespace, name=name), _wire.unpack_model)
+        return await self.unary(_GET_MODEL, pb.GetModelRequest(namespace=namespace, name=name), _wire.unpack_model)
 
     async def update_model(self, namespace: str, name: str, patch: ModelPatch) -> Model:
         """Edits a model."""
-        return await self._unary(_UPDATE_MODEL, _wire.pack_model_patch(namespace, name, patch), _wire.unpack_model)
+        return await self.unary(_UPDATE_MODEL, _wire.pack_model_patch(namespace, name, patch), _wire.unpack_model)
 
     async def delete_model(self, namespace: str, name: str) -> None:
         """Deletes a model."""
-        await self._unary(_DELETE_MODEL, pb.DeleteModelRequest(namespace=namespace, name=name), _nothing)
+        await self.unary(_DELETE_MODEL, pb.DeleteModelRequest(namespace=namespace, name=name), nothing)
 
     async def list_models(self, namespace: str = "", *, page_size: int = 0, page_token: str = "") -> Page[Model]:
         """One page of models."""
-        return await self._unary(
+        return await self.unary(
             _LIST_MODELS,
             pb.ListModelsRequest(namespace=namespace, page_size=page_size, page_token=page_token),
-            lambda answer: _page(answer.models, _wire.unpack_model, answer.next_page_token),
+            lambda answer: page(answer.models, _wire.unpack_model, answer.next_page_token),
         )
 
     async def list_namespaces(self, *, page_size: int = 0, page_token: str = "") -> Page[Namespace]:
         """One page of namespaces."""
-        return await self._unary(
+        return await self.unary(
             _LIST_NAMESPACES,
             pb.ListNamespacesRequest(page_size=page_size, page_token=page_token),
-            lambda answer: _page(answer.namespaces, _wire.unpack_namespace, answer.next_page_token),
+            lambda answer: page(answer.namespaces, _wire.unpack_namespace, answer.next_page_token),
         )
 
     async def publish_version(self, new: NewVersion) -> Created[ModelVersion]:
         """Makes the next version of files that were uploaded before."""
-        return await self._unary(_PUBLISH, _wire.pack_new_version(new), _wire.unpack_created_version)
+        return await self.unary(_PUBLISH, _wire.pack_new_version(new), _wire.unpack_created_version)
 
     async def get_version(self, ref: ModelRef) -> ModelVersion:
         """One version."""
-        return await self._unary(_GET_VERSION, pb.GetVersionRequest(ref=str(ref)), _wire.unpack_version)
+        return await self.unary(_GET_VERSION, pb.GetVersionRequest(ref=str(ref)), _wire.unpack_version)
 
     async def update_version(self, namespace: str, model: str, version: int, patch: VersionPatch) -> ModelVersion:
         """Edits a version."""
         request = _wire.pack_version_patch(namespace, model, version, patch)
-        return await self._unary(_UPDATE_VERSION, request, _wire.unpack_version)
+        return await self.unary(_UPDATE_VERSION, request, _wire.unpack_version)
 
     async def delete_version(self, namespace: str, model: str, version: int) -> None:
         """Deletes a version."""
         request = pb.DeleteVersionRequest(namespace=namespace, model=model, version=version)
-        await self._unary(_DELETE_VERSION, request, _nothing)
+        await self.unary(_DELETE_VERSION, request, nothing)
 
     async def list_versions(
         self, namespace: str, model: str, *, page_size: int = 0, page_token: str = ""
     ) -> Page[ModelVersion]:
         """One page of versions, newest first."""
-        return await self._unary(
+        return await self.unary(
             _LIST_VERSIONS,
             pb.ListVersionsRequest(namespace=namespace, model=model, page_size=page_size, page_token=page_token),
-            lambda answer: _page(answer.versions, _wire.unpack_version, answer.next_page_token),
+            lambda answer: page(answer.versions, _wire.unpack_version, answer.next_page_token),
         )
 
     async def resolve(self, ref: ModelRef) -> Resolved:
         """What ``ref`` points to now."""
-        return await self._unary(_RESOLVE, pb.ResolveRequest(ref=str(ref)), _wire.unpack_resolved)
+        return await self.unary(_RESOLVE, pb.ResolveRequest(ref=str(ref)), _wire.unpack_resolved)
 
     # --- aliases -------------------------------------------------------------------------------------------------
 
@@ -336,7 +383,7 @@ class Connection:
             expected_mod_rev=expected_mod_rev,
             reason=reason,
         )
-        return await self._unary(_MOVE_ALIAS, request, _wire.unpack_alias)
+        return await self.unary(_MOVE_ALIAS, request, _wire.unpack_alias)
 
     async def rollback_alias(
         self, namespace: str, model: str, alias: str, *, expected_mod_rev: int | None = None, reason: str = ""
@@ -345,7 +392,7 @@ class Connection:
         request = pb.RollbackAliasRequest(
             namespace=namespace, model=model, alias=alias, expected_mod_rev=expected_mod_rev, reason=reason
         )
-        return await self._unary(_ROLLBACK_ALIAS, request, _wire.unpack_alias)
+        return await self.unary(_ROLLBACK_ALIAS, request, _wire.unpack_alias)
 
     async def delete_alias(
         self, namespace: str, model: str, alias: str, *, expected_mod_rev: int | None = None, reason: str = ""
@@ -354,11 +401,11 @@ class Connection:
         request = pb.DeleteAliasRequest(
             namespace=namespace, model=model, alias=alias, expected_mod_rev=expected_mod_rev, reason=reason
         )
-        await self._unary(_DELETE_ALIAS, request, _nothing)
+        await self.unary(_DELETE_ALIAS, request, nothing)
 
     async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
         """All aliases of a model."""
-        return await self._unary(
+        return await self.unary(
             _LIST_ALIASES,
             pb.ListAliasesRequest(namespace=namespace, model=model),
             lambda answer: tuple(_wire.unpack_alias(alias) for alias in answer.aliases),
@@ -383,17 +430,17 @@ class Connection:
             page_size=page_size,
             page_token=page_token,
         )
-        return await self._unary(
+        return await self.unary(
             _LIST_ALIAS_MOVES,
             request,
-            lambda answer: _page(answer.moves, _wire.unpack_alias_move, answer.next_page_token),
+            lambda answer: page(answer.moves, _wire.unpack_alias_move, answer.next_page_token),
         )
 
     # --- artifacts -----------------------------------------------------------------------------------------------
 
     async def begin_upload(self, namespace: str, digest: Digest, size_bytes: int) -> UploadState:
         """Begins or resumes the upload of one file's bytes."""
-        return await self._unary(
+        return await self.unary(
             _BEGIN_UPLOAD,
             pb.BeginUploadRequest(namespace=namespace, digest=digest, size_bytes=size_bytes),
             lambda answer: UploadState(upload_id=answer.upload_id, offset=answer.offset, complete=answer.complete),
@@ -401,54 +448,54 @@ class Connection:
 
     async def begin_download(self, ref: ModelRef) -> str:
         """Records a download in the change feed; returns its id."""
-        return await self._unary(
+        return await self.unary(
             _BEGIN_DOWNLOAD, pb.BeginDownloadRequest(ref=str(ref)), lambda answer: answer.download_id
         )
 
     async def create_artifact(self, new: NewArtifact) -> Created[Artifact]:
         """Attaches uploaded or tracked files to an object."""
-        return await self._unary(_CREATE_ARTIFACT, _wire.pack_new_artifact(new), _wire.unpack_created_artifact)
+        return await self.unary(_CREATE_ARTIFACT, _wire.pack_new_artifact(new), _wire.unpack_created_artifact)
 
     async def get_artifact(self, artifact_id: str) -> Artifact:
         """One artifact."""
-        return await self._unary(_GET_ARTIFACT, pb.GetArtifactRequest(artifact_id=artifact_id), _wire.unpack_artifact)
+        return await self.unary(_GET_ARTIFACT, pb.GetArtifactRequest(artifact_id=artifact_id), _wire.unpack_artifact)
 
     async def list_artifacts(
         self, *, parent: str = "", namespace: str = "", page_size: int = 0, page_token: str = ""
     ) -> Page[Artifact]:
         """One page of artifacts."""
-        return await self._unary(
+        return await self.unary(
             _LIST_ARTIFACTS,
             pb.ListArtifactsRequest(parent=parent, namespace=namespace, page_size=page_size, page_token=page_token),
-            lambda answer: _page(answer.artifacts, _wire.unpack_artifact, answer.next_page_token),
+            lambda answer: page(answer.artifacts, _wire.unpack_artifact, answer.next_page_token),
         )
 
     async def delete_artifact(self, artifact_id: str) -> None:
         """Deletes an artifact."""
-        await self._unary(_DELETE_ARTIFACT, pb.DeleteArtifactRequest(artifact_id=artifact_id), _nothing)
+        await self.unary(_DELETE_ARTIFACT, pb.DeleteArtifactRequest(artifact_id=artifact_id), nothing)
 
     # --- the fleet -----------------------------------------------------------------------------------------------
 
     async def report(self, reports: Sequence[InstanceReport]) -> float:
         """Tells what this instance serves; returns within how many seconds to report again."""
         request = pb.ReportRequest(reports=[_wire.pack_report(report) for report in reports])
-        return await self._unary(_REPORT, request, lambda answer: answer.heartbeat_ms / 1000)
+        return await self.unary(_REPORT, request, lambda answer: answer.heartbeat_ms / 1000)
 
     async def list_instances(
         self, path: str = "", *, include_lost: bool = False, page_size: int = 0, page_token: str = ""
     ) -> Page[Instance]:
         """One page of the fleet."""
-        return await self._unary(
+        return await self.unary(
             _LIST_INSTANCES,
             pb.ListInstancesRequest(path=path, include_lost=include_lost, page_size=page_size, page_token=page_token),
-            lambda answer: _page(answer.instances, _wire.unpack_instance, answer.next_page_token),
+            lambda answer: page(answer.instances, _wire.unpack_instance, answer.next_page_token),
         )
 
     # --- the change feed -----------------------------------------------------------------------------------------
 
     async def list_state(self, wanted: Filter, *, page_size: int = 0, page_token: str = "") -> Snapshot:
         """One page of the current state of everything that ``wanted`` lets through."""
-        return await self._unary(
+        return await self.unary(
             _LIST,
             pb.ListRequest(filter=_wire.pack_filter(wanted), page_size=page_size, page_token=page_token),
             _wire.unpack_snapshot,
@@ -479,19 +526,7 @@ class Connection:
                 raise _Left
 
     async def _items(self, stream: Stream[Any, pb.WatchResponse]) -> AsyncIterator[FeedItem]:
-        while True:
-            with map_errors(self._peer):
-                try:
-                    with anyio.fail_after(WATCH_SILENCE_S):
-                        message = await stream.recv_message()
-                        if message is None:
-                            await stream.recv_trailing_metadata()
-                except GRPCError as exc:
-                    raise _answered(exc, stream) from exc
-                except TimeoutError as exc:
-                    raise Unavailable(f"{self._peer} was silent for {WATCH_SILENCE_S:g} s in a watch") from exc
-            if message is None:
-                return
+        while (message := await self._next(stream, WATCH_SILENCE_S)) is not None:
             item = unpacked(_wire.unpack_feed_item, message, self._peer)
             if item is not None:
                 yield item
@@ -514,11 +549,13 @@ def _answered(exc: GRPCError, stream: Stream[Any, Any]) -> ModelBoxError:
     return _wire.unpack_error(exc.status.value, exc.message or "", trailer)
 
 
-def _nothing(_: object) -> None:
+def nothing(_: object) -> None:
+    """Reads an answer that says nothing."""
     return None
 
 
-def _page(items: Sequence[Q], unpack: Callable[[Q], T], next_token: str) -> Page[T]:
+def page(items: Sequence[Q], unpack: Callable[[Q], T], next_token: str) -> Page[T]:
+    """Reads one page of a list."""
     return Page(items=tuple(unpack(item) for item in items), next_token=next_token)
 
 

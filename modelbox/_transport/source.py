@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 from modelbox._transport.grpc import Connection
 from modelbox._transport.http import HttpFiles
+from modelbox._transport.tracking import TrackingCalls
 from modelbox.config import ClientConfig
 from modelbox.feed import FeedItem, Filter, Kind
 from modelbox.manifest import ManifestFile
@@ -28,7 +29,8 @@ class RemoteSource:
 
     Attributes:
         config: The settings in force.
-        grpc: Every remote call.
+        grpc: Remote calls about models, artifacts, the fleet and the feed.
+        tracking: Remote calls about all that training records.
         http: Uploads and downloads.
     """
 
@@ -36,6 +38,7 @@ class RemoteSource:
         self.config = config
         self.http = HttpFiles(config)
         self.grpc = Connection(config, self.http)
+        self.tracking = TrackingCalls(self.grpc)
 
     async def aclose(self) -> None:
         """Closes all connections. Idempotent."""

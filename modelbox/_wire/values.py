@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TypeVar
 
 import betterproto2
@@ -21,6 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+E = TypeVar("E", bound=StrEnum)
 M = TypeVar("M", bound=betterproto2.Message)
 T = TypeVar("T")
 
@@ -53,6 +56,21 @@ def unpack_time(us: int) -> datetime:
         raise InvalidError(f"{us} is not a time: expected microseconds since 1970") from exc
 
 
+def pack_optional_time(value: datetime | None) -> int:
+    """As `pack_time`; 0 for None."""
+    return 0 if value is None else pack_time(value)
+
+
+def unpack_optional_time(us: int) -> datetime | None:
+    """What `pack_optional_time` packed."""
+    return unpack_time(us) if us else None
+
+
+def unpack_time_or_now(us: int) -> datetime:
+    """The time that a caller gives; now where it gives none."""
+    return unpack_time(us) if us else datetime.now(UTC)
+
+
 def pack_json(values: Mapping[str, JsonValue]) -> dict[str, str]:
     try:
         return {key: dumps(value) for key, value in values.items()}
@@ -70,12 +88,72 @@ def unpack_json(texts: Mapping[str, str]) -> dict[str, JsonValue]:
     return values
 
 
+def pack_object(values: Mapping[str, JsonValue], what: str) -> bytes:
+    """JSON by key as one JSON text; empty for none.
+
+    Raises:
+        InvalidError: A value is not JSON.
+    """
+    if not values:
+        return b""
+    try:
+        return dumps(dict(values)).encode()
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise InvalidError(f"{what} must be JSON: {exc}") from exc
+
+
+def unpack_object(data: bytes, what: str) -> dict[str, JsonValue]:
+    """What `pack_object` packed.
+
+    Raises:
+        InvalidError: It is not one JSON object, or holds halves of characters.
+    """
+    if not data:
+        return {}
+    values = loads(data, what)
+    if not isinstance(values, dict):
+        raise InvalidError(f"{what} must be one JSON object: {shown(data.decode(errors='replace'))}")
+    return values
+
+
+def loads(data: bytes, what: str) -> JsonValue:
+    """One JSON text in UTF-8.
+
+    Raises:
+        InvalidError: It is not, or is nested too deeply to read.
+    """
+    try:
+        value = _DECODER.decode(data.decode())
+        if _SURROGATE.search(data):
+            dumps(value).encode()
+    except (ValueError, RecursionError) as exc:
+        raise InvalidError(f"{what} cannot be read as JSON: {shown(data[:200].decode(errors='replace'))}") from exc
+    return value
+
+
+def member(kind: type[E], text: str, what: str) -> E:
+    """The member of ``kind`` that ``text`` is.
+
+    Raises:
+        InvalidError: There is none.
+    """
+    try:
+        return kind(text)
+    except ValueError as exc:
+        raise InvalidError(f"{shown(text)} is not {what}: expected {', '.join(kind)}", what=what) from exc
+
+
 def dumps(value: JsonValue) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _refuse_constant(text: str) -> JsonValue:
     raise ValueError(f"{text} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half of a character, perhaps with its other half."""
 
 
 def present(message: T | None, what: str) -> T:
