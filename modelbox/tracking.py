@@ -13,16 +13,18 @@ Times are aware datetimes in UTC; ``mod_rev`` is the revision of the change feed
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from modelbox.errors import InvalidError
-from modelbox.objects import JsonValue
-from modelbox.refs import shown
+from modelbox.objects import JsonValue, to_json
+from modelbox.refs import Digest, shown
 
 __all__ = (
     "Attribute",
@@ -66,6 +68,7 @@ __all__ = (
     "RunStatus",
     "SampledSeries",
     "check_id",
+    "digest_of_components",
     "kind_of_id",
     "new_id",
 )
@@ -572,6 +575,12 @@ class NewDatasetVersion:
     dataset: str
     components: tuple[DatasetComponent, ...]
     description: str = ""
+
+
+def digest_of_components(components: Sequence[DatasetComponent]) -> Digest:
+    """``sha256:…`` by which the same components are known again, whatever their order."""
+    parts = sorted(json.dumps(to_json(part), sort_keys=True, ensure_ascii=False) for part in components)
+    return Digest("sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
 
 # --- lineage ---------------------------------------------------------------------------------------------------------

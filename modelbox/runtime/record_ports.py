@@ -97,13 +97,8 @@ class DatasetStore(Protocol):
     ) -> Listed[Dataset]:
         """Datasets by namespace and name; of all namespaces for an empty one. Key: (namespace, name)."""
 
-    async def create_version(
-        self, new: NewDatasetVersion, digest: str, *, actor: str, at: datetime
-    ) -> Created[DatasetVersion]:
-        """Makes the next version, and the dataset if need be; ``digest`` is that of the components.
-
-        Idempotent by id, and by the components of the newest version.
-        """
+    async def create_version(self, new: NewDatasetVersion, *, actor: str, at: datetime) -> Created[DatasetVersion]:
+        """Makes the next version, and the dataset if need be; idempotent by id and by the newest one's components."""
 
     async def get_version(self, text: str) -> DatasetVersion:
         """A version by id or ``namespace/name@3``; ``namespace/name`` is the newest that is not in the bin."""

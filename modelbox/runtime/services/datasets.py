@@ -1,20 +1,18 @@
 """The use cases of datasets and their versions.
 
-Owns the checks of what callers send and the digest by which the same components are known again. The data themselves
-are never read: components say where they lie.
+Owns the checks of what callers send. The data themselves are never read: components say where they lie.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import Created, Page, to_json
-from modelbox.refs import Digest, check_name, shown
+from modelbox.refs import check_name, shown
 from modelbox.runtime.limits import check_text
 from modelbox.runtime.record_ports import DatasetStore
 from modelbox.runtime.services.naming import check_actor, check_dataset, check_dataset_version
@@ -29,7 +27,7 @@ from modelbox.tracking import (
     check_id,
 )
 
-__all__ = ("MAX_COMPONENTS", "DatasetService", "check_dataset_components", "digest_of_components")
+__all__ = ("MAX_COMPONENTS", "DatasetService", "check_dataset_components")
 
 MAX_COMPONENTS = 1000
 _MAX_COMPONENTS_BYTES = 1 << 20
@@ -40,12 +38,6 @@ _PASSWORD = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def digest_of_components(components: Sequence[DatasetComponent]) -> Digest:
-    """``sha256:…`` of the components, whatever their order."""
-    parts = sorted(json.dumps(to_json(part), sort_keys=True, ensure_ascii=False) for part in components)
-    return Digest("sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
 
 def check_dataset_components(new: NewDatasetVersion) -> NewDatasetVersion:
@@ -155,9 +147,9 @@ class DatasetService:
         Raises:
             ConflictError: The dataset is in the bin, or the id belongs to another version.
         """
-        check_dataset_components(new)
-        digest = digest_of_components(new.components)
-        return await self._store.create_version(new, digest, actor=check_actor(actor), at=self._clock())
+        return await self._store.create_version(
+            check_dataset_components(new), actor=check_actor(actor), at=self._clock()
+        )
 
     async def get_version(self, text: str) -> DatasetVersion:
         """A version by id or ``namespace/name@3``; ``namespace/name`` is the newest that is not in the bin.
