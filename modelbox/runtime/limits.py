@@ -12,14 +12,23 @@ from collections.abc import Mapping
 from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
+from modelbox.tracking import AttributeKind
 
 __all__ = (
+    "MAX_ATTRIBUTES",
+    "MAX_ATTRIBUTES_BYTES",
     "MAX_DEPTH",
     "MAX_KEYS",
     "MAX_OBJECT_BYTES",
+    "MAX_VALUE_BYTES",
+    "check_attributes",
+    "check_checkpoint_metrics",
+    "check_epoch",
+    "check_key",
     "check_labels",
     "check_metadata",
     "check_metrics",
+    "check_step",
     "check_text",
 )
 
@@ -27,6 +36,19 @@ MAX_OBJECT_BYTES = 64 << 10
 """Of an object's labels, metadata or metrics as JSON."""
 MAX_KEYS = 256
 MAX_DEPTH = 16
+MAX_ATTRIBUTES = {
+    AttributeKind.PARAM: 2000,
+    AttributeKind.TAG: 1000,
+    AttributeKind.LABEL: 256,
+    AttributeKind.METADATA: 1000,
+}
+"""Keys of each kind that an object may have."""
+MAX_VALUE_BYTES = 64 << 10
+"""Of one attribute's value as JSON."""
+MAX_ATTRIBUTES_BYTES = 1 << 20
+"""Of all values of one kind on one object as JSON: a change of the feed carries them all."""
+_MAX_ATTRIBUTE_KEY_CHARS = 250
+_MAX_CHECKPOINT_METRICS = 1000
 _MAX_KEY_CHARS = 128
 _MAX_LABEL_CHARS = 1024
 
@@ -90,6 +112,123 @@ def check_metrics(metrics: Mapping[str, float]) -> Mapping[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InvalidError(f"the metric {shown(key)} is {shown(value)}: expected a finite number", what="metrics")
     return metrics
+
+
+def check_key(key: str, what: str) -> str:
+    """Returns ``key`` if it may name an attribute or a metric.
+
+    Raises:
+        InvalidError: It is empty, or holds what cannot be printed.
+        LimitError: It is longer than 250 characters.
+    """
+    if not isinstance(key, str) or not key or not key.isprintable():
+        raise InvalidError(f"{shown(key)} is not a valid key of a {what}: expected printable text", what=what)
+    return check_text(key, f"key of a {what}", max_chars=_MAX_ATTRIBUTE_KEY_CHARS)
+
+
+def check_attributes(kind: AttributeKind, values: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Returns ``values`` if an object may have them as attributes of one kind.
+
+    Raises:
+        InvalidError: A key is no valid text, or a value is not JSON (for tags and labels: no text).
+        LimitError: There are too many, or one is too large or nested too deeply.
+    """
+    if not isinstance(values, Mapping):
+        raise InvalidError(f"{shown(values)} are no values by key", what=kind.value)
+    if len(values) > MAX_ATTRIBUTES[kind]:
+        raise LimitError(
+            f"{len(values)} keys of kind {kind.value}, more than the {MAX_ATTRIBUTES[kind]} that an object may have",
+            what=kind.value,
+        )
+    total = 0
+    textual = kind in (AttributeKind.TAG, AttributeKind.LABEL)
+    for key, value in values.items():
+        check_key(key, kind.value)
+        what = f"{kind.value} {shown(key)}"
+        if isinstance(value, str):
+            chars = _MAX_LABEL_CHARS if kind is AttributeKind.LABEL else MAX_VALUE_BYTES
+            check_text(value, what, max_chars=chars)
+            size = _size_of_text(value)
+        elif textual:
+            raise InvalidError(f"the {what} is {shown(value)}: expected text", what=kind.value)
+        else:
+            size = check_value(value, what)
+        if size > MAX_VALUE_BYTES:
+            raise LimitError(
+                f"the {what} has {size} bytes as JSON, more than the {MAX_VALUE_BYTES} allowed: "
+                "keep large things as artifacts",
+                what=kind.value,
+            )
+        total += size
+    if total > MAX_ATTRIBUTES_BYTES:
+        raise LimitError(
+            f"the values of kind {kind.value} have {total} bytes as JSON, more than the {MAX_ATTRIBUTES_BYTES} that an "
+            "object may have: keep large things as artifacts",
+            what=kind.value,
+        )
+    return values
+
+
+def check_value(value: JsonValue, what: str) -> int:
+    """The size of a value as JSON, in bytes.
+
+    Raises:
+        InvalidError: It is not JSON; NaN and infinities are not.
+        LimitError: It is nested too deeply.
+    """
+    _check_json(value, what, MAX_DEPTH - 1)
+    if isinstance(value, bool | int | float) or value is None:
+        return 24
+    return len(json.dumps(value, ensure_ascii=False).encode())
+
+
+def _size_of_text(text: str) -> int:
+    # Quotes, and what JSON escapes: only near the limit does it matter how much.
+    if len(text) < MAX_VALUE_BYTES // 8:
+        return len(text) + 2
+    return len(json.dumps(text, ensure_ascii=False).encode())
+
+
+def check_checkpoint_metrics(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Returns ``metrics`` if every value is a number; NaN and infinities are.
+
+    Raises:
+        InvalidError: A key is no valid text, or a value is no number.
+        LimitError: There are too many.
+    """
+    if len(metrics) > _MAX_CHECKPOINT_METRICS:
+        raise LimitError(
+            f"{len(metrics)} metrics of a checkpoint, more than the {_MAX_CHECKPOINT_METRICS} allowed", what="metrics"
+        )
+    for key, value in metrics.items():
+        check_key(key, "metric")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidError(f"the metric {shown(key)} is {shown(value)}: expected a number", what="metrics")
+        if isinstance(value, int) and abs(value) >= 10**308:
+            raise InvalidError(f"the metric {shown(key)} is beyond what 64-bit floats hold", what="metrics")
+    return metrics
+
+
+def check_step(step: int, what: str = "step") -> int:
+    """Returns ``step`` if it is a whole number of 64 bits.
+
+    Raises:
+        InvalidError: It is not.
+    """
+    if isinstance(step, bool) or not isinstance(step, int) or not -(2**63) <= step < 2**63:
+        raise InvalidError(f"{shown(step)} is not a {what}: expected a whole number of 64 bits", what=what)
+    return step
+
+
+def check_epoch(epoch: int) -> int:
+    """Returns ``epoch`` if it is a whole number from 0 on.
+
+    Raises:
+        InvalidError: It is not.
+    """
+    if check_step(epoch, "epoch") < 0:
+        raise InvalidError(f"{epoch} is not an epoch: epochs count from 0", what="epoch")
+    return epoch
 
 
 def _check_keys(values: Mapping[str, object], what: str) -> None:

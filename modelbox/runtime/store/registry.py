@@ -66,7 +66,7 @@ from modelbox.runtime.store.rows import (
 from modelbox.runtime.store.schema import alias_moves, aliases, models, namespaces, version_blobs, versions
 from modelbox.tracking import ObjectKind
 
-__all__ = ("SqlRegistryStore",)
+__all__ = ("SqlRegistryStore", "update_model", "update_version")
 
 _Values = Mapping[str, Mapping[str, Any]]
 
@@ -152,7 +152,8 @@ def _patched(old: Mapping[str, Any], new: Mapping[str, Any], remove: Sequence[st
     return {key: value for key, value in {**old, **new}.items() if key not in remove or key in new}
 
 
-def _update_model(conn: Connection, namespace: str, name: str, patch: ModelPatch, actor: str, at: datetime) -> Model:
+def update_model(conn: Connection, namespace: str, name: str, patch: ModelPatch, actor: str, at: datetime) -> Model:
+    """Applies a patch; one that changes nothing makes no revision."""
     row = model_row(conn, namespace, name, lock=True)
     old = model_of(row)
     values = {
@@ -328,9 +329,10 @@ def _publish_again(
     return Created(item=version_of(newest), existed=True)
 
 
-def _update_version(
+def update_version(
     conn: Connection, namespace: str, model: str, version: int, patch: VersionPatch, actor: str, at: datetime
 ) -> ModelVersion:
+    """Applies a patch; one that changes nothing makes no revision."""
     row = version_row(conn, model_row(conn, namespace, model, lock=True), version)
     old = version_of(row)
     metrics = check_metrics(_patched(old.metrics, patch.metrics, patch.remove_metrics))
@@ -427,7 +429,7 @@ class SqlRegistryStore:
 
     async def update_model(self, namespace: str, name: str, patch: ModelPatch, *, actor: str, at: datetime) -> Model:
         """See the port."""
-        return await self._db.write(lambda conn: _update_model(conn, namespace, name, patch, actor, at))
+        return await self._db.write(lambda conn: update_model(conn, namespace, name, patch, actor, at))
 
     async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> None:
         """See the port."""
@@ -453,7 +455,7 @@ class SqlRegistryStore:
         self, namespace: str, model: str, version: int, patch: VersionPatch, *, actor: str, at: datetime
     ) -> ModelVersion:
         """See the port."""
-        return await self._db.write(lambda conn: _update_version(conn, namespace, model, version, patch, actor, at))
+        return await self._db.write(lambda conn: update_version(conn, namespace, model, version, patch, actor, at))
 
     async def delete_version(self, namespace: str, model: str, version: int, *, actor: str, at: datetime) -> None:
         """See the port."""
