@@ -23,6 +23,7 @@ import struct
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -90,6 +91,7 @@ class _Head:
 
     method: DirectMethod
     timeout_s: float | None
+    context: Context | None
 
 
 class _Call:
@@ -133,6 +135,7 @@ class _DirectProtocol(GuardedProtocol):
         methods: By path.
         fail: What becomes of an exception; logs it where nobody expected it.
         stall_s: See the module.
+        context_of: See `DirectServer`.
     """
 
     def __init__(
@@ -141,8 +144,10 @@ class _DirectProtocol(GuardedProtocol):
         methods: Mapping[str, DirectMethod],
         fail: Callable[[Exception], Failure],
         stall_s: float,
+        context_of: Callable[[Mapping[str, str]], Context] | None,
     ) -> None:
         super().__init__(*arguments)
+        self._context_of = context_of
         self._methods = methods
         self._fail_with = fail
         self._stall_s = stall_s
@@ -271,7 +276,11 @@ class _DirectProtocol(GuardedProtocol):
             return None
         # Malformed deadlines raise ValueError; grpclib answers them.
         deadline = Deadline.from_headers(headers)
-        return _Head(method, deadline.time_remaining() if deadline is not None else None)
+        return _Head(
+            method,
+            deadline.time_remaining() if deadline is not None else None,
+            self._context_of(found) if self._context_of is not None else None,
+        )
 
     def _open(self, stream_id: int, block: bytes) -> bool:
         try:
@@ -364,7 +373,13 @@ class _DirectProtocol(GuardedProtocol):
 
     def _start(self, call: _Call, message: bytes | memoryview, timeout_s: float | None) -> None:
         self._running += 1
-        call.task = self._loop.create_task(self._run(call, message, timeout_s), name="unary call")
+        context = call.head.context
+        call.task = self._loop.create_task(
+            self._run(call, message, timeout_s),
+            name="unary call",
+            # Calls with the same headers share what they mean, and nothing else.
+            context=context.copy() if context is not None else None,
+        )
         # However it ends: a task that is cancelled before its first step never runs.
         call.task.add_done_callback(self._ended)
 
@@ -590,6 +605,8 @@ class DirectServer(GrpcServer):
         methods: By path.
         fail: What becomes of an exception of theirs; logs it where nobody expected it.
         stall_s: How long a peer may keep a call waiting, seconds.
+        context_of: What a call's headers say to its method, as a context that the method runs in; asked once for equal
+            headers.
         endless: See `GrpcServer`.
     """
 
@@ -602,10 +619,11 @@ class DirectServer(GrpcServer):
         methods: Mapping[str, DirectMethod],
         fail: Callable[[Exception], Failure],
         stall_s: float = 60.0,
+        context_of: Callable[[Mapping[str, str]], Context] | None = None,
         endless: tuple[str, ...] = (),
     ) -> None:
         super().__init__(services, limits=limits, codec=codec, endless=endless)
-        self._direct = {"methods": dict(methods), "fail": fail, "stall_s": stall_s}
+        self._direct = {"methods": dict(methods), "fail": fail, "stall_s": stall_s, "context_of": context_of}
 
     def _make_protocol(self, handler: Handler) -> H2Protocol:
         return _DirectProtocol(
