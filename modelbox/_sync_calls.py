@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy.typing as npt
 
 from modelbox._blocking import BlockingClient, finish, iterate
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
-    from pathlib import Path
-    from typing import Literal
-
-    from modelbox._local_files import FilesArgument, Progress
-    from modelbox.objects import (
-        Alias,
-        AliasMove,
-        Artifact,
-        ArtifactFile,
-        Created,
-        Instance,
-        JsonValue,
-        Model,
-        ModelVersion,
-        Namespace,
-        Resolved,
-    )
-    from modelbox.refs import ModelRef
-    from modelbox.signature import Signature
-
+from modelbox._local_files import FilesArgument, Progress
+from modelbox.objects import (
+    Alias,
+    AliasMove,
+    Artifact,
+    ArtifactFile,
+    Created,
+    Instance,
+    JsonValue,
+    Model,
+    ModelVersion,
+    Namespace,
+    Resolved,
+)
+from modelbox.refs import ModelRef
+from modelbox.series import MetricValue, Sample, Series
+from modelbox.signature import Signature
+from modelbox.tracking import (
+    Attribute,
+    AttributeChange,
+    AttributeKind,
+    Checkpoint,
+    Comment,
+    Dataset,
+    DatasetComponent,
+    DatasetVersion,
+    Event,
+    Experiment,
+    Lineage,
+    MetricSummary,
+    NewEdge,
+    Readme,
+    Run,
+    RunStatus,
+)
 
 __all__ = ("SyncCalls",)
 
@@ -39,6 +54,277 @@ class SyncCalls:
     """Every call of `modelbox.Client` that waits for an answer."""
 
     _client: BlockingClient
+
+    def set_params(self, object: str, values: Mapping[str, JsonValue], *, overwrite: bool = False) -> None:
+        """Sets hyperparameters, JSON by key.
+
+        Args:
+            object: What they belong to, usually a run.
+            values: By key.
+            overwrite: Whether one that is there may take another value.
+
+        Raises:
+            ConflictError: One has another value and ``overwrite`` is not set; then none is set.
+        """
+        return finish(self._client.set_params(object, values, overwrite=overwrite))
+
+    def set_tags(self, object: str, values: Mapping[str, str]) -> None:
+        """Sets tags: what people and programs call an object, text by key, which may be empty."""
+        return finish(self._client.set_tags(object, values))
+
+    def set_labels(self, object: str, values: Mapping[str, str]) -> None:
+        """Sets labels: text by key that programs select by."""
+        return finish(self._client.set_labels(object, values))
+
+    def set_metadata(self, object: str, values: Mapping[str, JsonValue]) -> None:
+        """Sets metadata, any JSON by key."""
+        return finish(self._client.set_metadata(object, values))
+
+    def remove_attributes(self, object: str, kind: AttributeKind, keys: Sequence[str]) -> None:
+        """Removes values of one kind; their history stays. Keys that are not there change nothing."""
+        return finish(self._client.remove_attributes(object, kind, keys))
+
+    def get_attributes(self, *objects: str, kinds: Sequence[AttributeKind] = ()) -> tuple[Attribute, ...]:
+        """The values of objects, of these kinds or of all."""
+        return finish(self._client.get_attributes(*objects, kinds=kinds))
+
+    def get_params(self, object: str) -> dict[str, JsonValue]:
+        """The hyperparameters of an object."""
+        return finish(self._client.get_params(object))
+
+    def get_tags(self, object: str) -> dict[str, str]:
+        """The tags of an object."""
+        return finish(self._client.get_tags(object))
+
+    def get_labels(self, object: str) -> dict[str, str]:
+        """The labels of an object."""
+        return finish(self._client.get_labels(object))
+
+    def get_metadata(self, object: str) -> dict[str, JsonValue]:
+        """The metadata of an object."""
+        return finish(self._client.get_metadata(object))
+
+    def iter_attribute_history(self, object: str, kind: AttributeKind, key: str = "") -> Iterator[AttributeChange]:
+        """Who set what when, newest first; of all keys for an empty one."""
+        return iterate(self._client.iter_attribute_history(object, kind, key))
+
+    def create_experiment(
+        self,
+        path: str,
+        *,
+        owner: str = "",
+        framework: str = "",
+        task: str = "",
+        external_id: str = "",
+        description: str = "",
+    ) -> Created[Experiment]:
+        """Makes an experiment, and its namespace where it is new; an existing one is returned unchanged.
+
+        Args:
+            path: ``namespace/name``.
+            owner: Who answers for it.
+            framework: What trains in it, such as ``pytorch``.
+            task: What it is for, such as ``asr``.
+            external_id: What another system calls it.
+            description: Free text.
+
+        Raises:
+            InvalidError: The name or a value breaks a rule.
+        """
+        return finish(
+            self._client.create_experiment(
+                path, owner=owner, framework=framework, task=task, external_id=external_id, description=description
+            )
+        )
+
+    def get_experiment(self, experiment: str) -> Experiment:
+        """An experiment by its id, or as ``namespace/name``.
+
+        Raises:
+            NotFoundError: It does not exist; says what does.
+        """
+        return finish(self._client.get_experiment(experiment))
+
+    def iter_experiments(self, namespace: str = "", *, include_deleted: bool = False) -> Iterator[Experiment]:
+        """All experiments, or those of one namespace; fetched page by page."""
+        return iterate(self._client.iter_experiments(namespace, include_deleted=include_deleted))
+
+    def update_experiment(
+        self,
+        experiment: str,
+        *,
+        owner: str | None = None,
+        framework: str | None = None,
+        task: str | None = None,
+        external_id: str | None = None,
+        description: str | None = None,
+    ) -> Experiment:
+        """Edits an experiment; None leaves a field as it is.
+
+        Raises:
+            NotFoundError: It does not exist.
+            InvalidError: A value breaks a rule.
+        """
+        return finish(
+            self._client.update_experiment(
+                experiment,
+                owner=owner,
+                framework=framework,
+                task=task,
+                external_id=external_id,
+                description=description,
+            )
+        )
+
+    def create_run(
+        self,
+        experiment: str,
+        *,
+        name: str = "",
+        id: str = "",
+        status: RunStatus = RunStatus.RUNNING,
+        started_at: datetime | None = None,
+        parent: str = "",
+        params: Mapping[str, JsonValue] | None = None,
+        tags: Mapping[str, str] | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> Created[Run]:
+        """Makes a run on the server and leaves the rest to the caller; programs that train use `start_run`.
+
+        Args:
+            experiment: Its id, or ``namespace/name``, which is made where it is new.
+            name: How people know it; empty: made of its id.
+            id: One from `modelbox.tracking.new_id`: created again with it, the run is there once. Empty: a new one.
+            status: Where it stands.
+            started_at: When it began; None for now.
+            parent: Id of the run that it is a part of.
+            params: Hyperparameters, JSON by key.
+            tags: Text by key.
+            metadata: JSON by key.
+
+        Raises:
+            NotFoundError: The experiment's id or the parent does not exist.
+            InvalidError: A value breaks a rule.
+        """
+        return finish(
+            self._client.create_run(
+                experiment,
+                name=name,
+                id=id,
+                status=status,
+                started_at=started_at,
+                parent=parent,
+                params=params,
+                tags=tags,
+                metadata=metadata,
+            )
+        )
+
+    def get_run(self, run: str) -> Run:
+        """A run by its id.
+
+        Raises:
+            NotFoundError: It does not exist.
+        """
+        return finish(self._client.get_run(run))
+
+    def iter_runs(self, parent: str, *, include_deleted: bool = False) -> Iterator[Run]:
+        """The runs of an experiment (its id or ``namespace/name``) or of a namespace, newest first."""
+        return iterate(self._client.iter_runs(parent, include_deleted=include_deleted))
+
+    def update_run(
+        self,
+        run: str,
+        *,
+        name: str | None = None,
+        status: RunStatus | None = None,
+        ended_at: datetime | None = None,
+        reason: str | None = None,
+    ) -> Run:
+        """Edits a run; None leaves a field as it is.
+
+        Raises:
+            NotFoundError: It does not exist.
+            InvalidError: A value breaks a rule.
+        """
+        return finish(self._client.update_run(run, name=name, status=status, ended_at=ended_at, reason=reason))
+
+    def clone_run(self, run: str, *, name: str = "") -> Created[Run]:
+        """Makes a run with the parameters, tags, labels and metadata of another; its metrics stay where they are.
+
+        Raises:
+            NotFoundError: The run does not exist.
+        """
+        return finish(self._client.clone_run(run, name=name))
+
+    def create_checkpoint(
+        self,
+        parent: str,
+        epoch: int,
+        *,
+        step: int | None = None,
+        path: str = "",
+        metrics: Mapping[str, float] | None = None,
+    ) -> Created[Checkpoint]:
+        """Records the state of training at an epoch; one that is there is returned unchanged.
+
+        Its files are attached with `upload_artifact` or `track_artifact`, with the checkpoint's id as the parent.
+
+        Args:
+            parent: Id of a run or experiment.
+            epoch: From 0; there is one checkpoint for each.
+            step: The optimiser's step.
+            path: Where its file lies, if it is not uploaded.
+            metrics: Numbers at this epoch.
+
+        Raises:
+            NotFoundError: The parent does not exist.
+            InvalidError: A value breaks a rule.
+        """
+        return finish(self._client.create_checkpoint(parent, epoch, step=step, path=path, metrics=metrics))
+
+    def get_checkpoint(self, checkpoint: str) -> Checkpoint:
+        """A checkpoint by its id.
+
+        Raises:
+            NotFoundError: It does not exist.
+        """
+        return finish(self._client.get_checkpoint(checkpoint))
+
+    def iter_checkpoints(self, parent: str, *, include_deleted: bool = False) -> Iterator[Checkpoint]:
+        """The checkpoints of a run or experiment, by epoch."""
+        return iterate(self._client.iter_checkpoints(parent, include_deleted=include_deleted))
+
+    def delete_objects(self, *ids: str) -> int:
+        """Puts experiments, runs, checkpoints, datasets, their versions or comments into the bin, with all below them.
+
+        Lists and `find` leave them out; `restore_objects` brings them back until `purge` removes them for good.
+
+        Returns:
+            How many objects went, those below included.
+
+        Raises:
+            NotFoundError: One does not exist; then none is deleted.
+        """
+        return finish(self._client.delete_objects(*ids))
+
+    def restore_objects(self, *ids: str) -> int:
+        """Takes objects out of the bin, with what went in with them; returns how many.
+
+        Raises:
+            NotFoundError: One does not exist, or was purged.
+        """
+        return finish(self._client.restore_objects(*ids))
+
+    def purge(self, before: datetime, *, namespace: str = "", dry_run: bool = False) -> int:
+        """Removes for good what was put into the bin before a time, with everything attached to it.
+
+        Args:
+            before: Aware; later ones stay.
+            namespace: Only of this one.
+            dry_run: Only counts.
+        """
+        return finish(self._client.purge(before, namespace=namespace, dry_run=dry_run))
 
     def download(
         self, ref: str | ModelRef, directory: str | os.PathLike[str], *, on_progress: Progress | None = None
@@ -135,6 +421,71 @@ class SyncCalls:
             InvalidError: A file of it is only tracked; says where it lies.
         """
         return finish(self._client.download_artifact(artifact_id, directory, on_progress=on_progress))
+
+    def log_metrics(
+        self, object: str, values: Mapping[str, MetricValue], *, step: int = 0, at: datetime | None = None
+    ) -> None:
+        """Appends one point to each of some metrics, and waits until they are on the server's disk.
+
+        Args:
+            object: Id of what is measured, a namespace, ``namespace/model`` or ``namespace/model@7``.
+            values: Numbers (NaN and infinities are kept), text or bytes by key.
+            step: int64.
+            at: Aware time; None for now.
+
+        Raises:
+            NotFoundError: There is no such object.
+            InvalidError: A key, step or value cannot be kept.
+        """
+        return finish(self._client.log_metrics(object, values, step=step, at=at))
+
+    def log_series(
+        self,
+        object: str,
+        key: str,
+        steps: Sequence[int] | npt.ArrayLike,
+        values: npt.ArrayLike,
+        *,
+        times_us: npt.ArrayLike | None = None,
+    ) -> None:
+        """Appends many numbers to one metric.
+
+        Args:
+            object: As in `log_metrics`.
+            key: The metric.
+            steps: (points,) int64.
+            values: (points,) float64.
+            times_us: (points,) int64 or one number, microseconds since 1970 in UTC; None for now.
+
+        Raises:
+            NotFoundError: There is no such object.
+            InvalidError: Lengths differ, or they are no numbers.
+
+        Cancellation: some points may be there; the same call again adds the rest if ``times_us`` is given.
+        """
+        return finish(self._client.log_series(object, key, steps, values, times_us=times_us))
+
+    def metric_summaries(self, *objects: str, keys: Sequence[str] = ()) -> tuple[MetricSummary, ...]:
+        """Latest value, minimum, maximum and count of the metrics of objects, without reading the series."""
+        return finish(self._client.metric_summaries(*objects, keys=keys))
+
+    def read_series(self, object: str, key: str, *, from_step: int | None = None, to_step: int | None = None) -> Series:
+        """One series by step and time, or its part with ``from_step`` <= step <= ``to_step``.
+
+        Raises:
+            NotFoundError: There is no such object, or it has no such metric; says which there are.
+        """
+        return finish(self._client.read_series(object, key, from_step=from_step, to_step=to_step))
+
+    def sample_series(
+        self, object: str, key: str, *, buckets: int = 500, from_step: int | None = None, to_step: int | None = None
+    ) -> Sample:
+        """One series in at most ``buckets`` buckets of equal width (1 to 10,000), made where the points are: for plots.
+
+        Raises:
+            NotFoundError: There is no such object, or it has no such metric; says which there are.
+        """
+        return finish(self._client.sample_series(object, key, buckets=buckets, from_step=from_step, to_step=to_step))
 
     def create_model(
         self,
@@ -270,6 +621,135 @@ class SyncCalls:
             at: Only moves up to this time: the first one answers "what did it point to then?".
         """
         return iterate(self._client.iter_alias_moves(path, alias, at=at))
+
+    def log_event(
+        self,
+        object: str,
+        name: str,
+        *,
+        source: str = "",
+        at: datetime | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> Event:
+        """Records something that an outside system reports.
+
+        Args:
+            object: What it is about.
+            name: What happened, such as ``gpu.lost``.
+            source: Who says so.
+            at: When it happened, by the reporter's clock; aware, None for now.
+            metadata: JSON by key.
+        """
+        return finish(self._client.log_event(object, name, source=source, at=at, metadata=metadata))
+
+    def iter_events(
+        self,
+        object: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        name: str = "",
+        source: str = "",
+    ) -> Iterator[Event]:
+        """Events of an object, or of a whole namespace, newest first.
+
+        Args:
+            object: An object; for a namespace, all events in it.
+            since: Only what happened then or later; aware, by the reporters' clocks.
+            until: Only what happened before.
+            name: Only of this name.
+            source: Only from this source.
+        """
+        return iterate(self._client.iter_events(object, since=since, until=until, name=name, source=source))
+
+    def add_comment(self, object: str, text: str) -> Comment:
+        """Says something about an object, in Markdown."""
+        return finish(self._client.add_comment(object, text))
+
+    def edit_comment(self, comment: str, text: str) -> Comment:
+        """Says it better; `delete_objects` takes a comment's id, too."""
+        return finish(self._client.edit_comment(comment, text))
+
+    def iter_comments(self, object: str) -> Iterator[Comment]:
+        """The comments on an object, oldest first."""
+        return iterate(self._client.iter_comments(object))
+
+    def set_readme(self, object: str, text: str) -> Readme:
+        """Writes the page of an object, in Markdown; an empty text removes it."""
+        return finish(self._client.set_readme(object, text))
+
+    def get_readme(self, object: str) -> Readme:
+        """The page of an object.
+
+        Raises:
+            NotFoundError: It has none.
+        """
+        return finish(self._client.get_readme(object))
+
+    def create_dataset(self, path: str, *, owner: str = "", description: str = "") -> Created[Dataset]:
+        """Makes a dataset ``namespace/name``; an existing one is returned unchanged."""
+        return finish(self._client.create_dataset(path, owner=owner, description=description))
+
+    def get_dataset(self, dataset: str) -> Dataset:
+        """A dataset by its id, or as ``namespace/name``."""
+        return finish(self._client.get_dataset(dataset))
+
+    def iter_datasets(self, namespace: str = "", *, include_deleted: bool = False) -> Iterator[Dataset]:
+        """All datasets, or those of one namespace."""
+        return iterate(self._client.iter_datasets(namespace, include_deleted=include_deleted))
+
+    def create_dataset_version(
+        self, path: str, components: Iterable[DatasetComponent], *, description: str = ""
+    ) -> Created[DatasetVersion]:
+        """Records data as they are now as the next version; the same components as the newest return that one.
+
+        Args:
+            path: ``namespace/name``; the dataset is made where it is new.
+            components: Paths, S3 objects, queries; see `modelbox.tracking.DatasetComponent`.
+            description: What changed.
+        """
+        return finish(self._client.create_dataset_version(path, components, description=description))
+
+    def get_dataset_version(self, version: str) -> DatasetVersion:
+        """A version by its id, as ``namespace/name@3``, or ``namespace/name`` for the newest."""
+        return finish(self._client.get_dataset_version(version))
+
+    def iter_dataset_versions(self, dataset: str, *, include_deleted: bool = False) -> Iterator[DatasetVersion]:
+        """The versions of a dataset, newest first."""
+        return iterate(self._client.iter_dataset_versions(dataset, include_deleted=include_deleted))
+
+    def add_edge(self, source: str, target: str, type: str) -> None:
+        """Records that ``target`` was made from ``source``, such as a version ``produced`` by a run.
+
+        Args:
+            source: An object.
+            target: An object.
+            type: ``used``, ``produced``, ``derived``, or a word of your own.
+
+        Raises:
+            ConflictError: ``source`` came from ``target`` already: an edge would close a cycle; says which way.
+        """
+        return finish(self._client.add_edge(source, target, type))
+
+    def add_edges(self, edges: Sequence[NewEdge]) -> int:
+        """Records several at once, all or none; returns how many were new. Errors as `add_edge`."""
+        return finish(self._client.add_edges(edges))
+
+    def remove_edges(self, edges: Sequence[NewEdge]) -> int:
+        """Removes edges; returns how many were there."""
+        return finish(self._client.remove_edges(edges))
+
+    def get_lineage(
+        self, *objects: str, direction: Literal["ancestors", "descendants", "both"] = "both", max_depth: int = 0
+    ) -> Lineage:
+        """What objects were made from, and what was made from them.
+
+        Args:
+            *objects: Where to begin.
+            direction: Which way to go.
+            max_depth: Edges from there at most; 0 for no bound. An answer ends at 10,000 objects and says so.
+        """
+        return finish(self._client.get_lineage(*objects, direction=direction, max_depth=max_depth))
 
     def publish(
         self,

@@ -48,19 +48,21 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def generate(parts: Path) -> str:
     """Return the text of the generated module, formatted."""
     imports: list[str] = []
+    type_imports: list[str] = []
     methods: list[str] = []
     for path in sorted(parts.glob("*.py")):
         if path.stem in NOT_PARTS:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imports += [ast.unparse(node) for node in tree.body if _is_wanted(node)]
-        imports += [ast.unparse(inner) for node in tree.body if isinstance(node, ast.If) for inner in node.body]
+        type_imports += [
+            f"    {ast.unparse(inner)}" for node in tree.body if isinstance(node, ast.If) for inner in node.body
+        ]
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 methods += [_method(item) for item in node.body if _is_call(item)]
-    # Imported for their types only: a module that one part needs at run time may be imported late by another.
-    block = "\n".join(f"    {line}" for line in imports)
-    return _formatted(f"{HEADER}if TYPE_CHECKING:\n{block}\n\n{CLASS}{''.join(methods)}")
+    block = "\n".join(["if TYPE_CHECKING:", *type_imports])
+    return _formatted("\n".join([HEADER, *imports, block, CLASS + "".join(methods)]))
 
 
 def _is_wanted(node: ast.stmt) -> bool:
@@ -96,11 +98,15 @@ def _method(node: ast.stmt) -> str:
 
 
 def _formatted(text: str) -> str:
-    name = ["--stdin-filename", str(OUTPUT), "-"]
-    for command in (["check", "--quiet", "--fix", "--exit-zero", "--select", "I,F401,F811"], ["format", "--quiet"]):
-        ruff = [sys.executable, "-m", "ruff", *command, *name]
-        text = subprocess.run(ruff, input=text, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    return text
+    text = _ruff(text, "check", "--fix", "--exit-zero", "--select", "I,F401,F811")
+    if "if TYPE_CHECKING:\n    pass\n" in text:
+        text = _ruff(text.replace("if TYPE_CHECKING:\n    pass\n", ""), "check", "--fix", "--select", "I,F401")
+    return _ruff(text, "format")
+
+
+def _ruff(text: str, *command: str) -> str:
+    ruff = [sys.executable, "-m", "ruff", *command, "--quiet", "--stdin-filename", str(OUTPUT), "-"]
+    return subprocess.run(ruff, input=text, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def main() -> int:

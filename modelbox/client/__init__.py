@@ -8,16 +8,30 @@ server said. `modelbox.sync.Client` has the same methods, blocking; it is genera
 
 from __future__ import annotations
 
+from modelbox.client.attributes import AttributeCalls
+from modelbox.client.experiments import ExperimentCalls
 from modelbox.client.files import FileCalls
 from modelbox.client.loading import LoadCalls
+from modelbox.client.metrics import MetricCalls
 from modelbox.client.models import ModelCalls
+from modelbox.client.records import RecordCalls
 from modelbox.client.versions import VersionCalls
 from modelbox.client.watching import WatchCalls
 
 __all__ = ("Client",)
 
 
-class Client(LoadCalls, ModelCalls, VersionCalls, FileCalls, WatchCalls):
+class Client(
+    LoadCalls,
+    ModelCalls,
+    VersionCalls,
+    FileCalls,
+    ExperimentCalls,
+    AttributeCalls,
+    MetricCalls,
+    RecordCalls,
+    WatchCalls,
+):
     """A connection to a central server.
 
     ::
