@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelbox._proto.modelbox import v1 as pb
-from modelbox._wire.values import pack_optional_time, pack_time, present, unpack_optional_time, unpack_time
+from modelbox._wire.values import given, pack_optional_time, pack_time, present, unpack_optional_time, unpack_time
 from modelbox.objects import Created
 from modelbox.tracking import (
     Dataset,
@@ -93,9 +93,9 @@ def unpack_component(message: pb.DatasetComponent) -> DatasetComponent:
         type=message.type,
         location=message.location,
         digest=message.digest,
-        size_bytes=message.size_bytes,
+        size_bytes=given(message, "size_bytes"),
         source=message.source,
-        rows=message.rows,
+        rows=given(message, "rows"),
     )
 
 

@@ -15,9 +15,9 @@ from modelbox._wire.values import (
 from modelbox.tracking import Comment, Event, NewComment, NewEvent, ObjectKind, Readme, ReadmeEdit, new_id
 
 
-def pack_event(value: Event) -> pb.Event:
-    """As a message."""
-    return pb.Event(
+def pack_event(value: Event, message: type[pb.Event] = pb.Event) -> pb.Event:
+    """As a message, of another codec's class if need be."""
+    return message(
         id=value.id,
         namespace=value.namespace,
         object=value.object,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import datasets, lineage, metrics, notes
 from modelbox._wire.values import (
+    chosen,
     dumps,
+    given,
     loads,
     member,
     pack_object,
@@ -149,9 +152,9 @@ def unpack_experiment_patch(message: pb.UpdateExperimentRequest) -> ExperimentPa
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def pack_run(value: Run) -> pb.Run:
-    """As a message."""
-    return pb.Run(
+def pack_run(value: Run, message: type[pb.Run] = pb.Run) -> pb.Run:
+    """As a message, of another codec's class if need be."""
+    return message(
         id=value.id,
         namespace=value.namespace,
         experiment_id=value.experiment_id,
@@ -246,19 +249,19 @@ def pack_run_patch(run_id: str, patch: RunPatch) -> pb.UpdateRunRequest:
 def unpack_run_patch(message: pb.UpdateRunRequest) -> RunPatch:
     """From a request."""
     return RunPatch(
-        name=message.name,
-        status=None if message.status is None else _status(message.status),
-        ended_at=None if message.ended_at_us is None else unpack_time(message.ended_at_us),
-        reason=message.reason,
+        name=given(message, "name"),
+        status=None if (status := given(message, "status")) is None else _status(status),
+        ended_at=None if (ended_at_us := given(message, "ended_at_us")) is None else unpack_time(ended_at_us),
+        reason=given(message, "reason"),
     )
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def pack_checkpoint(value: Checkpoint) -> pb.Checkpoint:
-    """As a message."""
-    return pb.Checkpoint(
+def pack_checkpoint(value: Checkpoint, message: type[pb.Checkpoint] = pb.Checkpoint) -> pb.Checkpoint:
+    """As a message, of another codec's class if need be."""
+    return message(
         id=value.id,
         namespace=value.namespace,
         parent_id=value.parent_id,
@@ -308,7 +311,7 @@ def unpack_new_checkpoint(message: pb.CreateCheckpointRequest) -> NewCheckpoint:
         id=message.id or new_id(ObjectKind.CHECKPOINT),
         parent_id=message.parent_id,
         epoch=message.epoch,
-        step=message.step,
+        step=given(message, "step"),
         path=message.path,
         metrics=dict(message.metrics),
     )
@@ -454,29 +457,30 @@ def unpack_operation(message: pb.Operation) -> Operation:
 
 
 def _payload(message: pb.Operation) -> OperationPayload:
-    if (columns := message.log_metrics) is not None:
-        return metrics.unpack_columns(columns)
-    if (attributes := message.set_attributes) is not None:
-        return unpack_attributes_edit(attributes)
-    if (run := message.create_run) is not None:
-        return unpack_new_run(run)
-    if (patch := message.update_run) is not None:
-        return RunEdit(id=patch.id, patch=unpack_run_patch(patch))
-    if (experiment := message.create_experiment) is not None:
-        return unpack_new_experiment(experiment)
-    if (checkpoint := message.create_checkpoint) is not None:
-        return unpack_new_checkpoint(checkpoint)
-    if (event := message.log_event) is not None:
-        return notes.unpack_new_event(event)
-    if (comment := message.add_comment) is not None:
-        return notes.unpack_new_comment(comment)
-    if (readme := message.set_readme) is not None:
-        return notes.unpack_readme_edit(readme)
-    if (edges := message.add_edges) is not None:
-        return lineage.unpack_new_edges(edges)
-    if (version := message.create_dataset_version) is not None:
-        return datasets.unpack_new_dataset_version(version)
-    raise InvalidError(f"operation {message.seq} of the spool is of a kind that this server does not know")
+    name, content = chosen(message, "operation")
+    read = _OPERATIONS.get(name)
+    if read is None:
+        raise InvalidError(f"operation {message.seq} of the spool is of a kind that this server does not know")
+    return read(content)
+
+
+def _run_edit(message: pb.UpdateRunRequest) -> RunEdit:
+    return RunEdit(id=message.id, patch=unpack_run_patch(message))
+
+
+_OPERATIONS: Mapping[str, Callable[[Any], OperationPayload]] = {
+    "add_comment": notes.unpack_new_comment,
+    "add_edges": lineage.unpack_new_edges,
+    "create_checkpoint": unpack_new_checkpoint,
+    "create_dataset_version": datasets.unpack_new_dataset_version,
+    "create_experiment": unpack_new_experiment,
+    "create_run": unpack_new_run,
+    "log_event": notes.unpack_new_event,
+    "log_metrics": metrics.unpack_columns,
+    "set_attributes": unpack_attributes_edit,
+    "set_readme": notes.unpack_readme_edit,
+    "update_run": _run_edit,
+}
 
 
 def pack_delivered(value: Delivered) -> pb.DeliverResponse:

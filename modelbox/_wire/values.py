@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import betterproto2
 
@@ -154,6 +154,21 @@ def _refuse_constant(text: str) -> JsonValue:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """Half of a character, perhaps with its other half."""
+
+
+def given(message: Any, name: str) -> Any:
+    """A field that may be absent, and is None then: google's messages never say so by themselves."""
+    if isinstance(message, betterproto2.Message) or message.HasField(name):
+        return getattr(message, name)
+    return None
+
+
+def chosen(message: Any, group: str) -> tuple[str, Any]:
+    """Which field of a oneof there is, and what it holds; an empty name for none."""
+    if isinstance(message, betterproto2.Message):
+        return betterproto2.which_one_of(message, group)
+    name = message.WhichOneof(group)
+    return (name, getattr(message, name)) if name else ("", None)
 
 
 def present(message: T | None, what: str) -> T:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ from h2.errors import ErrorCodes
 
 from modelbox._serving.grpc import Servable
 from modelbox._serving.health import Health
+from modelbox._serving.messages import decode_google
+from modelbox._serving.unary import DirectMethod, Failure
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.status import statuses_of
 
-__all__ = ("Boundary", "CallLimits", "Streaming", "current_actor")
+__all__ = ("Boundary", "CallLimits", "Streaming", "context_of", "current_actor", "failure_of")
 
 _LOG = logging.getLogger(__name__)
 _ACTOR: ContextVar[str] = ContextVar("modelbox_actor", default="")
@@ -164,6 +166,44 @@ class Boundary:
             self._ambient.discard(scope)
             self._metrics.observe_call("grpc", name, status, time.monotonic() - begun)
 
+    def direct(self, path: str, request: Any, call: Callable[[Any], Awaitable[Any]]) -> DirectMethod:
+        """A method that is answered without a stream, behind the boundary.
+
+        Args:
+            path: Of the method.
+            request: The class of its message, one of google's.
+            call: Takes such a message; its answer is one of google's, too.
+        """
+        name = path.removeprefix("/")
+        call_timeout_s = self._limits.call_timeout_s
+
+        async def answer(message: bytes | memoryview, remaining_s: float | None) -> bytes:
+            begun = time.monotonic()
+            status = "CANCELLED"
+            try:
+                with self._metrics.running("grpc"):
+                    if not self._health.ready:
+                        raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
+                    limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
+                    try:
+                        with anyio.fail_after(limit_s):
+                            found = await call(decode_google(request, message))
+                    except TimeoutError as exc:
+                        raise DeadlineExceeded(f"the call took longer than {limit_s:g} s") from exc
+                    encoded: bytes = found.SerializeToString()
+                status = "OK"
+                return encoded
+            except ModelBoxError as exc:
+                status = statuses_of(exc).grpc.name
+                raise
+            except Exception as exc:
+                status = "INTERNAL"
+                raise _unexpected(name) from exc
+            finally:
+                self._metrics.observe_call("grpc", name, status, time.monotonic() - begun)
+
+        return answer
+
     async def _guard(self, name: str, method: Handler, stream: Stream[Any, Any], *, always: bool) -> str:
         limits = self._limits
         try:
@@ -196,11 +236,7 @@ class Boundary:
             # The peer went away or reset the stream; grpclib ends the call.
             raise
         except Exception:
-            request_id = secrets.token_hex(6)
-            _LOG.exception("%s failed unexpectedly (request %s)", name, request_id)
-            return await self._fail(
-                stream, ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
-            )
+            return await self._fail(stream, _unexpected(name))
         return "OK"
 
     async def _fail(self, stream: Stream[Any, Any], error: ModelBoxError) -> str:
@@ -213,6 +249,29 @@ class Boundary:
         except TimeoutError:
             _cut_off(stream)
         return status.name
+
+
+def _unexpected(name: str) -> ModelBoxError:
+    """What a caller reads of the exception that is being handled, which goes to the log."""
+    request_id = secrets.token_hex(6)
+    _LOG.exception("%s failed unexpectedly (request %s)", name, request_id)
+    return ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
+
+
+def failure_of(error: Exception) -> Failure:
+    """How a method of `Boundary.direct` fails because of ``error``."""
+    if not isinstance(error, ModelBoxError):
+        error = ModelBoxError("the server failed unexpectedly")
+    return Failure(
+        status=int(statuses_of(error).grpc), text=error.message[:500], metadata={ERROR_KEY: pack_error(error)}
+    )
+
+
+def context_of(headers: Mapping[str, str]) -> Context:
+    """The context of the calls that have these headers: `current_actor` is who makes them."""
+    context = copy_context()
+    context.run(_ACTOR.set, headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS])
+    return context
 
 
 def _cut_off(stream: Stream[Any, Any]) -> None:
