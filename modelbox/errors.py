@@ -8,7 +8,8 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
 
     ModelBoxError
     ├── InvalidError(ValueError)            bad name, path, manifest, page token, JSON ...
-    │   └── RefError                        a model reference that does not parse
+    │   ├── RefError                        a model reference that does not parse
+    │   └── FindError                       a query that does not parse; says where
     ├── InputError(ValueError)              inputs of a prediction that do not fit the signature
     ├── NotFoundError(LookupError)          says what exists instead
     ├── ConflictError                       lost compare-and-set; carries the current state
@@ -50,6 +51,7 @@ __all__ = (
     "ConfigError",
     "ConflictError",
     "DeadlineExceeded",
+    "FindError",
     "FormatRefused",
     "InUseError",
     "InputError",
@@ -119,6 +121,12 @@ class RefError(InvalidError):
     """Text that is not a model reference."""
 
     code = "invalid.ref"
+
+
+class FindError(InvalidError):
+    """A query that does not parse; ``position`` says where, ``expected`` what could stand there."""
+
+    code = "invalid.find"
 
 
 class InputError(ModelBoxError, ValueError):

@@ -46,6 +46,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.ModelBoxError: _INTERNAL,
     errors.InvalidError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
     errors.RefError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
+    errors.FindError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
     errors.InputError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
     errors.NotFoundError: Statuses(GrpcStatus.NOT_FOUND, 404),
     errors.ConflictError: Statuses(GrpcStatus.ABORTED, 409),
