@@ -367,11 +367,15 @@ class TrackingCalls:
             _EDIT_COMMENT, pb.EditCommentRequest(id=comment, text=text), notes.unpack_comment
         )
 
-    async def list_comments(self, object: str, *, page_size: int = 0, page_token: str = "") -> Page[Comment]:
+    async def list_comments(
+        self, object: str, *, include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+    ) -> Page[Comment]:
         """One page of comments on an object, oldest first."""
         return await self._connection.unary(
             _LIST_COMMENTS,
-            pb.ListCommentsRequest(object=object, page_size=page_size, page_token=page_token),
+            pb.ListCommentsRequest(
+                object=object, include_deleted=include_deleted, page_size=page_size, page_token=page_token
+            ),
             lambda answer: page(answer.comments, notes.unpack_comment, answer.next_page_token),
         )
 

@@ -782,8 +782,14 @@ class CreateRunRequest(betterproto2.Message):
     name: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
     status: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Empty for running.
+    """
 
     started_at_us: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    0 for now.
+    """
 
     parent_id: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
 
@@ -1721,6 +1727,8 @@ class ListCommentsRequest(betterproto2.Message):
 
     page_token: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
+    include_deleted: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+
 
 default_message_pool.register_message(
     "modelbox.v1", "ListCommentsRequest", ListCommentsRequest
@@ -2088,6 +2096,9 @@ class LogEventRequest(betterproto2.Message):
     source: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
     at_us: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    0 for now.
+    """
 
     metadata_json: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
 
