@@ -1,25 +1,46 @@
 """Bringing a database's schema up to date.
 
-Alembic is slow to import, so it is left alone where the stored revision is the newest one.
+Alembic is slow to import, so it is left alone where the stored revision is the newest one. The tables of metrics have
+migrations of their own, since they may be in a file of their own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
 from modelbox.errors import ConfigError
 
-__all__ = ("HEAD", "migrate")
+__all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "migrate")
 
 HEAD = "0002"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
 
-_SCRIPTS = Path(__file__).parent / "migrations"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrations:
+    """A set of tables that grows by itself.
+
+    Attributes:
+        head: The newest revision; a test holds it and the scripts together.
+        scripts: Where the migrations are.
+        version_table: Where a database keeps how far it is.
+    """
+
+    head: str
+    scripts: Path
+    version_table: str
 
 
-def migrate(connection: Connection) -> bool:
+MAIN = Migrations(head=HEAD, scripts=Path(__file__).parent / "migrations", version_table="alembic_version")
+METRICS = Migrations(
+    head="0001", scripts=Path(__file__).parent / "metric_migrations", version_table="metric_alembic_version"
+)
+
+
+def migrate(connection: Connection, migrations: Migrations = MAIN) -> bool:
     """Brings the schema of a database that nobody else uses up to date; returns whether there was anything to do.
 
     On SQLite all steps are one transaction.
@@ -27,14 +48,14 @@ def migrate(connection: Connection) -> bool:
     Raises:
         ConfigError: The database was made by a newer release.
     """
-    if _stored(connection) == HEAD:
+    if _stored(connection, migrations) == migrations.head:
         return False
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations.scripts).replace("%", "%%"))
     config.attributes["connection"] = connection
     by_hand = connection.dialect.name == "sqlite"
     if by_hand:
@@ -46,7 +67,7 @@ def migrate(connection: Connection) -> bool:
             connection.exec_driver_sql("ROLLBACK")
         if isinstance(exc, CommandError):
             raise ConfigError(
-                f"the database has the schema {_stored(connection)!r}, which this release does not know: "
+                f"the database has the schema {_stored(connection, migrations)!r}, which this release does not know: "
                 "use the release that made it, or a newer one"
             ) from exc
         raise
@@ -55,7 +76,7 @@ def migrate(connection: Connection) -> bool:
     return True
 
 
-def _stored(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
+def _stored(connection: Connection, migrations: Migrations) -> str | None:
+    if not inspect(connection).has_table(migrations.version_table):
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.execute(text(f"SELECT version_num FROM {migrations.version_table}")).scalar()

@@ -1,0 +1,1 @@
+"""Alembic's environment; `modelbox.runtime.store.migrate` runs it."""

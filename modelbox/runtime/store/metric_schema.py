@@ -1,0 +1,106 @@
+"""The tables of metrics, for every database: in a file of their own on SQLite, beside the others elsewhere.
+
+Points refer to their series by a small integer, and a series to its object and key likewise: text in every point's key
+is several times slower. No table refers to one of the other file, and no point is checked against its series by the
+database: who deletes series deletes their points.
+
+A number is kept so that ``ORDER BY`` and ``<`` work on every database: NaN is NULL, and infinities are the greatest
+finite numbers; `modelbox.runtime.store.metric_values` turns them back by the kind.
+
+``metric_migrations`` makes the same tables; a test compares the two. Change both in one commit.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from modelbox.runtime.store.schema import metadata as _main
+
+__all__ = ("LongBytes", "metadata", "metric_keys", "metric_objects", "metric_points", "metric_series")
+
+
+class LongBytes(TypeDecorator[bytes]):
+    """Bytes of any length; MySQL's BLOB ends at 64 KiB."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[bytes]:
+        """The type on ``dialect``; MySQL's own types are imported only there."""
+        if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects.mysql import LONGBLOB
+
+            return dialect.type_descriptor(LONGBLOB())
+        return dialect.type_descriptor(LargeBinary())
+
+
+metadata = MetaData(naming_convention=_main.naming_convention)
+
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+metric_objects = Table(
+    "metric_objects",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("uid", String(40), nullable=False),
+    UniqueConstraint("uid"),
+)
+
+metric_keys = Table(
+    "metric_keys",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    # Compared byte by byte, where MySQL would take `Loss` for `loss`.
+    Column("name", String(250).with_variant(String(250, collation="utf8mb4_bin"), "mysql", "mariadb"), nullable=False),
+    UniqueConstraint("name"),
+)
+
+metric_series = Table(
+    "metric_series",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("object_id", _Id, nullable=False),
+    Column("key_id", _Id, nullable=False),
+    # 0 numbers, 1 text, 2 bytes.
+    Column("kind", SmallInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("min", Double, nullable=True),
+    Column("max", Double, nullable=True),
+    Column("latest", Double, nullable=True),
+    # The kind of the latest point, as in metric_points.
+    Column("latest_flag", SmallInteger, nullable=False),
+    # 1: min is infinite, 2: max is.
+    Column("infinite", SmallInteger, nullable=False),
+    Column("latest_step", BigInteger, nullable=False),
+    Column("latest_time_us", BigInteger, nullable=False),
+    Column("first_step", BigInteger, nullable=False),
+    UniqueConstraint("object_id", "key_id"),
+    Index(None, "key_id", "latest", "object_id"),
+)
+
+metric_points = Table(
+    "metric_points",
+    metadata,
+    Column("series_id", _Id, primary_key=True, autoincrement=False),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("time_us", BigInteger, primary_key=True, autoincrement=False),
+    # 0 number, 1 text, 2 bytes, 3 NaN, 4 +Inf, 5 -Inf.
+    Column("kind", SmallInteger, nullable=False),
+    Column("value", Double, nullable=True),
+    Column("payload", LongBytes, nullable=True),
+    sqlite_with_rowid=False,
+)
