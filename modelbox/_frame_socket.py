@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -47,6 +48,9 @@ class Receiver(Protocol):
 
     def frames(self, frames: Iterator[Frame]) -> bool:
         """Takes frames; False when it stopped early, to be called again with the rest in the loop's next tick."""
+
+    def caught_up(self) -> None:
+        """All that was received is worked on, and what was written has left as far as the peer takes it."""
 
     def lost(self, error: Exception | None) -> None:
         """The connection has ended: None when the peer closed it or `FrameSocket.close` was called."""
@@ -87,6 +91,7 @@ class FrameSocket:
         self._rest: deque[tuple[memoryview, int]] = deque()
         self._scheduled = False
         self._working = False
+        self._poll: select.poll | None = None
         self._last_flushed = 1
         self._frames: Iterator[Frame] | None = None
         self._paused = False
@@ -103,6 +108,15 @@ class FrameSocket:
     def closed(self) -> bool:
         """Whether it has ended."""
         return self._sock is None
+
+    def arrived(self) -> bool:
+        """Whether there is something to read, or the connection has ended."""
+        if self._poll is None:
+            if self._sock is None:
+                return True
+            self._poll = select.poll()
+            self._poll.register(self._sock.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     @property
     def more(self) -> bool:
@@ -255,6 +269,10 @@ class FrameSocket:
             self._end(None)
             return
         self._work(self._reader.feed(received))
+        if self._sock is not None and self._reading is not None:
+            receiver = self._receiver
+            if receiver is not None:
+                receiver.caught_up()
 
     def _work(self, frames: Iterator[Frame]) -> None:
         receiver = self._receiver

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
+import numpy as np
+
 from modelbox import __version__
 from modelbox._frame_socket import FrameSocket
 from modelbox._frames import CALL, CALL_BYTES, PROTOCOL, Flag, Frame, Kind, json_body, json_frame, small_frame
 from modelbox._loops import Loop, Timer, Waiter
 from modelbox._tensors import Layout, Packer, parse_layout
+from modelbox._transport.sidecar_answers import AnswerMemory
 from modelbox._transport.sidecar_segments import SHARED_FROM, Segment, SegmentPool
 from modelbox.errors import LimitError, ModelBoxError, ProtocolError, Unavailable, error_from_dict
 from modelbox.loader.inputs import InputChecker
@@ -225,6 +228,7 @@ class Connection:
         self._leaving = False
         self.socket = FrameSocket(sock, loop, self)
         self._segments = SegmentPool(self.socket, max_count=0, max_bytes=0)
+        self._answers = AnswerMemory()
         self._max_frame_bytes = 0
         self.socket.write(json_frame(Kind.HELLO, {"protocol": PROTOCOL, "client": f"modelbox {__version__} python"}))
 
@@ -400,7 +404,9 @@ class Connection:
             if call.into is None:
                 raise ProtocolError("the sidecar answered into a segment that it was not given")
             shared = layout.read(call.into.memory)
-            prediction = Prediction({name: array.copy() for name, array in shared.items()})
+            prediction = Prediction(layout.read(self._answers.lend(layout.size)))
+            for name, array in prediction.items():
+                np.copyto(array, shared[name])
         else:
             prediction = Prediction(layout.read(body, end))
         if layout.size >= SHARED_FROM or call.caller.answer_bytes:
@@ -450,6 +456,9 @@ class Connection:
         self._leaving = True
         self.usable = False
         self._owner.leaving(self)
+
+    def caught_up(self) -> None:
+        """See `Receiver.caught_up`."""
 
     def lost(self, error: Exception | None) -> None:
         """See `Receiver.lost`."""

@@ -41,6 +41,8 @@ __all__ = ("Session", "SessionOptions", "WarmReport", "read_signature", "runtime
 _log = logging.getLogger(__name__)
 
 _FATAL_ONLY = 4
+# Names of mallopt's parameters in the GNU C library.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +360,19 @@ def reason_of(exc: BaseException) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"(?:/[\w.+@-]+)+/([\w.+@-]+)", r"\1", text)
     return text[:500] or type(exc).__name__
+
+
+def keep_memory() -> None:
+    """Has the C library keep what is freed, up to 64 MiB, until `trim_memory`: for a program that does nothing else.
+
+    Otherwise it returns the memory of each large output to the system, and the next one is slower by the time in which
+    the kernel clears as many pages: half a millisecond for 640 KB.
+    """
+    if sys.platform == "linux":
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if set_option is not None:
+            set_option(_M_MMAP_THRESHOLD, 32 << 20)
+            set_option(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def trim_memory() -> None:

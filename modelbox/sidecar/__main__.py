@@ -86,11 +86,13 @@ def _run(config: SidecarConfig) -> None:
     try:
         import anyio
 
+        from modelbox.loader.session import keep_memory
         from modelbox.sidecar.app import serve
     except ModuleNotFoundError as exc:
         raise ConfigError(f"the sidecar needs the package {exc.name}: pip install 'modelbox[sidecar]'") from exc
     # The cache and the socket are for this user alone, whatever the shell's default is.
     os.umask(0o077)
+    keep_memory()
     anyio.run(serve, config, backend_options={"use_uvloop": find_spec("uvloop") is not None})
 
 

@@ -55,6 +55,7 @@ from modelbox.loader.reload import Reloader
 from modelbox.loader.runner import Lease, Prediction, Runner
 from modelbox.model import LiveModel, ModelState
 from modelbox.objects import ModelVersion, to_json
+from modelbox.sidecar.socket.linger import Linger
 from modelbox.sidecar.socket.segments import Segments, settled
 from modelbox.signature import DTYPES, Signature, TensorSpec
 
@@ -212,6 +213,8 @@ class Connection:
         self._handles: dict[int, Handle] = {}
         self._leases: dict[int, Lease] = {}
         self._segments = Segments(max_count=server.limits.max_segments, max_bytes=server.limits.max_shared_bytes)
+        self._linger = Linger(server.limits.linger_s)
+        self._alone_ns = 0
         self._goodbye = False
         # What remembers answers has to see every call.
         self._direct = server.service.cache is None
@@ -236,6 +239,12 @@ class Connection:
             if perf_counter_ns() > until_ns:
                 return False
         return True
+
+    def caught_up(self) -> None:
+        """See `Receiver.caught_up`."""
+        came_ns, self._alone_ns = self._alone_ns, 0
+        if came_ns and self.socket is not None:
+            self._linger.after_call(came_ns, self.socket.arrived)
 
     def lost(self, error: Exception | None) -> None:
         """Gives back everything; calls that run end unseen."""
@@ -297,7 +306,10 @@ class Connection:
         if server.last_caller is not self:
             server.last_caller = self
             server.crowded_until_ns = now_ns + _CROWDED_NS
-        return now_ns > server.crowded_until_ns and not self.calls and socket is not None and not socket.more
+        if now_ns < server.crowded_until_ns or self.calls or socket is None or socket.more:
+            return False
+        self._alone_ns = now_ns
+        return True
 
     def _infer_leased(self, lease_id: int, inputs: Mapping[str, Any], id_: int, into: int) -> None:
         held = self._server.leases.get(lease_id)

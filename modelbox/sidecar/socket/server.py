@@ -53,6 +53,7 @@ class SocketLimits:
         max_shared_bytes: Bytes of them.
         hello_timeout_s: Until the first frame.
         stall_timeout_s: How long an application may leave its answers unread.
+        linger_s: How long to look for the next call of a lone caller before the sidecar sleeps.
     """
 
     max_connections: int = 1024
@@ -60,6 +61,7 @@ class SocketLimits:
     max_shared_bytes: int = 1 << 30
     hello_timeout_s: float = 5.0
     stall_timeout_s: float = 30.0
+    linger_s: float = 100e-6
 
 
 class SocketServer(AsyncContextManagerMixin):
