@@ -1,32 +1,37 @@
 """The gRPC server: grpclib's, guarded, with a drain that loses no call.
 
-Owns the order of a stop: new connections and calls are refused, running handlers finish within their time, then peers
-get GOAWAY and their connections are closed.
+Owns the order of a stop: new connections and calls are refused, running handlers finish within their time, what they
+sent is taken by its peer, then that peer gets GOAWAY and its connection is closed. Peers do not wait for one another.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Collection
-from functools import cached_property, partial
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, cast
 from weakref import WeakSet
 
 import anyio
 from grpclib.const import Handler as Method
+from grpclib.const import Status
 from grpclib.encoding.base import CodecBase
 from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler, Server
+from h2.exceptions import H2Error
 
 from modelbox._serving.guard import ConnectionTable, GuardedProtocol, Limits
 
-__all__ = ("GrpcServer", "Servable")
+__all__ = ("STOPPING", "GrpcServer", "Servable")
 
 _LOG = logging.getLogger(__name__)
 _CANCEL_GRACE_S = 5.0
 _GOODBYE_S = 1.0
+STOPPING = "the server is stopping and takes no more calls"
+"""What callers are told who come too late; as it is in a header, plain ASCII."""
 
 
 class Servable(Protocol):
@@ -40,12 +45,22 @@ class _Handler(Handler):
     """The calls of one connection."""
 
     endless: tuple[str, ...] = ()
+    stopping = False
+    """No more calls are taken."""
 
     def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Begins a call."""
+        if self.stopping:
+            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream), name="refused gRPC call")
+            return
         super().accept(stream, headers, release_stream)
         if self.endless and dict(headers).get(":path", "").startswith(self.endless):
             self._ambient.add(self._tasks[stream])
+
+    @property
+    def running(self) -> list[asyncio.Future[None]]:
+        """The calls that have not ended."""
+        return [task for task in self._tasks.values() if not task.done()]
 
     @cached_property
     def _ambient(self) -> WeakSet[asyncio.Task[None]]:
@@ -57,6 +72,19 @@ class _Handler(Handler):
             task.cancel()
 
 
+async def _refuse(stream: Stream, release_stream: Callable[[], Any]) -> None:
+    """Ends a call that comes too late, so that its caller may make it elsewhere."""
+    try:
+        headers = [(":status", "200"), ("content-type", "application/grpc+proto")]
+        headers += [("grpc-status", str(Status.UNAVAILABLE.value)), ("grpc-message", STOPPING)]
+        with contextlib.suppress(H2Error):
+            await stream.send_headers(headers, end_stream=True)
+            if stream.closable:
+                stream.reset_nowait()
+    finally:
+        release_stream()
+
+
 class GrpcServer(Server):
     """Serves ``services`` on sockets that are bound already.
 
@@ -66,13 +94,22 @@ class GrpcServer(Server):
         codec: How bytes become messages.
         endless: Beginnings of the paths whose calls last as long as their callers like, such as a watch of the health;
             a stop ends them at once.
+        on_stop: Called when a stop begins, for calls that should end then of themselves.
     """
 
     def __init__(
-        self, services: Collection[Servable], *, limits: Limits, codec: CodecBase, endless: tuple[str, ...] = ()
+        self,
+        services: Collection[Servable],
+        *,
+        limits: Limits,
+        codec: CodecBase,
+        endless: tuple[str, ...] = (),
+        on_stop: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(services, codec=codec, config=limits.configuration())
         self._endless = endless
+        self._on_stop = on_stop
+        self._stopping = False
         self._limits = limits
         self._table = ConnectionTable()
         self._listeners: list[asyncio.Server] = []
@@ -91,6 +128,7 @@ class GrpcServer(Server):
         self.__gc_step__()
         handler = _Handler(self._mapping, self._codec, None, self.__dispatch__)
         handler.endless = self._endless
+        handler.stopping = self._stopping
         self._handlers.add(handler)
         return self._make_protocol(handler)
 
@@ -115,17 +153,29 @@ class GrpcServer(Server):
             How many had to be cancelled.
         """
         self.stop_listening()
+        self._stopping = True
         for handler in tuple(self._handlers):
             if isinstance(handler, _Handler):
+                handler.stopping = True
                 handler.end_endless()
-        with anyio.move_on_after(grace_s):
-            while self.running:
-                tasks = [task for handler in self._handlers for task in handler._tasks.values() if not task.done()]
-                await asyncio.wait(tasks)
-        cut_off = self.running
-        async with anyio.create_task_group() as goodbyes:
+        if self._on_stop is not None:
+            self._on_stop()
+        end = anyio.current_time() + grace_s
+        cut_off = 0
+
+        async def part_with(protocol: GuardedProtocol) -> None:
+            nonlocal cut_off
+            handler = cast(_Handler, protocol.handler)
+            with anyio.CancelScope(deadline=end):
+                while running := handler.running:
+                    await asyncio.wait(running)
+                await protocol.wait_sent()
+            cut_off += len(handler.running)
+            await protocol.say_goodbye(timeout=_GOODBYE_S)
+
+        async with anyio.create_task_group() as tasks:
             for protocol in self._table.all():
-                goodbyes.start_soon(partial(protocol.say_goodbye, timeout=_GOODBYE_S), name="goodbye to a gRPC peer")
+                tasks.start_soon(part_with, protocol, name="stop serving a gRPC peer")
         for handler in self._handlers:
             handler.close()
         with anyio.move_on_after(_CANCEL_GRACE_S, shield=True) as scope:

@@ -37,6 +37,7 @@ _MAX_HEADER_BYTES = 16 << 10
 _CLOSE_GRACE_S = 5.0
 _CORK_BYTES = 64 << 10
 _GOODBYE = b"goodbye!"
+_SENT_POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +136,13 @@ class _Corked:
         if not data:
             return
         if not self._pending:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._pending.append(data)
         self._size += len(data)
         if self._size >= _CORK_BYTES:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._pending:
             data = b"".join(self._pending)
             self._pending.clear()
@@ -150,7 +151,7 @@ class _Corked:
                 self._transport.write(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -271,8 +272,8 @@ class GuardedProtocol(H2Protocol):
         h2.decoder.max_header_list_size = _MAX_HEADER_BYTES
         h2.initiate_connection()
         h2.increment_flow_control_window(limits.connection_window_bytes - 65_535)
-        corked = cast(asyncio.Transport, _Corked(self._transport))
-        self.connection = _GuardedConnection(h2, corked, config=self.config)
+        self._corked = _Corked(self._transport)
+        self.connection = _GuardedConnection(h2, cast(asyncio.Transport, self._corked), config=self.config)
         self.connection.max_message_bytes = limits.max_message_bytes
         self.connection.flush()
         self.connection.initialize()
@@ -324,6 +325,15 @@ class GuardedProtocol(H2Protocol):
             self._hello.cancel()
         if hasattr(self, "processor"):
             super().connection_lost(exc)
+
+    async def wait_sent(self) -> None:
+        """Waits until everything that was written has left for the peer, however slowly that reads."""
+        transport = self._transport
+        while not self._dead and transport is not None and not transport.is_closing():
+            self._corked.flush()
+            if not transport.get_write_buffer_size():
+                return
+            await anyio.sleep(_SENT_POLL_S)
 
     async def say_goodbye(self, *, timeout: float) -> None:
         """Sends GOAWAY and closes; for a peer whose calls have ended.

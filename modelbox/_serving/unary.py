@@ -34,7 +34,7 @@ from h2.connection import H2Connection
 from h2.exceptions import FlowControlError
 from hpack.exceptions import HPACKError
 
-from modelbox._serving.grpc import GrpcServer, Servable
+from modelbox._serving.grpc import STOPPING, GrpcServer, Servable
 from modelbox._serving.guard import GuardedProtocol, Limits
 from modelbox._serving.headers import HeaderDecoder, literal
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
@@ -54,7 +54,7 @@ _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
 _NO_ERROR, _REFUSED_STREAM, _PROTOCOL_ERROR, _ENHANCE_YOUR_CALM = 0, 7, 1, 11
 _MAX_WINDOW = (1 << 31) - 1
 _ID = (1 << 31) - 1
-_UNIMPLEMENTED = 12
+_UNIMPLEMENTED, _UNAVAILABLE = 12, 14
 _MAX_DEBT = 1 << 20
 """Bytes of errors and control frames for a peer that does not read, which no window holds back."""
 _MAX_OWED = 32 << 20
@@ -306,6 +306,8 @@ class _DirectProtocol(GuardedProtocol):
         handler._tasks[cast(Any, call)] = cast(Any, call.done)
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._stall_s / 4, self._sweep)
+        if cast(Any, handler).stopping:
+            self._fail_as(call, Failure(status=_UNAVAILABLE, text=STOPPING))
         return True
 
     def _take_data(self, call: _Call, flags: int, data: bytes, start: int, end: int) -> bool:
@@ -608,6 +610,7 @@ class DirectServer(GrpcServer):
         context_of: What a call's headers say to its method, as a context that the method runs in; asked once for equal
             headers.
         endless: See `GrpcServer`.
+        on_stop: The same.
     """
 
     def __init__(
@@ -621,8 +624,9 @@ class DirectServer(GrpcServer):
         stall_s: float = 60.0,
         context_of: Callable[[Mapping[str, str]], Context] | None = None,
         endless: tuple[str, ...] = (),
+        on_stop: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(services, limits=limits, codec=codec, endless=endless)
+        super().__init__(services, limits=limits, codec=codec, endless=endless, on_stop=on_stop)
         self._direct = {"methods": dict(methods), "fail": fail, "stall_s": stall_s, "context_of": context_of}
 
     def _make_protocol(self, handler: Handler) -> H2Protocol:

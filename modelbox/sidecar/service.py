@@ -176,7 +176,6 @@ class InferenceService(AsyncContextManagerMixin):
         self._found: dict[tuple[str, str], ServedModel] = {}
         self._names: dict[str, list[ServedModel]] = {}
         self._draining = False
-        self._on_drain: list[Callable[[], None]] = []
         self._tasks: TaskGroup | None = None
         for ref in models:
             self._enter(ref, configured=True)
@@ -393,16 +392,10 @@ class InferenceService(AsyncContextManagerMixin):
             for served in wanted:
                 tasks.start_soon(self._retire, served, name=f"unload {served.ref}")
 
-    def on_drain(self, callback: Callable[[], None]) -> None:
-        """Has ``callback`` called when the sidecar begins to stop: streams without an end should end then."""
-        self._on_drain.append(callback)
-
     def drain(self) -> None:
         """Readiness is off from now on; calls are still taken, for those who do not know yet."""
         self._draining = True
         self._refresh_health()
-        for callback in self._on_drain:
-            callback()
 
     # -- one reference
 

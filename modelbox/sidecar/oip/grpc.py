@@ -8,10 +8,10 @@ with a text that says what to do instead.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -25,9 +25,9 @@ from modelbox._serving.guard import Limits
 from modelbox._serving.process import package_version
 from modelbox._serving.standard import health_service, reflection_services
 from modelbox._serving.unary import DirectServer
-from modelbox.errors import InvalidError, NotFoundError
+from modelbox.errors import InvalidError, NotFoundError, ServerBusy
 from modelbox.refs import shown
-from modelbox.sidecar.oip.calls import PeerStream, bounded, failure_of, failure_text
+from modelbox.sidecar.oip.calls import Allowance, PeerStream, bounded, failure_of, failure_text
 from modelbox.sidecar.oip.datatypes import datatype_of
 from modelbox.sidecar.oip.extensions import SERVER_NAME, extensions
 from modelbox.sidecar.oip.messages import (
@@ -49,6 +49,10 @@ __all__ = ("OpenInferenceAdapter", "make_server")
 _SERVICE = "/inference.GRPCInferenceService/"
 _STREAM_CALLS = 64
 """Requests of one stream that may run or wait to be read at once; the next is read when the oldest answer is sent."""
+_CONNECTION_CALLS = 256
+"""Those of all streams of a connection."""
+_CONNECTION_BYTES = 64 << 20
+"""What they and their answers hold; one of them may be larger."""
 
 
 def make_server(service: InferenceService, limits: Limits, memory: SharedMemory | None) -> GrpcServer:
@@ -69,6 +73,7 @@ def make_server(service: InferenceService, limits: Limits, memory: SharedMemory 
         fail=partial(failure_of, what="ModelInfer"),
         stall_s=service.limits.idle_timeout_s,
         endless=("/grpc.health.", "/grpc.reflection."),
+        on_stop=adapter.end_streams,
     )
 
 
@@ -86,8 +91,8 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
         self._memory = memory
         self._repository = repository
         self._listening: set[anyio.CancelScope] = set()
-        self._draining = False
-        service.on_drain(self._end_streams)
+        self._stopping = False
+        self._allowances: WeakKeyDictionary[object, Allowance] = WeakKeyDictionary()
 
     def __mapping__(self) -> dict[str, Handler]:
         """All methods, behind the boundary."""
@@ -124,36 +129,54 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
 
     async def _stream_infer(self, stream: PeerStream) -> None:
         """Answers requests in their order, while later ones run already."""
+        allowance = self._allowances.get(stream.connection)
+        if allowance is None:
+            allowance = Allowance(max_messages=_CONNECTION_CALLS, max_bytes=_CONNECTION_BYTES)
+            self._allowances[stream.connection] = allowance
+        slots = _Slots(allowance)
+        stopped = False
         try:
             async with anyio.create_task_group() as tasks:
                 send, receive = anyio.create_memory_object_stream[_Slot](_STREAM_CALLS)
-                tasks.start_soon(_send_answers, receive, stream, name="answers of a stream")
+                tasks.start_soon(_send_answers, receive, stream, slots, name="answers of a stream")
                 with send:
-                    async for message in self._until_drain(stream):
-                        slot = _Slot()
-                        await send.send(slot)
-                        tasks.start_soon(self._fill, slot, message, stream.remaining_s, name="a call of a stream")
+                    while not stopped:
+                        size = await self._find_announced(stream)
+                        if size is None:
+                            break
+                        stopped = size < 0
+                        if not stopped:
+                            slot = await slots.open(size)
+                            message = await stream.read_announced(size)
+                            await send.send(slot)
+                            tasks.start_soon(self._fill, slot, message, stream.remaining_s, name="a call of a stream")
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from group
+        finally:
+            slots.close()
+        if stopped:
+            raise ServerBusy("the sidecar is stopping: what has no answer was not taken", retry_after_s=1.0)
 
-    async def _until_drain(self, stream: PeerStream) -> AsyncGenerator[Any]:
-        """The requests of a stream; a sidecar that stops ends it as if the peer had, once nothing is on its way."""
-        while not self._draining:
+    async def _find_announced(self, stream: PeerStream) -> int | None:
+        """The size of the next request, None when the peer has ended, -1 when a sidecar that stops ends the stream.
+
+        It does not as long as something of a request is here: that one is answered.
+        """
+        if not self._stopping:
             with anyio.CancelScope() as scope:
                 self._listening.add(scope)
                 try:
-                    message = await stream.find_message()
+                    return await stream.find_announced()
                 finally:
                     self._listening.discard(scope)
-            if scope.cancelled_caught or message is None:
-                return
-            yield message
+        return await stream.find_announced() if stream.has_data else -1
 
-    def _end_streams(self) -> None:
-        self._draining = True
+    def end_streams(self) -> None:
+        """Has streams end once nothing of theirs is on its way; for a server that stops."""
+        self._stopping = True
         for scope in tuple(self._listening):
             scope.cancel()
 
@@ -162,7 +185,7 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
             slot.answer = stream_response(await self._answer(message, remaining_s))
         except Exception as exc:
             slot.answer = stream_failure(failure_text(exc, "ModelStreamInfer"), message.id)
-        slot.ready.set()
+        slot.answered()
 
     # -- asking
 
@@ -318,20 +341,60 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
 
 
 class _Slot:
-    """The place of one answer in its stream."""
+    """The place of one answer in its stream.
 
-    __slots__ = ("answer", "ready")
+    Attributes:
+        size: What it takes of the allowance: the bytes of the request, then those of the answer.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_allowance", "answer", "ready", "size")
+
+    def __init__(self, allowance: Allowance, size: int) -> None:
+        self._allowance = allowance
+        self.size = size
         self.ready = anyio.Event()
         self.answer: Any = None
 
+    def answered(self) -> None:
+        """The answer is there."""
+        before, self.size = self.size, self.answer.ByteSize()
+        self._allowance.change(before, self.size)
+        self.ready.set()
 
-async def _send_answers(slots: MemoryObjectReceiveStream[_Slot], stream: PeerStream) -> None:
-    with slots:
-        async for slot in slots:
+
+class _Slots:
+    """Those of one stream that have not been sent."""
+
+    __slots__ = ("_allowance", "_open")
+
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._open: set[_Slot] = set()
+
+    async def open(self, size: int) -> _Slot:
+        """A place for a request of ``size`` bytes, once the connection may have it."""
+        await self._allowance.take(size)
+        slot = _Slot(self._allowance, size)
+        self._open.add(slot)
+        return slot
+
+    def sent(self, slot: _Slot) -> None:
+        """The peer has it."""
+        self._open.discard(slot)
+        self._allowance.give(slot.size)
+
+    def close(self) -> None:
+        """Gives back what was not sent."""
+        for slot in tuple(self._open):
+            self.sent(slot)
+
+
+async def _send_answers(receive: MemoryObjectReceiveStream[_Slot], stream: PeerStream, slots: _Slots) -> None:
+    with receive:
+        async for slot in receive:
             await slot.ready.wait()
             await stream.send_message(slot.answer)
+            slots.sent(slot)
 
 
 def _tensor_metadata(spec: TensorSpec) -> pb.ModelMetadataResponseTensorMetadata:
