@@ -2,7 +2,7 @@
 
 The rules of `modelbox.runtime.ports` hold here too. An object is named as callers name it: by id, as a namespace,
 ``namespace/model`` or ``namespace/model@7``; where there is none, a method raises `NotFoundError`. What is in the bin
-takes nothing new, but what it has is still read.
+is still read and still takes what is new: a program that runs must not lose what it says because somebody tidied up.
 """
 
 from __future__ import annotations

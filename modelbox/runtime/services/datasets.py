@@ -104,8 +104,10 @@ class DatasetService:
     async def create_dataset(self, new: NewDataset, *, actor: str) -> Created[Dataset]:
         """Makes a dataset, and its namespace if need be. An existing one is returned unchanged with ``existed``.
 
+        One in the bin stays there, and says so by ``deleted_at``.
+
         Raises:
-            ConflictError: The name belongs to a dataset in the bin, or the id to another one.
+            ConflictError: The id belongs to something else.
         """
         check_id(new.id, ObjectKind.DATASET)
         check_name(new.namespace, "namespace")
@@ -145,7 +147,7 @@ class DatasetService:
         The components of the newest version again, in any order, return that one with ``existed``.
 
         Raises:
-            ConflictError: The dataset is in the bin, or the id belongs to another version.
+            ConflictError: The id belongs to another version.
         """
         return await self._store.create_version(
             check_dataset_components(new), actor=check_actor(actor), at=self._clock()

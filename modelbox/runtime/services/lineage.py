@@ -71,7 +71,7 @@ class LineageService:
         """Adds edges, all or none; returns how many were not there before.
 
         Raises:
-            NotFoundError: An object does not exist, or is in the bin.
+            NotFoundError: An object does not exist.
             ConflictError: The edges would close a cycle; ``cycle`` lists the ids along it.
         """
         check_edges(new.edges)

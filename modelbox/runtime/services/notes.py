@@ -84,8 +84,7 @@ class NoteService:
         store: Where they are kept.
         clock: Gives the time of a change, aware and in UTC.
 
-    Every method that names an object raises `NotFoundError` where there is none, and every change also where it is in
-    the bin.
+    Every method that names an object raises `NotFoundError` where there is none; one in the bin will do.
     """
 
     def __init__(self, store: NoteStore, *, clock: Callable[[], datetime] = _now) -> None:

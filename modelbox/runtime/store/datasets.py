@@ -2,6 +2,8 @@
 
 Numbers of versions count from 1 in each dataset and are never given again: ``datasets.latest_version`` is the last one
 that was given. What callers see as a dataset's latest version is the newest that is not in the bin.
+
+The bin hides, it does not refuse: what is made below a dataset in the bin is in the bin with it and comes back with it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy.sql import ColumnElement
 
 from modelbox.errors import ConflictError, NotFoundError
 from modelbox.feed import Action, Kind
@@ -58,6 +61,7 @@ _OBJECT_COLUMNS = (
     objects.c.created_at_us,
     objects.c.created_by,
     objects.c.deleted_at_us,
+    objects.c.deleted_root,
     objects.c.mod_rev,
 )
 
@@ -131,9 +135,10 @@ def dataset_version_of(row: Any) -> DatasetVersion:
 
 def create_dataset(conn: Connection, new: NewDataset, *, actor: str, at: datetime) -> Created[Dataset]:
     """See `modelbox.runtime.record_ports.DatasetStore.create_dataset`."""
-    row = conn.execute(_BY_NAME_LOCKED, {"ns": new.namespace, "dataset_name": new.name}).first()
+    row = conn.execute(_BY_UID, {"the_uid": new.id}).first()
+    if row is None:
+        row = conn.execute(_BY_NAME_LOCKED, {"ns": new.namespace, "dataset_name": new.name}).first()
     if row is not None:
-        _refuse_deleted(row)
         return Created(item=dataset_of(row), existed=True)
     _check_free(conn, new.id)
     writing = Writing(conn, actor=actor, at=at)
@@ -164,14 +169,6 @@ def _note(writing: Writing, row_id: int, action: Action) -> Dataset:
     dataset = dataset_of(writing.conn.execute(_BY_ID, {"row_id": row_id}).one())
     writing.note(dataset.namespace, dataset.id, Kind.DATASET, action, dataset)
     return dataset
-
-
-def _refuse_deleted(row: Any) -> None:
-    if row.deleted_at_us is not None:
-        raise ConflictError(
-            f"the dataset {row.namespace}/{row.name} is in the bin: restore or purge {row.uid}, or choose another name",
-            current=to_json(dataset_of(row)),
-        )
 
 
 def _check_free(conn: Connection, uid: str) -> None:
@@ -249,8 +246,7 @@ def create_dataset_version(
         return Created(item=version, existed=True)
     action = Action.UPDATED
     if row is not None:
-        _refuse_deleted(row)
-        newest = conn.execute(_VERSION, {"the_dataset": row.id, "number": row.newest}).first() if row.newest else None
+        newest = conn.execute(_newest_below(row)).first()
         if newest is not None and newest.digest == digest:
             return Created(item=dataset_version_of(newest), existed=True)
     _check_free(conn, new.id)
@@ -274,6 +270,9 @@ def create_dataset_version(
             "description": new.description,
         },
     )
+    if row is not None and row.deleted_at_us is not None:
+        hidden = {"deleted_at_us": row.deleted_at_us, "deleted_root": row.deleted_root}
+        conn.execute(update(objects).where(objects.c.id == row_id).values(**hidden))
     conn.execute(update(datasets).where(datasets.c.id == dataset_id).values(latest_version=number))
     conn.execute(update(objects).where(objects.c.id == dataset_id).values(mod_rev=writing.rev))
     _note(writing, dataset_id, action)
@@ -281,6 +280,14 @@ def create_dataset_version(
     writing.note(version.namespace, version.id, Kind.DATASET_VERSION, Action.CREATED, version)
     writing.finish()
     return Created(item=version, existed=False)
+
+
+def _newest_below(dataset: Any) -> Select[Any]:
+    """The newest version that is in the bin no sooner than its dataset."""
+    visible: ColumnElement[bool] = objects.c.deleted_at_us.is_(None)
+    if dataset.deleted_at_us is not None:
+        visible = or_(visible, objects.c.deleted_root == dataset.deleted_root)
+    return _versions_of(dataset.id, include_deleted=True).where(visible).limit(1)
 
 
 def _get_version(conn: Connection, text: str) -> DatasetVersion:

@@ -1,4 +1,7 @@
-"""Events, comments and readmes in SQL."""
+"""Events, comments and readmes in SQL.
+
+The bin hides an object, it does not refuse: a program that still runs goes on telling about it.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ def log_event(conn: Connection, new: NewEvent, *, actor: str, at: datetime) -> C
         if event.name != new.name or event.at != new.at or not _names(conn, new.object, event.object):
             raise ConflictError(f"{new.id} is the id of another event: make a new one", current=to_json(event))
         return Created(item=event, existed=True)
-    target = object_row(conn, new.object)
+    target = object_row(conn, new.object, deleted_ok=True)
     writing = Writing(conn, actor=actor, at=at)
     event = Event(
         id=new.id,
@@ -199,7 +202,7 @@ def add_comment(conn: Connection, new: NewComment, *, actor: str, at: datetime) 
                 f"{new.id} is the id of a comment on another object: make a new one", current=to_json(comment)
             )
         return Created(item=comment, existed=True)
-    target = object_row(conn, new.object)
+    target = object_row(conn, new.object, deleted_ok=True)
     writing = Writing(conn, actor=actor, at=at)
     conn.execute(
         _ADD_COMMENT,
@@ -284,7 +287,7 @@ def _list_comments(
 
 def set_readme(conn: Connection, edit: ReadmeEdit, *, actor: str, at: datetime) -> Readme:
     """See `modelbox.runtime.record_ports.NoteStore.set_readme`."""
-    target = object_row(conn, edit.object, lock=True)
+    target = object_row(conn, edit.object, lock=True, deleted_ok=True)
     row = conn.execute(_README_LOCKED, {"the_object": target.id}).first()
     if edit.text == ("" if row is None else row.text):
         if row is not None:
