@@ -112,6 +112,7 @@ def remove_edges(conn: Connection, edges: Sequence[NewEdge], *, actor: str, at: 
     there = _there(conn, links)
     if not there:
         return 0
+    removed = len(there)
     writing = Writing(conn, actor=actor, at=at)
     for link in links:
         row = there.pop(link.key, None)
@@ -119,7 +120,6 @@ def remove_edges(conn: Connection, edges: Sequence[NewEdge], *, actor: str, at: 
             conn.execute(_REMOVE, {"the_source": link.source.id, "the_target": link.target.id, "the_type": link.type})
             edge = _edge_of(row, {link.source.id: link.source.uid, link.target.id: link.target.uid})
             writing.note(link.target.namespace, link.path, Kind.LINEAGE, Action.DELETED, edge)
-    removed = len({link.key for link in links}) - len(there)
     writing.finish()
     return removed
 
