@@ -22,6 +22,7 @@ from modelbox.feed import Action, Change, Filter, Kind, ResumeToken, next_chain
 from modelbox.objects import JsonValue, to_json
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedListing, Key, StoredRevision
 from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import (
     ALIASES,
     ARTIFACTS,
@@ -73,10 +74,10 @@ class NewChange:
     state: Any
 
 
-_BUMP = update(feed_head).where(feed_head.c.id == 1).values(rev=feed_head.c.rev + 1)
-_PLACE = select(feed_head.c.rev, feed_head.c.chain).where(feed_head.c.id == 1)
-_SET_CHAIN = update(feed_head).where(feed_head.c.id == 1).values(chain=bindparam("new_chain"))
-_ADD = insert(feed_changes)
+_BUMP = Prepared(update(feed_head).where(feed_head.c.id == 1).values(rev=feed_head.c.rev + 1))
+_PLACE = Prepared(select(feed_head.c.rev, feed_head.c.chain).where(feed_head.c.id == 1))
+_SET_CHAIN = Prepared(update(feed_head).where(feed_head.c.id == 1).values(chain=bindparam("new_chain")))
+_ADD = Prepared(insert(feed_changes), [column.name for column in feed_changes.c])
 _HEAD = select(
     feed_head.c.server_id, feed_head.c.epoch, feed_head.c.rev, feed_head.c.chain, feed_head.c.compact_rev
 ).where(feed_head.c.id == 1)
@@ -84,7 +85,7 @@ _HEAD = select(
 
 def create_head(conn: Connection) -> None:
     """Begins history, once in the life of a database."""
-    if conn.execute(_PLACE).first() is None:
+    if _PLACE.first(conn, {}) is None:
         conn.execute(
             insert(feed_head).values(
                 id=1,
@@ -108,9 +109,10 @@ class Place:
 
 def next_rev(conn: Connection) -> Place:
     """Takes the head row's lock and the next revision. Call it once, behind every other lock; then `append`."""
-    if conn.execute(_BUMP).rowcount != 1:
+    place = _PLACE.first(conn, {}) if _BUMP.run(conn, {}) == 1 else None
+    if place is None:
         raise StorageError("the database has no feed head: it was not set up")
-    rev, chain = conn.execute(_PLACE).one()
+    rev, chain = place
     return Place(rev=rev, chain=bytes(chain))
 
 
@@ -134,8 +136,8 @@ def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, acto
     chain = next_chain(place.chain, place.rev, [_body(row) for row in rows])
     for row in rows:
         row["chain"] = chain
-    conn.execute(_ADD, rows)
-    conn.execute(_SET_CHAIN, {"new_chain": chain})
+    _ADD.run_many(conn, rows)
+    _SET_CHAIN.run(conn, {"new_chain": chain})
 
 
 def _body(row: dict[str, JsonValue]) -> bytes:
