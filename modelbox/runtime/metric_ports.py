@@ -1,11 +1,11 @@
-"""What the metric service needs of a store and of the objects, as protocols; `modelbox.runtime.ports` has the rules.
+"""What the metric service needs of a store, as a protocol; the rules of `modelbox.runtime.ports` hold here too.
 
 Metrics are not in the change feed, and may be kept in another database than everything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from modelbox.errors import ModelBoxError
 from modelbox.tracking import MetricColumns, MetricSummary, SampledSeries
 
-__all__ = ("LoggedPoints", "MetricPoints", "MetricStore", "ObjectLookup")
+__all__ = ("LoggedPoints", "MetricPoints", "MetricStore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,15 +111,4 @@ class MetricStore(Protocol):
         """A series of numbers in at most ``buckets`` buckets; empty where there is no such series."""
 
     async def delete_series(self, objects: Sequence[str]) -> int:
-        """Removes all series of objects, in small transactions; returns how many points that were."""
-
-
-class ObjectLookup(Protocol):
-    """Which objects there are."""
-
-    async def find_ids(self, objects: Sequence[str]) -> Mapping[str, str | ModelBoxError]:
-        """The id of each object, or why nothing can be attached to it: unknown, in the bin, or no valid text.
-
-        Args:
-            objects: Each an id, a namespace, ``namespace/model`` or ``namespace/model@7``.
-        """
+        """Removes all series of objects, in small transactions, so that others go on; returns how many points."""
