@@ -59,9 +59,9 @@ def unpack_series(message: pb.SeriesColumns, object_id: str, key: str) -> Metric
     )
 
 
-def pack_summary(value: MetricSummary) -> pb.MetricSummary:
-    """As a message."""
-    return pb.MetricSummary(
+def pack_summary(value: MetricSummary, message: type[pb.MetricSummary] = pb.MetricSummary) -> pb.MetricSummary:
+    """As a message, of another codec's class if need be."""
+    return message(
         object=value.object,
         key=value.key,
         kind=value.kind,

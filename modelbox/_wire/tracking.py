@@ -230,6 +230,11 @@ def unpack_new_run(message: pb.CreateRunRequest) -> NewRun:
     )
 
 
+def run_id_of(message: pb.CloneRunRequest) -> str:
+    """The id of the run to make; a new one where the request has none."""
+    return message.id or new_id(ObjectKind.RUN)
+
+
 def unpack_created_run(message: pb.CreateRunResponse) -> Created[Run]:
     """From an answer."""
     return Created(item=unpack_run(present(message.run, "the run")), existed=message.existed)
@@ -483,12 +488,13 @@ _OPERATIONS: Mapping[str, Callable[[Any], OperationPayload]] = {
 }
 
 
-def pack_delivered(value: Delivered) -> pb.DeliverResponse:
-    """As an answer."""
-    return pb.DeliverResponse(
+def pack_delivered(value: Delivered, messages: Any = pb) -> pb.DeliverResponse:
+    """As an answer, of another codec's classes if need be."""
+    answer: pb.DeliverResponse = messages.DeliverResponse(
         delivered_seq=value.seq,
-        rejections=[pb.Rejection(seq=one.seq, code=one.code, message=one.message) for one in value.rejections],
+        rejections=[messages.Rejection(seq=one.seq, code=one.code, message=one.message) for one in value.rejections],
     )
+    return answer
 
 
 def unpack_delivered(message: pb.DeliverResponse) -> Delivered:
