@@ -163,7 +163,8 @@ class Artifact:
     """A named group of files that belongs to an object.
 
     Attributes:
-        parent: What it belongs to: ``namespace``, ``namespace/model`` or ``namespace/model@7``.
+        parent: What it belongs to: ``namespace``, ``namespace/model``, ``namespace/model@7``, or the id of anything
+            else.
     """
 
     id: str

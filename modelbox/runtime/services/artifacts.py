@@ -20,6 +20,7 @@ from modelbox.objects import Artifact, Created, Download, NewArtifact, Page
 from modelbox.refs import Digest, ModelRef, check_name, parse_digest, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_text
 from modelbox.runtime.ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
+from modelbox.runtime.services.naming import check_object
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 
 __all__ = ("MAX_FILE_BYTES", "UPLOAD_IDLE_S", "ArtifactService", "OpenFile", "Upload")
@@ -283,16 +284,16 @@ class ArtifactService:
     # -- artifacts -------------------------------------------------------------------------------------------------
 
     async def create_artifact(self, new: NewArtifact, *, actor: str) -> Created[Artifact]:
-        """Attaches a group of files to a namespace, model or version.
+        """Attaches a group of files to an object, named by its id or path; a namespace is made if need be.
 
         Idempotent by parent and name: the same files again return it unchanged with ``existed``.
 
         Raises:
             InvalidError: A name, path, digest, size or URI is not valid.
-            NotFoundError: No such model or version, or stored files were not uploaded to this namespace (``missing``).
+            NotFoundError: No such object, or stored files were not uploaded to this namespace (``missing``).
             ConflictError: The name is taken by other files; ``current`` is that artifact.
         """
-        _check_parent(new.parent)
+        check_object(new.parent)
         check_name(new.name, "artifact")
         if not 1 <= len(new.files) <= MAX_FILES:
             raise InvalidError(f"an artifact lists 1 to {MAX_FILES} files, got {len(new.files)}")
@@ -333,11 +334,14 @@ class ArtifactService:
     ) -> Page[Artifact]:
         """Artifacts of one object, or of a whole namespace, oldest first.
 
+        Those of a namespace leave out what is in the bin.
+
         Raises:
             InvalidError: Neither ``parent`` nor ``namespace`` is given, or they do not fit.
+            NotFoundError: The parent's id is of no object.
         """
         if parent:
-            _check_parent(parent)
+            check_object(parent)
         if namespace:
             check_name(namespace, "namespace")
         if not parent and not namespace:
@@ -378,19 +382,6 @@ def _check_size(size_bytes: int) -> None:
         raise InvalidError(f"{shown(size_bytes)} is not a size: expected 0 or more bytes")
     if size_bytes > MAX_FILE_BYTES:
         raise LimitError(f"a file of {size_bytes} bytes, more than the {MAX_FILE_BYTES} allowed")
-
-
-def _check_parent(parent: str) -> None:
-    """A parent is ``ns``, ``ns/model`` or ``ns/model@7``."""
-    if "/" not in parent:
-        check_name(parent, "namespace")
-        return
-    if "@" not in parent:
-        ModelRef.parse(parent)
-        return
-    ref = ModelRef.parse(parent)
-    if ref.version is None:
-        raise InvalidError(f"{shown(parent)} cannot own artifacts: expected ns, ns/model or ns/model@7")
 
 
 def _artifact_id(artifact_id: str) -> str:

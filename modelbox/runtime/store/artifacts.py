@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,12 +20,22 @@ from modelbox.refs import Digest, ModelRef, shown
 from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
 from modelbox.runtime.store.attributes import project
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.lookups import model_row, ref_row, version_row
-from modelbox.runtime.store.objects import object_id, object_row, remove_objects
+from modelbox.runtime.store.lookups import model_row, ref_row
+from modelbox.runtime.store.objects import ObjectRow, find_object, hide_with, object_id, object_row, remove_objects
 from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
-from modelbox.runtime.store.schema import artifact_blobs, artifacts, blobs, downloads, holdings, namespaces, uploads
+from modelbox.runtime.store.schema import (
+    artifact_blobs,
+    artifacts,
+    blobs,
+    downloads,
+    holdings,
+    namespaces,
+    objects,
+    uploads,
+)
+from modelbox.runtime.store.titles import titles_of
 from modelbox.runtime.store.writing import Writing
-from modelbox.tracking import ObjectKind
+from modelbox.tracking import ObjectKind, kind_of_id
 
 __all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs")
 
@@ -43,6 +54,7 @@ _DOWNLOAD = select(downloads.c.id).where(
     downloads.c.model == bindparam("name"),
     downloads.c.version == bindparam("number"),
 )
+_IN_BIN = objects.c.deleted_at_us.is_not(None)
 _ARTIFACT = ARTIFACTS.where(artifacts.c.uid == bindparam("the_uid"))
 
 
@@ -218,27 +230,57 @@ def _artifact_row(conn: Connection, artifact_id: str) -> Any:
     return row
 
 
-def _locked_parent(conn: Connection, parent: str) -> tuple[str, int | None]:
-    """Namespace and model's row id of a parent that exists (a namespace need not)."""
-    if "/" not in parent:
-        return parent, None
-    ref = ModelRef.parse(parent)
-    model = model_row(conn, ref.namespace, ref.model, lock=True)
-    if ref.version is not None:
-        version_row(conn, model, ref.version)
-    return ref.namespace, model.id
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parent:
+    """What an artifact belongs to.
+
+    Attributes:
+        name: As it stands in ``artifacts.parent``, the same however the caller named it: the path of a namespace,
+            model or version, the id of everything else.
+        object: Its row; None for a namespace that is still to be made.
+        model_id: Of a model or version: the model's row.
+    """
+
+    name: str
+    namespace: str
+    object: ObjectRow | None
+    model_id: int | None
+
+
+def _find_parent(conn: Connection, text: str, *, lock: bool) -> _Parent:
+    """The parent that ``text`` names, in the bin or not.
+
+    Raises:
+        NotFoundError: There is no such object; a namespace need not exist.
+        InvalidError: It is an artifact, which has files and no artifacts.
+    """
+    if kind_of_id(text) is None and "/" not in text:
+        return _Parent(name=text, namespace=text, object=find_object(conn, text), model_id=None)
+    found = object_row(conn, text, deleted_ok=True)
+    name, model_id = found.uid, None
+    if found.kind is ObjectKind.ARTIFACT:
+        raise InvalidError(f"{shown(text)} is an artifact: attach files to what it belongs to", what="parent")
+    if found.kind in (ObjectKind.NAMESPACE, ObjectKind.MODEL, ObjectKind.VERSION):
+        name = titles_of(conn, {found.id: found.kind})[found.id]
+    if "/" in name:
+        model_id = model_row(conn, found.namespace, ModelRef.parse(name).model, lock=lock).id
+    elif lock:
+        # Two writers of one name wait for each other here.
+        object_row(conn, found.uid, lock=True, deleted_ok=True)
+    return _Parent(name=name, namespace=found.namespace, object=found, model_id=model_id)
 
 
 def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, at: datetime) -> Created[Artifact]:
-    namespace, model_id = _locked_parent(conn, new.parent)
-    there = conn.execute(ARTIFACTS.where(artifacts.c.parent == new.parent, artifacts.c.name == new.name)).first()
+    parent = _find_parent(conn, new.parent, lock=True)
+    namespace = parent.namespace
+    there = conn.execute(ARTIFACTS.where(artifacts.c.parent == parent.name, artifacts.c.name == new.name)).first()
     files = tuple(sorted(new.files, key=lambda file: file.path))
     if there is not None:
         artifact = artifact_of(there)
         if artifact.files == files:
             return Created(item=artifact, existed=True)
         raise ConflictError(
-            f"{new.parent} has an artifact {new.name} of other files: choose another name, or delete it first",
+            f"{parent.name} has an artifact {new.name} of other files: choose another name, or delete it first",
             current=to_json(artifact),
         )
     stored = [file for file in files if not file.uri]
@@ -259,16 +301,18 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
             )
     writing = Writing(conn, actor=actor, at=at)
     namespace_id = writing.namespace_id(namespace)
-    of = object_row(conn, new.parent, deleted_ok=True)
+    of = parent.object or object_row(conn, namespace)
     row_id = writing.add_object(uid, ObjectKind.ARTIFACT, namespace_id=namespace_id, parent_id=of.id)
+    if of.deleted:
+        hide_with(conn, row_id, of.id)
     for kind, values in (("label", new.labels), ("metadata", new.metadata)):
         project(conn, row_id, kind, {}, values, at_us=writing.at_us, actor=actor, rev=writing.rev)
     conn.execute(
         insert(artifacts).values(
             uid=uid,
             namespace_id=namespace_id,
-            model_id=model_id,
-            parent=new.parent,
+            model_id=parent.model_id,
+            parent=parent.name,
             name=new.name,
             files=json.dumps(to_json(files), ensure_ascii=False, separators=(",", ":")),
             labels=dump(new.labels),
@@ -292,7 +336,15 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
 def _list_artifacts(conn: Connection, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
     query = ARTIFACTS.order_by(artifacts.c.id).limit(limit + 1)
     if parent:
-        query = query.where(artifacts.c.parent == parent)
+        try:
+            query = query.where(artifacts.c.parent == _find_parent(conn, parent, lock=False).name)
+        except NotFoundError:
+            if kind_of_id(parent) is not None:
+                raise
+            return Listed(items=(), next_key=None)
+    else:
+        # What is in the bin shows on its own object alone.
+        query = query.where(~select(objects.c.id).where(objects.c.uid == artifacts.c.uid, _IN_BIN).exists())
     if namespace:
         query = query.where(namespaces.c.name == namespace)
     if after is not None:

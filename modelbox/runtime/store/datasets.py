@@ -22,6 +22,7 @@ from modelbox.refs import shown
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.lookups import find_namespace_id
+from modelbox.runtime.store.objects import hide_with
 from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import dataset_versions, datasets, namespaces, objects
 from modelbox.runtime.store.writing import Writing
@@ -271,8 +272,7 @@ def create_dataset_version(
         },
     )
     if row is not None and row.deleted_at_us is not None:
-        hidden = {"deleted_at_us": row.deleted_at_us, "deleted_root": row.deleted_root}
-        conn.execute(update(objects).where(objects.c.id == row_id).values(**hidden))
+        hide_with(conn, row_id, dataset_id)
     conn.execute(update(datasets).where(datasets.c.id == dataset_id).values(latest_version=number))
     conn.execute(update(objects).where(objects.c.id == dataset_id).values(mod_rev=writing.rev))
     _note(writing, dataset_id, action)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import ModelRef, check_name, shown
@@ -35,6 +35,7 @@ __all__ = (
     "add_object",
     "find_object",
     "find_objects",
+    "hide_with",
     "object_id",
     "object_row",
     "remove_objects",
@@ -174,6 +175,14 @@ def add_object(
 def object_id(conn: Connection, uid: str) -> int:
     """Row number of an object that there is."""
     return int(conn.execute(_ID_OF, {"the_uid": uid}).scalar_one())
+
+
+def hide_with(conn: Connection, row_id: int, parent_id: int) -> None:
+    """Puts what was just made below something in the bin there with it, so that it comes back with it."""
+    above = select(objects.c.deleted_at_us, objects.c.deleted_root).where(objects.c.id == parent_id)
+    deleted_at_us, root = conn.execute(above).one()
+    hidden = {"deleted_at_us": deleted_at_us, "deleted_root": root}
+    conn.execute(update(objects).where(objects.c.id == row_id).values(**hidden))
 
 
 def remove_objects(conn: Connection, ids: Sequence[int]) -> None:
