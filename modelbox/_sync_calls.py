@@ -765,6 +765,8 @@ class SyncCalls:
         metrics: Mapping[str, float] | None = None,
         aliases: Sequence[str] = (),
         reason: str = "",
+        run: str = "",
+        checkpoint: str = "",
         on_progress: Progress | None = None,
     ) -> Created[ModelVersion]:
         """Publishes files as the next version of a model, and moves ``latest`` and ``aliases`` to it at once.
@@ -785,6 +787,8 @@ class SyncCalls:
             metrics: Numbers by key.
             aliases: Moved to the new version in the same transaction.
             reason: Why they move, for their history.
+            run: Id of the run that made it: an edge of lineage, in the same transaction.
+            checkpoint: Id of the checkpoint that it was made from; its run follows from it.
             on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
 
         Raises:
@@ -808,6 +812,8 @@ class SyncCalls:
                 metrics=metrics,
                 aliases=aliases,
                 reason=reason,
+                run=run,
+                checkpoint=checkpoint,
                 on_progress=on_progress,
             )
         )

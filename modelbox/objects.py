@@ -292,6 +292,8 @@ class NewVersion:
 
     Attributes:
         aliases: Moved to the new version in the same transaction, with ``reason``.
+        run: Id of the run that made it, for lineage; empty for none.
+        checkpoint: Id of the checkpoint that it was made from; empty for none. Its run need not be named.
     """
 
     namespace: str
@@ -303,6 +305,8 @@ class NewVersion:
     metrics: Mapping[str, float] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     reason: str = ""
+    run: str = ""
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,8 @@ class Publication:
     metrics: Mapping[str, float]
     aliases: tuple[str, ...]
     reason: str
+    run_id: str
+    checkpoint_id: str
 
     async def run(self, source: RemoteSource, on_progress: Progress | None) -> Created[ModelVersion]:
         """Reads, uploads and publishes."""
@@ -105,6 +107,8 @@ class Publication:
                 metrics=self.metrics,
                 aliases=self.aliases,
                 reason=self.reason,
+                run=self.run_id,
+                checkpoint=self.checkpoint_id,
             )
         )
 

@@ -275,6 +275,8 @@ def pack_new_version(value: NewVersion) -> pb.PublishVersionRequest:
         metrics=dict(value.metrics),
         aliases=list(value.aliases),
         reason=value.reason,
+        run=value.run,
+        checkpoint=value.checkpoint,
     )
 
 
@@ -290,6 +292,8 @@ def unpack_new_version(message: pb.PublishVersionRequest) -> NewVersion:
         metrics=dict(message.metrics),
         aliases=tuple(message.aliases),
         reason=message.reason,
+        run=message.run,
+        checkpoint=message.checkpoint,
     )
 
 

@@ -38,6 +38,8 @@ class VersionCalls(ClientConnection):
         metrics: Mapping[str, float] | None = None,
         aliases: Sequence[str] = (),
         reason: str = "",
+        run: str = "",
+        checkpoint: str = "",
         on_progress: Progress | None = None,
     ) -> Created[ModelVersion]:
         """Publishes files as the next version of a model, and moves ``latest`` and ``aliases`` to it at once.
@@ -58,6 +60,8 @@ class VersionCalls(ClientConnection):
             metrics: Numbers by key.
             aliases: Moved to the new version in the same transaction.
             reason: Why they move, for their history.
+            run: Id of the run that made it: an edge of lineage, in the same transaction.
+            checkpoint: Id of the checkpoint that it was made from; its run follows from it.
             on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
 
         Raises:
@@ -84,6 +88,8 @@ class VersionCalls(ClientConnection):
             metrics=metrics or {},
             aliases=tuple(aliases),
             reason=reason,
+            run_id=run,
+            checkpoint_id=checkpoint,
         )
         return await self._call(lambda source: publication.run(source, on_progress))
 

@@ -31,6 +31,7 @@ from modelbox.refs import LATEST, ModelRef, check_alias, check_name, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics, check_text
 from modelbox.runtime.ports import BlobStore, RegistryStore
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
+from modelbox.tracking import ObjectKind, check_id
 
 __all__ = ("RegistryService",)
 
@@ -123,11 +124,13 @@ class RegistryService:
         """Makes the next version of a model, and namespace and model if need be.
 
         The version, ``latest`` and the given aliases move in one transaction and one revision of the feed. The manifest
-        of the newest version again returns that one with ``existed``; the aliases move all the same.
+        of the newest version again returns that one with ``existed``; the aliases move all the same. A named run or
+        checkpoint becomes an ancestor of the version, in the same revision.
 
         Raises:
-            NotFoundError: Files of the manifest were not uploaded to this namespace; ``missing`` lists their paths.
-            InvalidError: A file's size is not that of its bytes.
+            NotFoundError: Files of the manifest were not uploaded to this namespace; ``missing`` lists their paths. Or
+                there is no such run or checkpoint.
+            InvalidError: A file's size is not that of its bytes, or the checkpoint is of another run.
         """
         _check_path(new.namespace, new.model)
         check_text(new.description, "description", max_chars=16_384)
@@ -137,6 +140,10 @@ class RegistryService:
         check_text(new.reason, "reason", max_chars=1024)
         for alias in new.aliases:
             _check_movable(alias)
+        if new.run:
+            check_id(new.run, ObjectKind.RUN)
+        if new.checkpoint:
+            check_id(new.checkpoint, ObjectKind.CHECKPOINT)
         sizes = await self._blobs.find_sizes([file.digest for file in new.manifest.files])
         missing = [file.path for file in new.manifest.files if file.digest not in sizes]
         if missing:

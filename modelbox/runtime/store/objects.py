@@ -36,6 +36,7 @@ __all__ = (
     "find_object",
     "find_objects",
     "hide_with",
+    "object_by_id",
     "object_id",
     "object_row",
     "remove_objects",
@@ -47,6 +48,7 @@ OBJECTS = select(objects, namespaces.c.name.label("namespace")).join(
     namespaces, objects.c.namespace_id == namespaces.c.id
 )
 _BY_UID = OBJECTS.where(objects.c.uid == bindparam("the_uid"))
+_BY_ROW = OBJECTS.where(objects.c.id == bindparam("row_id"))
 _BY_UID_LOCKED = _BY_UID.with_for_update(of=objects)
 _BY_UIDS = OBJECTS.where(objects.c.uid.in_(bindparam("uids", expanding=True)))
 _NAMESPACE = OBJECTS.where(namespaces.c.name == bindparam("ns"), objects.c.kind == ObjectKind.NAMESPACE.value)
@@ -175,6 +177,11 @@ def add_object(
 def object_id(conn: Connection, uid: str) -> int:
     """Row number of an object that there is."""
     return int(conn.execute(_ID_OF, {"the_uid": uid}).scalar_one())
+
+
+def object_by_id(conn: Connection, row_id: int) -> ObjectRow:
+    """The object with a row's number, which there is."""
+    return _of(conn.execute(_BY_ROW, {"row_id": row_id}).one())
 
 
 def hide_with(conn: Connection, row_id: int, parent_id: int) -> None:

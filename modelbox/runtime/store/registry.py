@@ -41,7 +41,8 @@ from modelbox.runtime.store.aliases import (
 from modelbox.runtime.store.artifacts import delete_artifacts_of, held_blobs
 from modelbox.runtime.store.attributes import METRIC, project
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.feed import read_head, token_of
+from modelbox.runtime.store.history import read_head, token_of
+from modelbox.runtime.store.lineage import find_missing, write_edges
 from modelbox.runtime.store.lookups import (
     find_alias_row,
     find_model_row,
@@ -50,7 +51,8 @@ from modelbox.runtime.store.lookups import (
     ref_row,
     version_row,
 )
-from modelbox.runtime.store.objects import object_id, remove_objects
+from modelbox.runtime.store.objects import ObjectRow, object_id, object_row, remove_objects
+from modelbox.runtime.store.origins import find_origins, links_from
 from modelbox.runtime.store.rows import (
     ALIASES,
     MODELS,
@@ -246,10 +248,11 @@ def _listed(found: list[Any], limit: int, key: Any) -> Listed[Any]:
 def _publish_version(conn: Connection, new: NewVersion, actor: str, at: datetime) -> Created[ModelVersion]:
     row = find_model_row(conn, new.namespace, new.model, lock=True)
     blob_ids = _check_files(conn, new)
+    origins = find_origins(conn, new)
     digest = new.manifest.digest
     newest = version_row(conn, row, row.latest_version) if row is not None and row.latest_version else None
     if newest is not None and newest.digest == digest:
-        return _publish_again(conn, new, row, newest, actor, at)
+        return _publish_again(conn, new, row, newest, origins, actor, at)
     writing = _Writing(conn, actor=actor, at=at)
     action = Action.UPDATED
     if row is None:
@@ -290,6 +293,8 @@ def _publish_version(conn: Connection, new: NewVersion, actor: str, at: datetime
     writing.point(row, LATEST, find_alias_row(conn, row, LATEST), target, "published")
     for alias in dict.fromkeys(new.aliases):
         writing.point(row, alias, find_alias_row(conn, row, alias), target, new.reason)
+    if origins:
+        write_edges(writing, find_missing(conn, links_from(origins, object_row(conn, uid))))
     writing.finish()
     return Created(item=version, existed=False)
 
@@ -317,14 +322,16 @@ def _check_files(conn: Connection, new: NewVersion) -> list[int]:
 
 
 def _publish_again(
-    conn: Connection, new: NewVersion, row: Any, newest: Any, actor: str, at: datetime
+    conn: Connection, new: NewVersion, row: Any, newest: Any, origins: list[ObjectRow], actor: str, at: datetime
 ) -> Created[ModelVersion]:
     there = {alias: find_alias_row(conn, row, alias) for alias in new.aliases}
     to_move = {alias: old for alias, old in there.items() if old is None or old.version_id != newest.id}
-    if to_move:
+    links = find_missing(conn, links_from(origins, object_row(conn, newest.uid))) if origins else []
+    if to_move or links:
         writing = _Writing(conn, actor=actor, at=at)
         for alias, old in to_move.items():
             writing.point(row, alias, old, newest, new.reason)
+        write_edges(writing, links)
         writing.finish()
     return Created(item=version_of(newest), existed=True)
 

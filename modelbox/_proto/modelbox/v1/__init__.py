@@ -2457,6 +2457,14 @@ class PublishVersionRequest(betterproto2.Message):
     Why, for the history of these aliases.
     """
 
+    run: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    The run that made it and the checkpoint that it was made from, by their ids: edges of lineage to the version, in the
+    same transaction.
+    """
+
+    checkpoint: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message(
     "modelbox.v1", "PublishVersionRequest", PublishVersionRequest
