@@ -325,6 +325,10 @@ def test_what_is_no_request_ends_its_connection(sidecar: SidecarProcess, data: b
         except ConnectionError:
             pass
         assert received == b"" or received.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4", b"HTTP/0.9 4")), received[:200]
+        if received:
+            head, _, body = received.partition(b"\r\n\r\n")
+            assert b"Content-Type: application/json" in head
+            assert json.loads(body).keys() == {"error"}
     _works(sidecar)
 
 

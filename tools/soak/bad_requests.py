@@ -115,7 +115,7 @@ def http_garbage(sidecar: SidecarProcess, model: str, rng: random.Random) -> str
             sock.sendall(rng.randbytes(rng.randint(1, 2000)) + b"\r\n\r\n")
             sock.shutdown(socket.SHUT_WR)
             answer = sock.recv(65536)
-            if answer and not answer.startswith(b"HTTP/1.1 4"):
+            if answer and not (answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")) and b'{"error"' in answer):
                 return f"http garbage: answered with {answer[:40]!r}"
     return None
 

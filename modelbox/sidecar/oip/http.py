@@ -22,6 +22,7 @@ from email.utils import formatdate
 import anyio
 import anyio.abc
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 from anyio import AsyncContextManagerMixin
 
 from modelbox._serving.hello import HelloWatch
@@ -45,6 +46,36 @@ _SWEEP_S = 1.0
 # aiohttp logs every piece of garbage that a peer sends with a traceback. What goes wrong here is logged by `Routes`.
 _UNUSUAL_LOG = logging.getLogger(__name__ + ".unusual")
 _UNUSUAL_LOG.addFilter(lambda record: record.levelno >= logging.CRITICAL)
+
+
+class _UnusualHandler(RequestHandler):
+    """aiohttp's connection, which answers what it cannot read as everything else is answered."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what is no request."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer is on its way already")
+        if status >= 500:
+            _UNUSUAL_LOG.critical("an HTTP request failed unexpectedly", exc_info=exc)
+            answer = failure(ModelBoxError("the sidecar failed unexpectedly: see its log"))
+        else:
+            answer = failure(InvalidError("this is no HTTP request that can be understood"), status=status)
+        response = _other_response(answer)
+        response.force_close()
+        return response
+
+
+class _UnusualServer(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _UnusualHandler(self, loop=self._loop, **self._kwargs)
 
 
 class HttpServer(AsyncContextManagerMixin):
@@ -83,7 +114,7 @@ class HttpServer(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[HttpServer]:
         self.loop = asyncio.get_running_loop()
-        self.other = web.Server(
+        self.other = _UnusualServer(
             self._answer_other,
             access_log=None,
             logger=_UNUSUAL_LOG,
