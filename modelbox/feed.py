@@ -24,6 +24,7 @@ from enum import StrEnum
 from modelbox.errors import InvalidError
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
+from modelbox.tracking import kind_of_id
 
 __all__ = (
     "Action",
@@ -186,7 +187,8 @@ class Filter:
 
     Attributes:
         namespace: One namespace.
-        objects: Object paths; a model's path takes in its versions, aliases and downloads.
+        objects: Object paths; a model's path takes in its versions, aliases and downloads, an id the attributes and the
+            readme of the object.
         kinds: Of `Kind`.
     """
 
@@ -217,7 +219,9 @@ class Snapshot:
 
 
 def _below(path: str, wanted: str) -> bool:
-    return path == wanted or path.startswith(f"{wanted}@")
+    if path == wanted or path.startswith(f"{wanted}@"):
+        return True
+    return path.startswith(f"{wanted}/") and kind_of_id(wanted) is not None
 
 
 def next_chain(chain: bytes, rev: int, bodies: Sequence[bytes]) -> bytes:

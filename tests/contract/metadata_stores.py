@@ -35,8 +35,9 @@ from modelbox.runtime.ports import FeedBatch
 from modelbox.runtime.store import schema
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.feed import SqlFeedStore, verify_chain
+from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.fleet import SqlFleetStore
+from modelbox.runtime.store.history import verify_chain
 from modelbox.runtime.store.registry import SqlRegistryStore
 
 AT = datetime(2026, 5, 3, 12, 0, 0, 123456, tzinfo=UTC)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, create_engine, inspect, select, text
 from modelbox.errors import ConfigError, LimitError, NotFoundError, ServerBusy, StorageError
 from modelbox.objects import ModelPatch, NewModel
 from modelbox.runtime.store import migrate as migrate_module
-from modelbox.runtime.store.feed import next_rev, verify_chain
+from modelbox.runtime.store.history import next_rev, verify_chain
 from modelbox.runtime.store.migrate import HEAD, migrate
 from modelbox.runtime.store.schema import feed_head, metadata
 from modelbox.runtime.store.sqlite import SqliteDatabase

@@ -23,7 +23,7 @@ from anyio import to_thread
 from sqlalchemy import Connection
 
 from modelbox.errors import ConfigError, StorageError
-from modelbox.runtime.store.feed import create_head
+from modelbox.runtime.store.history import create_head
 from modelbox.runtime.store.migrate import MAIN, METRICS, migrate
 from modelbox.runtime.store.sqlite_file import DatabaseObserver, SqliteFile
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, insert
 
 from modelbox.feed import Action, Kind
 from modelbox.objects import Namespace
-from modelbox.runtime.store.feed import NewChange, append, next_rev
+from modelbox.runtime.store.history import NewChange, append, next_rev
 from modelbox.runtime.store.lookups import find_namespace_id
 from modelbox.runtime.store.objects import add_object
 from modelbox.runtime.store.rows import to_us

@@ -1,0 +1,155 @@
+"""The change feed's history in SQL: how a revision is taken, written and bound to all before it.
+
+Invariants: revisions are consecutive from 1; every one has at least one change; ``chain`` binds each to all before it.
+`next_rev` locks the head row, so it comes after every other lock of a transaction and before the first write: business
+rows first, the head last.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from modelbox.errors import StorageError
+from modelbox.feed import Action, Kind, ResumeToken, next_chain
+from modelbox.objects import JsonValue, to_json
+from modelbox.runtime.ports import FeedHead
+from modelbox.runtime.store.prepared import Prepared
+from modelbox.runtime.store.rows import to_us
+from modelbox.runtime.store.schema import feed_changes, feed_head
+
+__all__ = (
+    "NewChange",
+    "Place",
+    "append",
+    "create_head",
+    "next_rev",
+    "read_head",
+    "token_of",
+    "verify_chain",
+)
+
+_GENESIS = bytes(32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewChange:
+    """A change before it has its place in history."""
+
+    namespace: str
+    object: str
+    kind: Kind
+    action: Action
+    state: Any
+
+
+_BUMP = Prepared(update(feed_head).where(feed_head.c.id == 1).values(rev=feed_head.c.rev + 1))
+_PLACE = Prepared(select(feed_head.c.rev, feed_head.c.chain).where(feed_head.c.id == 1))
+_SET_CHAIN = Prepared(update(feed_head).where(feed_head.c.id == 1).values(chain=bindparam("new_chain")))
+_ADD = Prepared(insert(feed_changes), [column.name for column in feed_changes.c])
+_REVISION = select(feed_changes).where(feed_changes.c.rev == bindparam("rev")).order_by(feed_changes.c.idx)
+_HEAD = select(
+    feed_head.c.server_id, feed_head.c.epoch, feed_head.c.rev, feed_head.c.chain, feed_head.c.compact_rev
+).where(feed_head.c.id == 1)
+
+
+def create_head(conn: Connection) -> None:
+    """Begins history, once in the life of a database."""
+    if _PLACE.first(conn, {}) is None:
+        conn.execute(
+            insert(feed_head).values(
+                id=1,
+                server_id=secrets.token_hex(16),
+                epoch=secrets.token_hex(16),
+                rev=0,
+                chain=_GENESIS,
+                compact_rev=0,
+                compact_chain=_GENESIS,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A revision that a transaction has taken; ``chain`` is that of the revision before."""
+
+    rev: int
+    chain: bytes
+
+
+def next_rev(conn: Connection) -> Place:
+    """Takes the head row's lock and the next revision. Call it once, behind every other lock; then `append`."""
+    place = _PLACE.first(conn, {}) if _BUMP.run(conn, {}) == 1 else None
+    if place is None:
+        raise StorageError("the database has no feed head: it was not set up")
+    rev, chain = place
+    return Place(rev=rev, chain=bytes(chain))
+
+
+def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, actor: str, at: datetime) -> None:
+    """Writes the changes of a revision, at least one, and binds them into the chain."""
+    at_us = to_us(at)
+    rows: list[dict[str, Any]] = [
+        {
+            "rev": place.rev,
+            "idx": idx,
+            "namespace": change.namespace,
+            "object": change.object,
+            "kind": change.kind.value,
+            "action": change.action.value,
+            "actor": actor,
+            "at_us": at_us,
+            "state": json.dumps(to_json(change.state), ensure_ascii=False, separators=(",", ":"), allow_nan=False),
+        }
+        for idx, change in enumerate(changes)
+    ]
+    chain = next_chain(place.chain, place.rev, [_body(row) for row in rows])
+    for row in rows:
+        row["chain"] = chain
+    _ADD.run_many(conn, rows)
+    _SET_CHAIN.run(conn, {"new_chain": chain})
+
+
+def _body(row: dict[str, JsonValue]) -> bytes:
+    """What the chain binds of a change: every column, in a form that the row gives back."""
+    parts = [row[name] for name in ("idx", "namespace", "object", "kind", "action", "actor", "at_us", "state")]
+    return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def read_head(conn: Connection) -> FeedHead:
+    """The head as this transaction sees it."""
+    row = conn.execute(_HEAD).one()
+    return FeedHead(server_id=row[0], epoch=row[1], rev=row[2], chain=bytes(row[3]), compact_rev=row[4])
+
+
+def token_of(head: FeedHead) -> str:
+    """The resume token of the head."""
+    return str(ResumeToken(server_id=head.server_id, epoch=head.epoch, rev=head.rev, chain=head.chain[:8].hex()))
+
+
+def verify_chain(conn: Connection) -> int:
+    """Recomputes the chain over everything that was not compacted, and returns the number of revisions.
+
+    Raises:
+        StorageError: A revision is missing or was altered; ``rev`` says the first one.
+    """
+    expected_rev, chain = conn.execute(select(feed_head.c.compact_rev, feed_head.c.compact_chain)).one()
+    start = expected_rev
+    head = read_head(conn)
+    while expected_rev < head.rev:
+        expected_rev += 1
+        rows = [dict(row) for row in conn.execute(_REVISION, {"rev": expected_rev}).mappings()]
+        chain = next_chain(bytes(chain), expected_rev, [_body(row) for row in rows])
+        if not rows or any(bytes(row["chain"]) != chain for row in rows):
+            raise StorageError(
+                f"revision {expected_rev} of the change feed is missing or was altered", rev=expected_rev
+            )
+    if bytes(chain) != head.chain:
+        raise StorageError("the change feed's head does not fit its last revision", rev=head.rev)
+    return int(head.rev - start)
