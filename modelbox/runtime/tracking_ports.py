@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from modelbox.errors import ModelBoxError
 from modelbox.objects import Created
+from modelbox.runtime.metric_ports import LoggedPoints
 from modelbox.runtime.ports import Key, Listed
 from modelbox.tracking import (
     Attribute,
@@ -57,8 +59,8 @@ class ObjectLookup(Protocol):
 class MetricSink(Protocol):
     """Where points of metrics go; `modelbox.runtime.services.metrics` is one."""
 
-    async def log(self, columns: Sequence[MetricColumns]) -> tuple[int, int]:
-        """Keeps points; returns how many were new, and how many were there already."""
+    async def log_each(self, columns: Sequence[MetricColumns]) -> Sequence[LoggedPoints | ModelBoxError]:
+        """Keeps points; returns what came of each of ``columns``. Errors that may pass are raised."""
 
     async def delete_series(self, objects: Sequence[str]) -> None:
         """Removes all series of objects, by their ids."""

@@ -208,7 +208,7 @@ class TrackingService:
     async def delete_objects(self, ids: Sequence[str], *, actor: str) -> int:
         """Puts experiments, runs, checkpoints, datasets or dataset versions into the bin, with everything below them.
 
-        All or none. Returns how many objects are in the bin now that were not before.
+        Comments can be put there, too. All or none. Returns how many objects are in the bin now that were not before.
         """
         return await self._store.delete_objects(_check_ids(ids), actor=check_actor(actor), at=self._clock())
 
@@ -348,18 +348,16 @@ class TrackingService:
         return Delivered(seq=last, rejections=tuple(sorted(rejections, key=lambda one: one.seq)))
 
     async def _log(self, points: Sequence[Operation]) -> list[Rejection]:
-        """Keeps points; all in one call where that goes, else one operation after the other, to find those at fault."""
+        """Keeps points; each operation by itself, so that one at fault takes no other along."""
         columns = [operation.payload for operation in points if isinstance(operation.payload, MetricColumns)]
         if not columns:
             return []
-        try:
-            await self._metrics.log(columns)
-            return []
-        except _PERMANENT as exc:
-            if len(points) == 1:
-                return [_rejection(points[0].seq, exc)]
-        half = len(points) // 2
-        return [*await self._log(points[:half]), *await self._log(points[half:])]
+        outcomes = await self._metrics.log_each(columns)
+        return [
+            _rejection(operation.seq, outcome)
+            for operation, outcome in zip(points, outcomes, strict=True)
+            if isinstance(outcome, ModelBoxError)
+        ]
 
 
 def _rejection(seq: int, error: ModelBoxError) -> Rejection:
