@@ -4,7 +4,7 @@ What is deleted takes everything below it along: runs of an experiment, child ru
 a dataset, artifacts of each. Every row that goes says in ``deleted_root`` whose deletion took it; restoring that object
 brings all of them back, and nothing that was in the bin before. Everything below something in the bin is in the bin.
 
-The feed tells of the object that was asked for; those below follow from it.
+The feed tells of the object that was asked for; those below follow from it. Comments go into the bin alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from modelbox.feed import Action, Kind
 from modelbox.refs import shown
 from modelbox.runtime.store.datasets import DATASET_VERSIONS, DATASETS, dataset_of, dataset_version_of
 from modelbox.runtime.store.experiments import EXPERIMENTS, experiment_of
+from modelbox.runtime.store.notes import delete_comments, purge_comments, restore_comments
 from modelbox.runtime.store.objects import OBJECTS, remove_objects
 from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, to_us
 from modelbox.runtime.store.runs import CHECKPOINTS, RUNS, checkpoint_of, run_of
@@ -36,7 +37,7 @@ from modelbox.runtime.store.schema import (
 )
 from modelbox.runtime.store.writing import Writing
 from modelbox.runtime.tracking_ports import Purged
-from modelbox.tracking import ObjectKind
+from modelbox.tracking import ObjectKind, kind_of_id
 
 __all__ = ("count_purgeable", "delete_objects", "purge", "restore_objects")
 
@@ -109,6 +110,17 @@ def delete_objects(conn: Connection, uids: Sequence[str], *, actor: str, at: dat
         NotFoundError: One of them does not exist.
         InvalidError: One of them is of a kind that has no bin.
     """
+    said, uids = _comments_apart(uids)
+    return delete_comments(conn, said, actor=actor, at=at) + _delete_objects(conn, uids, actor, at)
+
+
+def _comments_apart(uids: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Ids of comments, which have no row in ``objects``, and those of everything else."""
+    said = [uid for uid in uids if kind_of_id(uid) is ObjectKind.COMMENT]
+    return said, [uid for uid in uids if kind_of_id(uid) is not ObjectKind.COMMENT]
+
+
+def _delete_objects(conn: Connection, uids: Sequence[str], actor: str, at: datetime) -> int:
     asked = [row for row in _asked(conn, uids) if row.deleted_at_us is None]
     if not asked:
         return 0
@@ -139,6 +151,11 @@ def restore_objects(conn: Connection, uids: Sequence[str], *, actor: str, at: da
         NotFoundError: One of them does not exist.
         ConflictError: What one of them belongs to is in the bin; ``held_by`` says what is to be restored.
     """
+    said, uids = _comments_apart(uids)
+    return restore_comments(conn, said, actor=actor, at=at) + _restore_objects(conn, uids, actor, at)
+
+
+def _restore_objects(conn: Connection, uids: Sequence[str], actor: str, at: datetime) -> int:
     asked = [row for row in _asked(conn, uids) if row.deleted_at_us is not None]
     if not asked:
         return 0
@@ -200,8 +217,9 @@ def purge(conn: Connection, namespace: str, before: datetime, batch: int, *, act
     """Removes about ``batch`` objects for good that were put into the bin before a time, youngest first.
 
     What belongs to one of them goes in the same transaction, so a batch may be larger. The feed tells once more of each
-    object that was deleted by itself, and of artifacts.
+    object that was deleted by itself, and of artifacts. Comments that were in the bin go, too; they are not counted.
     """
+    purge_comments(conn, namespace, before)
     first = list(
         conn.execute(_purgeable(objects.c.id, namespace, before).order_by(objects.c.id.desc()).limit(batch)).scalars()
     )

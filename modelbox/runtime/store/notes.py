@@ -6,6 +6,7 @@ The bin hides an object, it does not refuse: a program that still runs goes on t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -30,11 +31,12 @@ __all__ = (
     "SqlNoteStore",
     "add_comment",
     "comment_of",
-    "delete_comment",
+    "delete_comments",
     "event_of",
     "log_event",
+    "purge_comments",
     "readme_of",
-    "restore_comment",
+    "restore_comments",
     "set_readme",
 )
 
@@ -229,7 +231,7 @@ def _edit_comment(conn: Connection, comment_id: str, text: str, actor: str, at: 
     return _noted(writing, comment_id, Action.UPDATED)
 
 
-def delete_comment(conn: Connection, comment_id: str, *, actor: str, at: datetime) -> Comment:
+def _delete_comment(conn: Connection, comment_id: str, *, actor: str, at: datetime) -> Comment:
     """See `modelbox.runtime.record_ports.NoteStore.delete_comment`."""
     row = _comment_row(conn, comment_id)
     if row.deleted_at_us is not None:
@@ -239,7 +241,7 @@ def delete_comment(conn: Connection, comment_id: str, *, actor: str, at: datetim
     return _noted(writing, comment_id, Action.DELETED)
 
 
-def restore_comment(conn: Connection, comment_id: str, *, actor: str, at: datetime) -> Comment:
+def _restore_comment(conn: Connection, comment_id: str, *, actor: str, at: datetime) -> Comment:
     """See `modelbox.runtime.record_ports.NoteStore.restore_comment`."""
     row = _comment_row(conn, comment_id)
     if row.deleted_at_us is None:
@@ -247,6 +249,37 @@ def restore_comment(conn: Connection, comment_id: str, *, actor: str, at: dateti
     writing = Writing(conn, actor=actor, at=at)
     _change(writing, row.id, deleted_at_us=None)
     return _noted(writing, comment_id, Action.RESTORED)
+
+
+def delete_comments(conn: Connection, ids: Iterable[str], *, actor: str, at: datetime) -> int:
+    """Puts comments into the bin, all or none; returns how many were not in it."""
+    rows = [_comment_row(conn, comment_id) for comment_id in dict.fromkeys(ids)]
+    used = [row.uid for row in rows if row.deleted_at_us is None]
+    for comment_id in used:
+        _delete_comment(conn, comment_id, actor=actor, at=at)
+    return len(used)
+
+
+def restore_comments(conn: Connection, ids: Iterable[str], *, actor: str, at: datetime) -> int:
+    """Takes comments out of the bin, all or none; returns how many were in it."""
+    rows = [_comment_row(conn, comment_id) for comment_id in dict.fromkeys(ids)]
+    binned = [row.uid for row in rows if row.deleted_at_us is not None]
+    for comment_id in binned:
+        _restore_comment(conn, comment_id, actor=actor, at=at)
+    return len(binned)
+
+
+def purge_comments(conn: Connection, namespace: str, before: datetime) -> int:
+    """Removes for good the comments that were put into the bin before a time; of all namespaces for an empty one."""
+    query = delete(comments).where(comments.c.deleted_at_us < to_us(before))
+    if namespace:
+        inside = (
+            select(objects.c.id)
+            .join(namespaces, objects.c.namespace_id == namespaces.c.id)
+            .where(namespaces.c.name == namespace)
+        )
+        query = query.where(comments.c.object_id.in_(inside))
+    return conn.execute(query).rowcount
 
 
 def _comment_row(conn: Connection, comment_id: str) -> Any:
@@ -360,11 +393,11 @@ class SqlNoteStore:
 
     async def delete_comment(self, comment_id: str, *, actor: str, at: datetime) -> Comment:
         """See the port."""
-        return await self._db.write(lambda conn: delete_comment(conn, comment_id, actor=actor, at=at))
+        return await self._db.write(lambda conn: _delete_comment(conn, comment_id, actor=actor, at=at))
 
     async def restore_comment(self, comment_id: str, *, actor: str, at: datetime) -> Comment:
         """See the port."""
-        return await self._db.write(lambda conn: restore_comment(conn, comment_id, actor=actor, at=at))
+        return await self._db.write(lambda conn: _restore_comment(conn, comment_id, actor=actor, at=at))
 
     async def list_comments(
         self, object_text: str, *, include_deleted: bool, limit: int, after: Key | None
