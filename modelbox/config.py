@@ -118,6 +118,11 @@ def _default_cache_dir(env: Mapping[str, str]) -> Path:
     return (Path(base) if os.path.isabs(base) else _home(env) / ".cache") / "modelbox"
 
 
+def _default_spool_dir(env: Mapping[str, str]) -> Path:
+    base = env.get("XDG_STATE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else _home(env) / ".local" / "state") / "modelbox" / "spool"
+
+
 def _default_actor(env: Mapping[str, str]) -> str:
     user = env.get("LOGNAME") or env.get("USER") or ""
     if not user:
@@ -150,6 +155,9 @@ class ClientConfig:
         url: HTTP address of the central server, without a slash at the end; the gRPC address is asked for there.
         cache_dir: Where downloaded models are kept, shared by all processes of this user.
         cache_max_bytes: What the cache is pruned to, oldest use first; models in use are never dropped.
+        spool_dir: Where runs are recorded until the server has them, shared by all processes of this user. Not on a
+            network file system.
+        spool_max_bytes: What one process may leave there; when it is full, points of metrics are dropped and counted.
         connect_timeout_s: How long to wait for a connection.
         request_timeout_s: How long to wait for the answer to one call, retries included. Bulk transfers are not
             bounded by it but by `stall_timeout_s`.
@@ -174,6 +182,18 @@ class ClientConfig:
     cache_max_bytes: int = field(
         default=20 << 30,
         metadata=_about(_size, "What the cache is pruned to: bytes, or text such as '20 GiB'; at least 1 MiB."),
+    )
+    spool_dir: Path = field(
+        metadata=_about(
+            _directory,
+            "Where runs are recorded until the server has them: a directory on a local disk. Default: modelbox/spool"
+            " below $XDG_STATE_HOME or ~/.local/state.",
+            _default_spool_dir,
+        )
+    )
+    spool_max_bytes: int = field(
+        default=1 << 30,
+        metadata=_about(_size, "What one process may keep there: bytes, or text such as '2 GiB'; at least 1 MiB."),
     )
     connect_timeout_s: float = field(
         default=5.0,
