@@ -444,6 +444,6 @@ def _scalar(hint: Any, data: Any, where: str) -> Any:
             return float(data)
         if isinstance(data, hint) and (hint is bool or not isinstance(data, bool)):
             return data
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:
         raise InvalidError(f"{where}: {shown(data)} is not a valid {hint.__name__}") from exc
     raise InvalidError(f"{where}: expected {hint.__name__}, got {shown(data)}")
