@@ -1,0 +1,78 @@
+"""How a number is kept, and back: NaN is NULL, infinities are the greatest finite numbers; a kind beside tells.
+
+So ``ORDER BY`` and ``<`` mean the same on every database: MySQL has neither, SQLite has no NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = (
+    "BYTES",
+    "MINUS_INF",
+    "NAN",
+    "NUMBER",
+    "PLUS_INF",
+    "TEXT",
+    "kept_number",
+    "kept_numbers",
+    "kinds_of",
+    "number_of",
+    "numbers_of",
+)
+
+NUMBER, TEXT, BYTES, NAN, PLUS_INF, MINUS_INF = range(6)
+"""Kinds of points, as the database keeps them."""
+
+_MAX = sys.float_info.max
+
+
+def kinds_of(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The kind of each number."""
+    kinds = np.zeros(len(values), np.int64)
+    if not np.isfinite(values).all():
+        kinds[np.isnan(values)] = NAN
+        kinds[values == np.inf] = PLUS_INF
+        kinds[values == -np.inf] = MINUS_INF
+    return kinds
+
+
+def kept_numbers(values: NDArray[np.float64]) -> list[float | None]:
+    """What a column holds for each number."""
+    kept: list[float | None]
+    if np.isfinite(values).all():
+        kept = values.tolist()
+        return kept
+    kept = np.clip(values, -_MAX, _MAX).tolist()
+    for place in np.flatnonzero(np.isnan(values)).tolist():
+        kept[place] = None
+    return kept
+
+
+def kept_number(value: float | None) -> float | None:
+    """What a column holds for one number, or for none."""
+    if value is None or math.isnan(value):
+        return None
+    return min(max(value, -_MAX), _MAX)
+
+
+def number_of(kept: float | None, kind: int) -> float | None:
+    """The number of a column and a kind; None for text and bytes."""
+    if kind == NUMBER:
+        return kept
+    return {NAN: math.nan, PLUS_INF: math.inf, MINUS_INF: -math.inf}.get(kind)
+
+
+def numbers_of(kept: Sequence[float | None], kinds: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The numbers of columns; NaN for text and bytes."""
+    if not kinds.any():
+        return np.array(kept, np.float64)
+    values = np.array([math.nan if value is None else value for value in kept], np.float64)
+    values[kinds == PLUS_INF] = np.inf
+    values[kinds == MINUS_INF] = -np.inf
+    return values

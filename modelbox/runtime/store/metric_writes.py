@@ -1,0 +1,384 @@
+"""Adding points to series: many batches in one transaction.
+
+The work is done on columns over all batches at once, and the row of each series is written once. A series is remembered
+as the last transaction left it, and changed only if it still is so (its count tells); so one that is known is never
+read. Whether a point is there already is looked up only where that is possible: points behind the last one of their
+series cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+
+from modelbox.errors import InvalidError, ModelBoxError
+from modelbox.refs import shown
+from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
+from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_points, metric_series
+from modelbox.runtime.store.metric_values import NUMBER, kept_number, kept_numbers, kinds_of, number_of
+from modelbox.runtime.store.prepared import Prepared
+from modelbox.runtime.store.prepared_rows import PreparedRows
+
+__all__ = ("Appended", "Series", "StaleSeriesError", "append_points")
+
+_KIND_NAMES = ("numbers", "texts", "bytes")
+_IN_CHUNK = 500
+_COLUMNS = ("series_id", "step", "time_us", "kind", "value")
+_STATE = (
+    "count",
+    "min",
+    "max",
+    "latest",
+    "latest_flag",
+    "infinite",
+    "latest_step",
+    "latest_time_us",
+    "first_step",
+)
+
+_FIND_OBJECT = Prepared(
+    select(metric_objects.c.id).where(metric_objects.c.uid == bindparam("the_uid")).with_for_update()
+)
+_FIND_KEY = Prepared(select(metric_keys.c.id).where(metric_keys.c.name == bindparam("the_name")))
+_ADD_OBJECT = Prepared(insert(metric_objects), ("uid",))
+_ADD_KEY = Prepared(insert(metric_keys), ("name",))
+_ADD_SERIES = Prepared(insert(metric_series), ("object_id", "key_id", "kind", *_STATE))
+_FIND_SERIES = Prepared(
+    select(metric_series.c.id, metric_series.c.kind, *(metric_series.c[name] for name in _STATE))
+    .join(metric_objects, metric_objects.c.id == metric_series.c.object_id)
+    .join(metric_keys, metric_keys.c.id == metric_series.c.key_id)
+    .where(metric_objects.c.uid == bindparam("the_uid"), metric_keys.c.name == bindparam("the_name"))
+    .with_for_update(of=metric_series)
+)
+_UPDATE_SERIES = Prepared(
+    update(metric_series)
+    .where(metric_series.c.id == bindparam("the_id"), metric_series.c.count == bindparam("old_count"))
+    .values({name: bindparam(f"new_{name}") for name in _STATE})
+)
+_ADD_POINTS = PreparedRows(metric_points, _COLUMNS)
+_ADD_PAYLOADS = PreparedRows(metric_points, (*_COLUMNS, "payload"))
+
+
+class StaleSeriesError(Exception):
+    """A series is not as it was remembered: somebody else wrote it. To be tried again without memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The row of a series, with numbers as they are.
+
+    Attributes:
+        id: 0 for one that is yet to be made.
+        kind: 0 numbers, 1 texts, 2 bytes.
+    """
+
+    id: int
+    kind: int
+    count: int = 0
+    min: float | None = None
+    max: float | None = None
+    latest: float | None = None
+    latest_flag: int = 0
+    latest_step: int = 0
+    latest_time_us: int = 0
+    first_step: int = 0
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Values of the columns that change."""
+        infinite = (self.min is not None and self.min in _INFINITE) | (
+            (self.max is not None and self.max in _INFINITE) << 1
+        )
+        return {
+            "count": self.count,
+            "min": kept_number(self.min),
+            "max": kept_number(self.max),
+            "latest": kept_number(self.latest),
+            "latest_flag": self.latest_flag,
+            "infinite": int(infinite),
+            "latest_step": self.latest_step,
+            "latest_time_us": self.latest_time_us,
+            "first_step": self.first_step,
+        }
+
+
+_INFINITE = (float("inf"), float("-inf"))
+
+Name = tuple[str, str]
+"""Of a series: its object's id and its key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """What came of each batch, and how the series are once the transaction is committed."""
+
+    outcomes: list[LoggedPoints | ModelBoxError]
+    series: dict[Name, Series]
+
+
+def append_points(
+    conn: Connection, batches: Sequence[Sequence[MetricPoints]], known: Mapping[Name, Series]
+) -> Appended:
+    """Adds points; see `modelbox.runtime.metric_ports.MetricStore.append`.
+
+    Args:
+        conn: The transaction.
+        batches: What to add.
+        known: Series as they were; none makes sure that nothing is stale.
+
+    Raises:
+        StaleSeriesError: A series is not as in ``known``.
+    """
+    outcomes: list[LoggedPoints | ModelBoxError] = []
+    names: list[Name] = []
+    series: list[Series] = []
+    places: dict[Name, int] = {}
+    taken: list[tuple[int, MetricPoints, NDArray[np.intp]]] = []
+    for number, batch in enumerate(batches):
+        try:
+            wanted = _series_of(conn, batch, known, places, series)
+        except ModelBoxError as exc:
+            outcomes.append(exc)
+            continue
+        outcomes.append(LoggedPoints(stored=0, repeated=0))
+        for name, one in wanted.items():
+            places[name] = len(series)
+            series.append(one)
+            names.append(name)
+        taken.extend(
+            (number, points, np.array([places[points.object, key] for key in points.keys], np.intp)[points.key_index])
+            for points in batch
+        )
+    if not taken:
+        return Appended(outcomes=outcomes, series={})
+    columns = _Columns.of(taken, series)
+    fresh = _fresh(conn, columns, series)
+    stored = np.bincount(columns.batch[fresh], minlength=len(batches)).tolist()
+    offered = np.bincount(columns.batch, minlength=len(batches)).tolist()
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, LoggedPoints):
+            outcomes[number] = LoggedPoints(stored=stored[number], repeated=offered[number] - stored[number])
+    if not fresh.all():
+        columns = columns.only(fresh)
+    if len(columns.series):
+        _write(conn, columns, names, series)
+    return Appended(outcomes=outcomes, series=dict(zip(names, series, strict=True)))
+
+
+def _series_of(
+    conn: Connection,
+    batch: Sequence[MetricPoints],
+    known: Mapping[Name, Series],
+    places: Mapping[Name, int],
+    series: Sequence[Series],
+) -> dict[Name, Series]:
+    """Series of a batch that are not in ``series`` yet.
+
+    Raises:
+        InvalidError: Points of another kind than their series.
+    """
+    wanted: dict[Name, Series] = {}
+    for points in batch:
+        for key, kind in zip(points.keys, points.kinds, strict=True):
+            name = (points.object, key)
+            place = places.get(name)
+            found = series[place] if place is not None else wanted.get(name)
+            if found is None:
+                found = wanted[name] = known.get(name) or _find(conn, name) or Series(id=0, kind=kind)
+            if found.kind != kind:
+                raise InvalidError(
+                    f"the metric {shown(key)} of {points.object} holds {_KIND_NAMES[found.kind]}, not "
+                    f"{_KIND_NAMES[kind]}: use another key",
+                    what="kinds",
+                    key=key,
+                )
+    return wanted
+
+
+def _find(conn: Connection, name: Name) -> Series | None:
+    row = _FIND_SERIES.first(conn, {"the_uid": name[0], "the_name": name[1]})
+    if row is None:
+        return None
+    series_id, kind, count, least, greatest, latest, latest_flag, infinite, *rest = row
+    latest_step, latest_time_us, first_step = rest
+    return Series(
+        id=series_id,
+        kind=kind,
+        count=count,
+        min=_bound(least, infinite & 1),
+        max=_bound(greatest, infinite & 2),
+        latest=number_of(latest, latest_flag),
+        latest_flag=latest_flag,
+        latest_step=latest_step,
+        latest_time_us=latest_time_us,
+        first_step=first_step,
+    )
+
+
+def _bound(kept: float | None, infinite: int) -> float | None:
+    return kept if kept is None or not infinite else _INFINITE[kept < 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Columns:
+    """Points of all batches by series, step and time; of equal ones, the one that came first is first."""
+
+    batch: NDArray[np.intp]
+    series: NDArray[np.intp]
+    steps: NDArray[np.int64]
+    times_us: NDArray[np.int64]
+    values: NDArray[np.float64]
+    kinds: NDArray[np.int64]
+    payloads: list[bytes | None]
+
+    @classmethod
+    def of(cls, taken: Sequence[tuple[int, MetricPoints, NDArray[np.intp]]], series: Sequence[Series]) -> _Columns:
+        place = _joined([indices for _, _, indices in taken])
+        steps = _joined([points.steps for _, points, _ in taken])
+        times_us = _joined([points.times_us for _, points, _ in taken])
+        values = _joined([points.values for _, points, _ in taken])
+        batch = np.repeat(
+            np.array([number for number, _, _ in taken], np.intp), [len(points) for _, points, _ in taken]
+        )
+        payloads: list[bytes | None] = []
+        if any(points.payloads for _, points, _ in taken):
+            for _, points, _ in taken:
+                payloads.extend(points.payloads or [None] * len(points))
+            of_series = np.array([one.kind for one in series], np.int64)[place]
+            values = np.where(of_series == NUMBER, values, np.nan)
+            kinds = np.where(of_series == NUMBER, kinds_of(values), of_series)
+        else:
+            kinds = kinds_of(values)
+        columns = cls(
+            batch=batch, series=place, steps=steps, times_us=times_us, values=values, kinds=kinds, payloads=payloads
+        )
+        if len(steps) == 1:
+            return columns
+        return columns.only(np.lexsort((times_us, steps, place)))
+
+    def only(self, chosen: NDArray[Any]) -> _Columns:
+        """Those points, by a mask or by their places."""
+        payloads = self.payloads
+        if payloads:
+            payloads = [payloads[place] for place in np.arange(len(payloads))[chosen].tolist()]
+        return _Columns(
+            batch=self.batch[chosen],
+            series=self.series[chosen],
+            steps=self.steps[chosen],
+            times_us=self.times_us[chosen],
+            values=self.values[chosen],
+            kinds=self.kinds[chosen],
+            payloads=payloads,
+        )
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _fresh(conn: Connection, columns: _Columns, series: Sequence[Series]) -> NDArray[np.bool_]:
+    """Which points are not there yet; of several with one identity, the first."""
+    place, steps, times_us = columns.series, columns.steps, columns.times_us
+    fresh = np.ones(len(place), np.bool_)
+    if len(place) > 1:
+        fresh[1:] = (place[1:] != place[:-1]) | (steps[1:] != steps[:-1]) | (times_us[1:] != times_us[:-1])
+    last_step = np.array([one.latest_step for one in series], np.int64)[place]
+    last_us = np.array([one.latest_time_us for one in series], np.int64)[place]
+    begun = np.array([one.count > 0 for one in series], np.bool_)[place]
+    behind = fresh & begun & ((steps < last_step) | ((steps == last_step) & (times_us <= last_us)))
+    if behind.any():
+        for number in np.unique(place[behind]).tolist():
+            where = np.flatnonzero(behind & (place == number))
+            points = list(zip(steps[where].tolist(), times_us[where].tolist(), strict=True))
+            there = _there(conn, series[number].id, points)
+            fresh[where] = [point not in there for point in points]
+    return fresh
+
+
+def _there(conn: Connection, series_id: int, points: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Points of a series that are there; all of ``points`` among them, by step and time."""
+    low, high = points[0][0], points[-1][0]
+    limit = 4 * len(points) + 1000
+    some = select(metric_points.c.step, metric_points.c.time_us).where(metric_points.c.series_id == series_id)
+    if high - low < limit:
+        found = conn.execute(some.where(metric_points.c.step.between(low, high)).limit(limit + 1)).all()
+        if len(found) <= limit:
+            return {(row.step, row.time_us) for row in found}
+    there: set[tuple[int, int]] = set()
+    for start in range(0, len(points), _IN_CHUNK):
+        chunk = points[start : start + _IN_CHUNK]
+        asked = some.where(tuple_(metric_points.c.step, metric_points.c.time_us).in_(chunk))
+        there.update((row.step, row.time_us) for row in conn.execute(asked))
+    return there
+
+
+def _write(conn: Connection, columns: _Columns, names: Sequence[Name], series: list[Series]) -> None:
+    """Writes points that are all new, and the rows of their series, which `series` holds afterwards."""
+    starts = np.flatnonzero(np.concatenate(([True], columns.series[1:] != columns.series[:-1])))
+    ends = np.append(starts[1:], len(columns.series)) - 1
+    leasts = np.fmin.reduceat(columns.values, starts).tolist()
+    greatests = np.fmax.reduceat(columns.values, starts).tolist()
+    ids = np.zeros(len(series), np.int64)
+    changed: list[tuple[int, Series]] = []
+    for place, start, end, least, greatest in zip(
+        columns.series[starts].tolist(), starts.tolist(), ends.tolist(), leasts, greatests, strict=True
+    ):
+        changed.append((place, _with(series[place], columns, start, end, least, greatest)))
+    # By id, so that two writers take the rows' locks in one order.
+    for place, after in sorted(changed, key=lambda item: item[1].id):
+        before = series[place]
+        if before.id:
+            values = {f"new_{name}": value for name, value in after.row.items()}
+            if not _UPDATE_SERIES.run(conn, {"the_id": before.id, "old_count": before.count, **values}):
+                raise StaleSeriesError
+            series[place] = after
+        else:
+            series[place] = replace(after, id=_add(conn, names[place], after))
+        ids[place] = series[place].id
+    rows = [
+        ids[columns.series].tolist(),
+        columns.steps.tolist(),
+        columns.times_us.tolist(),
+        columns.kinds.tolist(),
+        kept_numbers(columns.values),
+    ]
+    if columns.payloads:
+        _ADD_PAYLOADS.insert(conn, list(chain.from_iterable(zip(*rows, columns.payloads, strict=True))))
+    else:
+        _ADD_POINTS.insert(conn, list(chain.from_iterable(zip(*rows, strict=True))))
+
+
+def _with(before: Series, columns: _Columns, start: int, end: int, least: float, greatest: float) -> Series:
+    """A series after the points from ``start`` to ``end``; NaN as bounds stands for none."""
+    step, time_us, kind = int(columns.steps[end]), int(columns.times_us[end]), int(columns.kinds[end])
+    latest: float | None = float(columns.values[end]) if before.kind == NUMBER else None
+    first = int(columns.steps[start])
+    if before.count and (before.latest_step, before.latest_time_us) > (step, time_us):
+        step, time_us, kind, latest = before.latest_step, before.latest_time_us, before.latest_flag, before.latest
+    return Series(
+        id=before.id,
+        kind=before.kind,
+        count=before.count + end - start + 1,
+        min=before.min if least != least else least if before.min is None else min(before.min, least),
+        max=before.max if greatest != greatest else greatest if before.max is None else max(before.max, greatest),
+        latest=latest,
+        latest_flag=kind,
+        latest_step=step,
+        latest_time_us=time_us,
+        first_step=min(before.first_step, first) if before.count else first,
+    )
+
+
+def _add(conn: Connection, name: Name, series: Series) -> int:
+    uid, key = name
+    row = _FIND_OBJECT.first(conn, {"the_uid": uid})
+    object_id = row[0] if row is not None else _ADD_OBJECT.insert(conn, {"uid": uid})
+    row = _FIND_KEY.first(conn, {"the_name": key})
+    key_id = row[0] if row is not None else _ADD_KEY.insert(conn, {"name": key})
+    return _ADD_SERIES.insert(conn, {"object_id": object_id, "key_id": key_id, "kind": series.kind, **series.row})

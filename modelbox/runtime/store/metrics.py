@@ -1,0 +1,223 @@
+"""Metrics in SQL. Calls at the same time share transactions; neither points nor series are in the change feed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+from sqlalchemy import Connection, Select, delete, select, tuple_
+
+from modelbox.errors import ModelBoxError
+from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
+from modelbox.runtime.store import metric_reads
+from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.metric_schema import metric_objects, metric_points, metric_series
+from modelbox.runtime.store.metric_writes import Appended, Name, Series, StaleSeriesError, append_points
+from modelbox.tracking import MetricColumns, MetricSummary, SampledSeries
+
+__all__ = ("SqlMetricStore",)
+
+_MAX_KNOWN = 200_000
+_MAX_GROUP_POINTS = 50_000
+"""Of one transaction, so that nobody waits for long; a single call may have more."""
+_DELETE_POINTS = 20_000
+_IN_CHUNK = 500
+
+Outcome = LoggedPoints | ModelBoxError
+Batch = Sequence[MetricPoints]
+
+
+class _Waiting:
+    """Batches of one call on their way into a transaction."""
+
+    __slots__ = ("batches", "error", "leads", "outcomes", "points", "woken")
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.points = sum(len(points) for batch in batches for points in batch)
+        self.outcomes: Sequence[Outcome] | None = None
+        self.error: Exception | None = None
+        self.leads = False
+        self.woken = anyio.Event()
+
+
+class SqlMetricStore:
+    """`modelbox.runtime.metric_ports.MetricStore` over a database; see there for each method.
+
+    One call at a time leads: it writes what waits, its own batches and those of others, then wakes them and hands the
+    lead to the first that came meanwhile.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._waiting: deque[_Waiting] = deque()
+        self._led = False
+        self._known: dict[Name, Series] = {}
+
+    async def append(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        """See the port."""
+        mine = _Waiting(batches)
+        self._waiting.append(mine)
+        if self._led:
+            try:
+                await mine.woken.wait()
+            except BaseException:
+                if mine in self._waiting:
+                    self._waiting.remove(mine)
+                if mine.leads:
+                    self._hand_over()
+                raise
+        else:
+            self._led = mine.leads = True
+        if mine.leads:
+            try:
+                await self._write_waiting()
+            finally:
+                self._hand_over()
+        if mine.error is not None:
+            raise _copy_of(mine.error)
+        assert mine.outcomes is not None
+        return mine.outcomes
+
+    async def _write_waiting(self) -> None:
+        """Writes the first that wait, the leader's first, and tells them."""
+        group = [self._waiting.popleft()]
+        points = group[0].points
+        while self._waiting and points + self._waiting[0].points <= _MAX_GROUP_POINTS:
+            points += self._waiting[0].points
+            group.append(self._waiting.popleft())
+        batches = [batch for waiting in group for batch in waiting.batches]
+        try:
+            appended = await self._append(batches)
+        except Exception as exc:
+            for waiting in group:
+                waiting.error = exc
+        except BaseException:
+            # The leader was cancelled, the others were not. Perhaps it was written all the same: then they repeat it.
+            self._waiting.extendleft(reversed(group[1:]))
+            raise
+        else:
+            begin = 0
+            for waiting in group:
+                waiting.outcomes = appended.outcomes[begin : begin + len(waiting.batches)]
+                begin += len(waiting.batches)
+        for waiting in group:
+            waiting.woken.set()
+
+    async def _append(self, batches: Sequence[Batch]) -> Appended:
+        known = self._known
+        try:
+            appended = await self._db.write(lambda conn: append_points(conn, batches, known))
+        except StaleSeriesError:
+            known.clear()
+            appended = await self._db.write(lambda conn: append_points(conn, batches, {}))
+        if len(known) + len(appended.series) > _MAX_KNOWN:
+            known.clear()
+        known.update(appended.series)
+        return appended
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            following = self._waiting[0]
+            following.leads = True
+            following.woken.set()
+        else:
+            self._led = False
+
+    async def summaries(self, objects: Sequence[str], keys: Sequence[str]) -> tuple[MetricSummary, ...]:
+        """See the port."""
+        return await self._db.read(lambda conn: metric_reads.summaries(conn, objects, keys))
+
+    async def find_summary(self, object: str, key: str) -> MetricSummary | None:
+        """See the port."""
+        return await self._db.read(lambda conn: metric_reads.find_summary(conn, object, key))
+
+    async def key_names(self, object: str, *, limit: int) -> tuple[str, ...]:
+        """See the port."""
+        return await self._db.read(lambda conn: metric_reads.key_names(conn, object, limit))
+
+    async def read_chunk(
+        self,
+        object: str,
+        key: str,
+        *,
+        from_step: int | None,
+        to_step: int | None,
+        after: tuple[int, int] | None,
+        limit: int,
+    ) -> MetricColumns:
+        """See the port."""
+        return await self._db.read(
+            lambda conn: metric_reads.read_chunk(
+                conn, object, key, from_step=from_step, to_step=to_step, after=after, limit=limit
+            )
+        )
+
+    async def sample(
+        self, object: str, key: str, *, from_step: int | None, to_step: int | None, buckets: int
+    ) -> SampledSeries:
+        """See the port."""
+        return await self._db.scan(
+            lambda conn: metric_reads.sample(conn, object, key, from_step=from_step, to_step=to_step, buckets=buckets)
+        )
+
+    async def delete_series(self, objects: Sequence[str]) -> int:
+        """See the port."""
+        gone = 0
+        for start in range(0, len(objects), _IN_CHUNK):
+            some = list(objects[start : start + _IN_CHUNK])
+            for name in [name for name in self._known if name[0] in some]:
+                del self._known[name]
+            for series_id in await self._db.read(partial(_series_ids, uids=some)):
+                while count := await self._db.write(partial(_delete_points, series_id=series_id)):
+                    gone += count
+            await self._db.write(partial(_delete_objects, uids=some))
+        return gone
+
+
+def _of_objects(uids: Sequence[str]) -> Select[tuple[int]]:
+    return (
+        select(metric_series.c.id)
+        .join(metric_objects, metric_objects.c.id == metric_series.c.object_id)
+        .where(metric_objects.c.uid.in_(uids))
+    )
+
+
+def _series_ids(conn: Connection, uids: Sequence[str]) -> list[int]:
+    return [row.id for row in conn.execute(_of_objects(uids))]
+
+
+def _delete_points(conn: Connection, series_id: int) -> int:
+    """Deletes some of the first points; returns how many."""
+    columns = metric_points.c
+    behind = (
+        select(columns.step, columns.time_us)
+        .where(columns.series_id == series_id)
+        .order_by(columns.step, columns.time_us)
+        .offset(_DELETE_POINTS)
+        .limit(1)
+    )
+    first_left = conn.execute(behind).first()
+    gone = delete(metric_points).where(columns.series_id == series_id)
+    if first_left is not None:
+        gone = gone.where(tuple_(columns.step, columns.time_us) < tuple_(first_left.step, first_left.time_us))
+    return int(conn.execute(gone).rowcount)
+
+
+def _delete_objects(conn: Connection, uids: Sequence[str]) -> None:
+    """Deletes series, with what points came meanwhile, and their objects."""
+    for series_id in _series_ids(conn, uids):
+        conn.execute(delete(metric_points).where(metric_points.c.series_id == series_id))
+        conn.execute(delete(metric_series).where(metric_series.c.id == series_id))
+    conn.execute(delete(metric_objects).where(metric_objects.c.uid.in_(uids)))
+
+
+def _copy_of(error: Exception) -> Exception:
+    """An error of the caller's own: one that several tasks raise would gather all their tracebacks."""
+    if not isinstance(error, ModelBoxError):
+        return error
+    copied = type(error)(error.message, **error.fields)
+    copied.__cause__ = error.__cause__
+    return copied
