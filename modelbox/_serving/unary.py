@@ -9,10 +9,11 @@ What is shared with h2 stays consistent: the header table (all blocks are decode
 peer's), the connection's windows, the highest stream. A stream belongs to one of both sides for its whole life.
 
 Invariants, beside those of `guard`: one call holds one message of at most ``max_message_bytes`` each way; a call ends
-when its peer neither sends the rest of its message nor reads its answer for ``stall_s``; a peer's calls, read or
-unread, are at most ``max_streams``. Calls begin only while the answers that the peer has not taken, and those that are
-likely to come of the calls under way (`_MAX_RUNNING` at most), are at most `_MAX_OWED` bytes; until then requests wait,
-and what they hold is bounded by the connection's window, which is not given back for them.
+when its peer does not read its answer for ``stall_s``, or sends its message slower than `_LEAST_BYTES_PER_S`; a peer's
+calls, read or unread, are at most ``max_streams``. Calls begin only while the answers that the peer has not taken, and
+those that are likely to come of the calls under way (`_MAX_RUNNING` at most), are at most `_MAX_OWED` bytes; until then
+requests wait, and what they hold is bounded by the connection's window, which is not given back for them. What breaks
+the rules of one stream ends that call; what leaves the connection's own state in doubt ends the connection.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ DirectMethod = Callable[[bytes | memoryview, float | None], Coroutine[Any, Any, 
 _PREFACE_BYTES = 24
 _FRAME = struct.Struct(">HBBBL")
 _PREFIX = struct.Struct(">BI")
-_DATA, _HEADERS, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 8, 9
+_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 7, 8, 9
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
-_NO_ERROR, _REFUSED_STREAM, _PROTOCOL_ERROR, _ENHANCE_YOUR_CALM = 0, 7, 1, 11
+_NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _STREAM_CLOSED, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0, 1, 3, 5, 7, 11
 _MAX_WINDOW = (1 << 31) - 1
 _ID = (1 << 31) - 1
 _UNIMPLEMENTED, _UNAVAILABLE = 12, 14
@@ -64,6 +65,8 @@ _MAX_RUNNING = 128
 _FIRST_ANSWER_BYTES = 1 << 20
 """How large a connection's answers are taken to be before there was one."""
 _WRITE_BYTES = 1 << 18
+_LEAST_BYTES_PER_S = 64 << 10
+"""Speed at which a message has to come, as long as nothing of ours holds it back."""
 
 COMPRESSED = (
     "compressed messages are not taken: send them with grpc-encoding identity (tritonclient: no compression_algorithm)"
@@ -104,6 +107,7 @@ class _Call:
         "done",
         "expected",
         "head",
+        "marked",
         "moved_at",
         "sent",
         "stream_id",
@@ -119,6 +123,8 @@ class _Call:
         self.moved_at = now
         self.body: bytes | bytearray = b""
         self.complete = False
+        # What had come of it at `moved_at`.
+        self.marked = 0
         self.expected = -1
         self.unacknowledged = 0
         self.task: asyncio.Task[None] | None = None
@@ -163,6 +169,8 @@ class _DirectProtocol(GuardedProtocol):
         self._likely = _FIRST_ANSWER_BYTES
         self._unacknowledged = 0
         self._sweeper: asyncio.TimerHandle | None = None
+        self._goaway = b""
+        self._step = int(stall_s * _LEAST_BYTES_PER_S)
         self._loop = asyncio.get_running_loop()
 
     # -- the connection
@@ -238,9 +246,7 @@ class _DirectProtocol(GuardedProtocol):
                 return flags == _END_HEADERS and self._open(stream_id, data[start:end])
             call = self._calls.get(stream_id)
             if call is not None:
-                # Trailers of a request: gRPC has none.
-                self._abort()
-                return True
+                return self._take_trailers(call, flags, data[start:end])
         elif kind == _RST_STREAM and stream_id in self._calls:
             self._drop(self._calls[stream_id])
             if not self.processor._resets.take():
@@ -248,6 +254,10 @@ class _DirectProtocol(GuardedProtocol):
             return True
         elif kind == _WINDOW_UPDATE and stream_id in self._calls and end - start == 4:
             return self._widen(self._calls[stream_id], int.from_bytes(data[start:end], "big") & _ID)
+        elif kind == _GOAWAY and self._calls and end - start >= 8 and not any(data[start + 4 : start + 8]):
+            # The peer opens no more streams, and waits for those that it has: h2 would drop them.
+            self._goaway = _FRAME.pack(0, 8, _GOAWAY, 0, 0) + data[start : start + 8]
+            return True
         # Streams that are over: h2 knows its own, the others were ours.
         if not stream_id or not stream_id & 1 or kind not in (_DATA, _RST_STREAM, _WINDOW_UPDATE):
             return False
@@ -310,13 +320,38 @@ class _DirectProtocol(GuardedProtocol):
             self._fail_as(call, Failure(status=_UNAVAILABLE, text=STOPPING))
         return True
 
+    def _take_trailers(self, call: _Call, flags: int, block: bytes) -> bool:
+        """Trailers of a request: gRPC has none."""
+        if flags != _END_HEADERS | _END_STREAM:
+            self._abort()
+            return True
+        try:
+            # Later blocks may refer to what this one has put into the table.
+            self._headers.decode(block, raw=True)
+        except HPACKError as exc:
+            _LOG.debug("a peer sent broken headers: %s", exc)
+            self._abort()
+            return True
+        if call.complete:
+            self._end(call, _STREAM_CLOSED)
+        else:
+            self._fail(call, InvalidError("a call has no trailers"))
+        return True
+
+    def _end(self, call: _Call, code: int) -> None:
+        """Resets the call's stream, and forgets it."""
+        self._reset(call.stream_id, code)
+        self._drop(call)
+        if not self.processor._resets.take():
+            self._flooded("broken calls")
+
     def _take_data(self, call: _Call, flags: int, data: bytes, start: int, end: int) -> bool:
         self._acknowledge(end - start)
         if self._dead:
             return True
         if call.complete:
             # Data after the end of the stream.
-            self._abort()
+            self._end(call, _STREAM_CLOSED)
             return True
         call.unacknowledged += end - start
         if flags & _PADDED and end > start:
@@ -331,8 +366,9 @@ class _DirectProtocol(GuardedProtocol):
             if type(call.body) is bytes:
                 call.body = bytearray(call.body)
             call.body += memoryview(data)[start:end]
-        call.moved_at = self._loop.time()
         size = len(call.body) - 5
+        if size - call.marked >= self._step or flags & _END_STREAM:
+            call.moved_at, call.marked = self._loop.time(), size
         if call.expected < 0 <= size and not self._begin(call):
             return True
         if 0 <= call.expected < size:
@@ -425,8 +461,7 @@ class _DirectProtocol(GuardedProtocol):
             self._write(
                 b"".join(
                     (
-                        _FRAME.pack(0, len(_ANSWER_HEAD), _HEADERS, _END_HEADERS, stream_id),
-                        _ANSWER_HEAD,
+                        self._header_frames(stream_id, _ANSWER_HEAD),
                         _FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, stream_id),
                         _PREFIX.pack(0, len(answer)),
                         answer,
@@ -437,7 +472,7 @@ class _DirectProtocol(GuardedProtocol):
             )
             self._close(call)
             return
-        self._tell(_FRAME.pack(0, len(_ANSWER_HEAD), _HEADERS, _END_HEADERS, call.stream_id) + _ANSWER_HEAD)
+        self._tell(self._header_frames(call.stream_id, _ANSWER_HEAD))
         call.answer = memoryview(_PREFIX.pack(0, len(answer)) + answer)
         self._owed += size
         self._blocked[call.stream_id] = call
@@ -483,12 +518,28 @@ class _DirectProtocol(GuardedProtocol):
         self._write(b"".join(parts))
         return over
 
+    def _header_frames(self, stream_id: int, block: bytes, flags: int = 0) -> bytes:
+        """The frames of a block of headers."""
+        h2 = self._h2
+        if h2.encoder.header_table.resized:
+            # The peer has made its table smaller, and the next block has to say that we know.
+            block = h2.encoder.encode([]) + block
+        size, most = len(block), h2.max_outbound_frame_size
+        if size <= most:
+            return _FRAME.pack(size >> 8, size & 0xFF, _HEADERS, flags | _END_HEADERS, stream_id) + block
+        parts: list[bytes] = []
+        for at in range(0, size, most):
+            part = block[at : at + most]
+            last = _END_HEADERS if at + most >= size else 0
+            kind = _CONTINUATION if at else _HEADERS
+            parts += (_FRAME.pack(len(part) >> 8, len(part) & 0xFF, kind, last | (0 if at else flags), stream_id), part)
+        return b"".join(parts)
+
     def _widen(self, call: _Call, increment: int) -> bool:
         call.window += increment
         own = self._h2.remote_settings.initial_window_size + call.window - call.sent
         if not increment or own > _MAX_WINDOW:
-            self._reset(call.stream_id, _PROTOCOL_ERROR)
-            self._drop(call)
+            self._end(call, _FLOW_CONTROL_ERROR if increment else _PROTOCOL_ERROR)
         elif self._blocked:
             self._unblock()
         return True
@@ -501,14 +552,11 @@ class _DirectProtocol(GuardedProtocol):
             return
         block = bytearray(_ANSWER_HEAD)
         block += literal("grpc-status", str(failure.status))
-        block += literal("grpc-message", encode_grpc_message(failure.text))
+        block += literal("grpc-message", encode_grpc_message(failure.text.strip()))
         for key, value in failure.metadata.items():
             plain = b64encode(value).rstrip(b"=").decode() if isinstance(value, bytes) else value
             block += literal(key, plain)
-        size = len(block)
-        self._tell(
-            _FRAME.pack(size >> 8, size & 0xFF, _HEADERS, _END_HEADERS | _END_STREAM, call.stream_id) + bytes(block)
-        )
+        self._tell(self._header_frames(call.stream_id, bytes(block), _END_STREAM))
         if not call.complete:
             # The rest of the message is not wanted.
             self._reset(call.stream_id, _NO_ERROR)
@@ -527,6 +575,10 @@ class _DirectProtocol(GuardedProtocol):
             call.done.set_result(None)
         if self._waiting:
             self._start_waiting()
+        if self._goaway and not self._calls:
+            goaway, self._goaway = self._goaway, b""
+            # When the answer has left.
+            self._loop.call_soon(self._feed, goaway)
 
     def _drop(self, call: _Call) -> None:
         """Ends a call of which nobody wants to know any more."""
@@ -539,8 +591,12 @@ class _DirectProtocol(GuardedProtocol):
         self._sweeper = None
         if not self._calls or self._dead:
             return
-        late = self._loop.time() - self._stall_s
+        now = self._loop.time()
+        late = now - self._stall_s
         for call in tuple(self._calls.values()):
+            if self._waiting and not call.complete:
+                # It is our window that its message waits for, if anything.
+                call.moved_at = now
             if call.moved_at > late:
                 continue
             if call.answer is not None:

@@ -32,6 +32,14 @@ from tests.h2_peer import H2Peer
 
 ECHO, SLOW, LARGE, FAILING, PLAIN = "/t/Echo", "/t/Slow", "/t/Large", "/t/Failing", "/t/Plain"
 LARGE_BYTES = 200_000
+_HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", ECHO),
+    (":authority", "test"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +57,7 @@ class Methods:
         self.cancelled = 0
         self.large_calls = 0
         self.timeouts: list[float | None] = []
+        self.text = "grün kaputt " * 20
 
     def __mapping__(self) -> dict[str, Handler]:
         return {
@@ -85,7 +94,7 @@ class Methods:
         return b"z" * LARGE_BYTES
 
     async def failing(self, message: bytes | memoryview, timeout_s: float | None) -> bytes:
-        raise ModelBoxError("grün kaputt " * 20)
+        raise ModelBoxError(self.text)
 
 
 def fail(error: Exception) -> Failure:
@@ -376,7 +385,7 @@ async def test_a_window_that_overflows_resets_the_call_alone() -> None:
             await at.methods.started.wait()
         peer.writer.write(struct.pack(">HBBBLL", 0, 4, 8, 0, stream, (1 << 31) - 1))
         answer, beside = await collect(peer, stream, other)
-        assert answer.reset == 1
+        assert answer.reset == 3
         assert beside.status == "0"
         with anyio.fail_after(5):
             await at.methods.ended.wait()
@@ -570,6 +579,113 @@ async def test_an_unfinished_message_ends_in_time() -> None:
         await peer.flush()
         answers = await collect(peer, stream, silent)
         assert all("did not come within" in a.headers["grpc-message"].replace("%20", " ") for a in answers)
+        await works(at)
+
+
+async def test_a_message_that_trickles_in_ends_in_time_and_a_steady_one_does_not() -> None:
+    async with serving(stall_s=0.4) as at, H2Peer(at.address) as peer:
+        slow, steady = peer.call(ECHO), peer.call(FAILING)
+        peer.message(slow, b"", length=1 << 20, end_stream=False)
+        peer.message(steady, b"", length=600_000, end_stream=False)
+        await peer.flush()
+        heard = asyncio.create_task(collect(peer, slow, steady))
+        with anyio.fail_after(10):
+            for number in range(20):
+                await anyio.sleep(0.05)
+                if not peer.h2.streams[slow].closed:
+                    peer.h2.send_data(slow, b"t")
+                for half in (False, True):
+                    peer.h2.send_data(steady, bytes(15_000), end_stream=half and number == 19)
+                await peer.flush()
+            trickled, came = await heard
+        assert "did not come within" in trickled.headers["grpc-message"].replace("%20", " ")
+        assert came.status == "9"
+        assert "kaputt" in came.headers["grpc-message"]
+
+
+async def test_data_and_trailers_behind_a_message_end_their_call_alone() -> None:
+    async with serving() as at, H2Peer(at.address) as peer:
+        over, trailed, beside = peer.call(SLOW), peer.call(ECHO), peer.call(SLOW)
+        for stream in (over, beside):
+            peer.message(stream, b"")
+        peer.message(trailed, b"half", length=8, end_stream=False)
+        peer.h2.send_headers(trailed, [("x-new", "in the table")], end_stream=True)
+        await peer.flush()
+        with anyio.fail_after(5):
+            await at.methods.started.wait()
+        peer.writer.write(struct.pack(">HBBBL", 0, 3, 0, 0, over) + b"abc")
+        # Its headers refer to what those trailers have put into the table.
+        plain = peer.h2.get_next_available_stream_id()
+        peer.h2.send_headers(plain, [*_HEADERS, ("x-new", "in the table")])
+        peer.message(plain, b"after")
+        await peer.flush()
+        ended, refused, later = await collect(peer, over, trailed, plain)
+        at.methods.go_on.set()
+        [fine] = await collect(peer, beside)
+        assert ended.reset == 5
+        assert "no trailers" in refused.headers["grpc-message"].replace("%20", " ")
+        assert (fine.status, later.status, later.body) == ("0", "0", framed(b"after"))
+
+
+async def test_a_goodbye_of_the_peer_lets_its_calls_end() -> None:
+    async with serving() as at, H2Peer(at.address) as peer:
+        stream = peer.call(SLOW)
+        peer.message(stream, b"late")
+        await peer.flush()
+        with anyio.fail_after(5):
+            await at.methods.started.wait()
+            peer.writer.write(struct.pack(">HBBBLLL", 0, 11, 7, 0, 0, 0, 0) + b"bye")
+            await anyio.sleep(0.05)
+            assert at.server.connections == 1
+            at.methods.go_on.set()
+            [answer] = await collect(peer, stream)
+            assert answer.body == framed(b"late")
+            while at.server.connections:
+                await anyio.sleep(0.005)
+        assert at.methods.cancelled == 0
+
+
+async def test_a_goodbye_because_of_an_error_ends_the_calls() -> None:
+    async with serving() as at, H2Peer(at.address) as peer:
+        peer.message(peer.call(SLOW), b"late")
+        await peer.flush()
+        with anyio.fail_after(5):
+            await at.methods.started.wait()
+            peer.writer.write(struct.pack(">HBBBLLL", 0, 8, 7, 0, 0, 0, 2))
+            await at.methods.ended.wait()
+        assert at.methods.cancelled == 1
+
+
+async def test_a_smaller_table_of_headers_is_acknowledged_in_the_next_answer() -> None:
+    async with serving() as at, H2Peer(at.address) as peer:
+        strict = peer.h2.decoder
+        for size in (0, 100, 4096, 0):
+            peer.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: size})
+            stream = peer.call(ECHO)
+            peer.message(stream, b"")
+            await peer.flush()
+            # A decoder that insists on the change being said, as hpack's does.
+            [answer] = await collect(peer, stream)
+            assert answer.status == "0"
+            assert strict.max_allowed_table_size == size
+            assert strict.header_table.maxsize <= size
+            for path in (FAILING, PLAIN, ECHO):
+                other = peer.call(path)
+                peer.message(other, b"")
+                await peer.flush()
+                [answer] = await collect(peer, other)
+                assert answer.status in ("0", "9")
+
+
+async def test_large_trailers_go_in_pieces() -> None:
+    async with serving() as at, H2Peer(at.address) as peer:
+        at.methods.text = "long " * 12_000
+        stream = peer.call(FAILING)
+        peer.message(stream, b"")
+        await peer.flush()
+        [answer] = await collect(peer, stream)
+        assert answer.status == "9"
+        assert len(answer.headers["grpc-message"]) == 59_999
         await works(at)
 
 

@@ -265,7 +265,7 @@ def failure_of(error: Exception, what: str) -> Failure:
     pause_s = retry_after_s(error)
     if pause_s is not None:
         metadata["retry-after"] = f"{pause_s:g}"
-    return Failure(status=int(statuses_of(error).grpc), text=error.message[:_MAX_TEXT], metadata=metadata)
+    return Failure(status=int(statuses_of(error).grpc), text=error.message[:_MAX_TEXT].strip(), metadata=metadata)
 
 
 async def _fail(stream: Stream[Any, Any], error: Exception, what: str) -> None:
