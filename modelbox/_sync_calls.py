@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from modelbox.objects import (
 from modelbox.refs import ModelRef
 from modelbox.series import MetricValue, Sample, Series
 from modelbox.signature import Signature
+from modelbox.spool.delivery import PushedSpool
 from modelbox.tracking import (
     Attribute,
     AttributeChange,
@@ -750,6 +751,27 @@ class SyncCalls:
             max_depth: Edges from there at most; 0 for no bound. An answer ends at 10,000 objects and says so.
         """
         return finish(self._client.get_lineage(*objects, direction=direction, max_depth=max_depth))
+
+    def push_spools(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        any_url: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> tuple[PushedSpool, ...]:
+        """Delivers what programs that are gone have left in their spools; those of programs that live are passed over.
+
+        Args:
+            directory: Where spools lie; None: the setting ``spool_dir``.
+            any_url: Also those that are for a server of another address.
+            on_progress: Called with the number of records of each delivered batch, on the engine's thread.
+
+        Returns:
+            One entry for each spool that was delivered, in part or whole, or failed.
+
+        Cancellation: what was delivered stays so; the rest is kept.
+        """
+        return finish(self._client.push_spools(directory, any_url=any_url, on_progress=on_progress))
 
     def publish(
         self,

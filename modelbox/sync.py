@@ -32,6 +32,7 @@ from modelbox.model import LiveModel, ModelState
 from modelbox.objects import JsonValue
 from modelbox.otel import ModelMeter
 from modelbox.refs import Digest, ModelRef
+from modelbox.run import LiveRun
 from modelbox.signature import Signature
 
 if TYPE_CHECKING:
@@ -177,6 +178,36 @@ class Client(SyncCalls):
     ) -> SyncModel:
         """Brings a model into service and keeps it up to date; see `modelbox.Client.load`."""
         return SyncModel(self._client.load_sync(ref, options=options, timeout=timeout))
+
+    def start_run(
+        self,
+        experiment: str,
+        *,
+        name: str = "",
+        params: Mapping[str, JsonValue] | None = None,
+        tags: Mapping[str, str] | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+        parent: LiveRun | str | None = None,
+        resume: str | None = None,
+        system_metrics: bool | float = False,
+        capture: bool = True,
+        strict: bool = False,
+        flush_timeout_s: float = 10.0,
+    ) -> LiveRun:
+        """A run to log to, which begins with ``with``; see `modelbox.Client.start_run`."""
+        return self._client.start_run(
+            experiment,
+            name=name,
+            params=params,
+            tags=tags,
+            metadata=metadata,
+            parent=parent,
+            resume=resume,
+            system_metrics=system_metrics,
+            capture=capture,
+            strict=strict,
+            flush_timeout_s=flush_timeout_s,
+        )
 
     def changes(
         self,

@@ -15,6 +15,7 @@ from modelbox.client.loading import LoadCalls
 from modelbox.client.metrics import MetricCalls
 from modelbox.client.models import ModelCalls
 from modelbox.client.records import RecordCalls
+from modelbox.client.runs import RunCalls
 from modelbox.client.versions import VersionCalls
 from modelbox.client.watching import WatchCalls
 
@@ -30,6 +31,7 @@ class Client(
     AttributeCalls,
     MetricCalls,
     RecordCalls,
+    RunCalls,
     WatchCalls,
 ):
     """A connection to a central server.
