@@ -35,7 +35,7 @@ from modelbox.errors import InputError, LimitError, ProtocolError
 from modelbox.refs import shown
 from modelbox.signature import TensorSpec
 
-__all__ = ("CODES", "Layout", "Packer", "TensorBuffer", "pack_any", "parse_layout", "parts_of")
+__all__ = ("CODES", "MAX_LAYOUT_BYTES", "Layout", "Packer", "TensorBuffer", "pack_any", "parse_layout", "parts_of")
 
 CODES: tuple[str, ...] = (
     "bool",
@@ -69,7 +69,8 @@ _LENGTH = struct.Struct("<Q")
 _SHORT = struct.Struct("<I")
 _MAX_BYTES = 1 << 48
 _MAX_RANK = 32
-_MAX_LAYOUT_BYTES = 0xFFFF * 8
+MAX_LAYOUT_BYTES = 0xFFFF * 8
+"""A frame cannot say more."""
 _REMEMBERED = 256
 _PAD = tuple(bytes(n) for n in range(8))
 
@@ -268,8 +269,8 @@ def _make(names: Sequence[str], codes: Sequence[int], shapes: Sequence[tuple[int
         text = name.encode()
         parts += [_HEAD.pack(code, len(shape), len(text)), text, struct.pack(f"<{len(shape)}Q", *shape)]
     raw = b"".join(parts)
-    if len(raw) > _MAX_LAYOUT_BYTES:
-        raise LimitError(f"names and shapes of {len(names)} tensors have {len(raw)} bytes, at most {_MAX_LAYOUT_BYTES}")
+    if len(raw) > MAX_LAYOUT_BYTES:
+        raise LimitError(f"names and shapes of {len(names)} tensors have {len(raw)} bytes, at most {MAX_LAYOUT_BYTES}")
     return parse_layout(raw + _PAD[-len(raw) % 8])
 
 

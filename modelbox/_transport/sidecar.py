@@ -31,6 +31,7 @@ from modelbox._transport.sidecar_thread import ThreadLoop
 from modelbox.config import ClientConfig
 from modelbox.engine import Engine, EngineTask
 from modelbox.errors import (
+    AuthError,
     ClientClosed,
     DeadlineExceeded,
     InputError,
@@ -597,6 +598,7 @@ class SidecarHost:
             on_connected=self._on_connected,
             on_ended=self._on_ended,
             on_pushed=self._on_pushed,
+            on_refused=self._on_refused,
         )
 
     def _follow(self, reference: SidecarReference) -> None:
@@ -683,6 +685,13 @@ class SidecarHost:
         for reference in self._references.values():
             if reference.ready.is_set():
                 reference.set_stale(True)
+
+    def _on_refused(self, error: AuthError) -> None:
+        for reference in list(self._references.values()):
+            if not reference.ready.is_set():
+                self._fail(reference, error)
+                if reference.task is not None:
+                    reference.task.cancel()
 
     def _on_pushed(self, kind: int, target: int, body: bytearray) -> None:
         reference = self._by_handle.get(target)

@@ -26,7 +26,7 @@ from modelbox._loops import Loop, Timer, Waiter
 from modelbox._tensors import Layout, Packer, parse_layout
 from modelbox._transport.sidecar_answers import AnswerMemory
 from modelbox._transport.sidecar_segments import SHARED_FROM, Segment, SegmentPool
-from modelbox.errors import LimitError, ModelBoxError, ProtocolError, Unavailable, error_from_dict
+from modelbox.errors import AuthError, LimitError, ModelBoxError, ProtocolError, Unavailable, error_from_dict
 from modelbox.loader.inputs import InputChecker
 from modelbox.loader.runner import Prediction
 from modelbox.loader.stats import CallStats
@@ -43,6 +43,7 @@ _MAX_LAYOUTS = 256
 _MAX_VERSIONS = 256
 _BACKOFF_S = (0.005, 0.25)
 _WELCOME_S = 5.0
+_MAX_BYTES = 1 << 48
 _NO_TENSORS = Packer(())
 # Looking up a member of an enumeration costs more than comparing two numbers.
 _INFER, _RESULT, _SHARED = int(Kind.INFER), int(Kind.RESULT), int(Flag.SHARED)
@@ -230,6 +231,7 @@ class Connection:
         self._segments = SegmentPool(self.socket, max_count=0, max_bytes=0)
         self._answers = AnswerMemory()
         self._max_frame_bytes = 0
+        self._max_request_bytes = _MAX_BYTES
         self.socket.write(json_frame(Kind.HELLO, {"protocol": PROTOCOL, "client": f"modelbox {__version__} python"}))
 
     @property
@@ -271,8 +273,11 @@ class Connection:
         data: list[bytes]
         if packer.plain:
             layout = packer.layout(arrays)
-            raw, size = layout.raw, layout.size
-            if size >= SHARED_FROM and (segment := self._segments.take(size)) is not None:
+            raw, whole = layout.raw, layout.size
+            size = whole
+            if size > self._max_request_bytes:
+                data = []  # refused below
+            elif size >= SHARED_FROM and (segment := self._segments.take(size)) is not None:
                 call.held, held = segment, segment.number
                 layout.write(arrays, segment.memory)
                 data, size = [], 0
@@ -282,7 +287,9 @@ class Connection:
                 data = packer.pack(arrays)[1]
         else:
             raw, data = packer.pack(arrays)
-            size = sum(map(len, data))
+            size = whole = sum(map(len, data))
+        if whole > self._max_request_bytes:
+            raise LimitError(f"inputs of {whole} bytes: the sidecar takes {self._max_request_bytes} (max_request_mb)")
         total = CALL_BYTES + len(raw) + size
         if total > self._max_frame_bytes:
             raise LimitError(f"inputs of {size} bytes: at most {self._max_frame_bytes} go into a frame")
@@ -375,6 +382,7 @@ class Connection:
     def _welcome(self, body: Mapping[str, Any]) -> None:
         try:
             self._max_frame_bytes = int(body["max_frame_bytes"])
+            self._max_request_bytes = int(body.get("max_request_bytes", self._max_request_bytes))
             self._segments = SegmentPool(
                 self.socket, max_count=int(body["max_segments"]), max_bytes=int(body["max_shared_bytes"])
             )
@@ -491,6 +499,7 @@ class Link:
         on_connected: Hears of each new connection.
         on_ended: Hears when it is gone.
         on_pushed: Hears of news: kind, target and body.
+        on_refused: Hears when this user may not connect.
     """
 
     def __init__(
@@ -502,6 +511,7 @@ class Link:
         on_connected: Callable[[Connection], None] | None = None,
         on_ended: Callable[[Connection], None] | None = None,
         on_pushed: Callable[[int, int, bytearray], None] | None = None,
+        on_refused: Callable[[AuthError], None] | None = None,
     ) -> None:
         self.loop = loop
         self.connection: Connection | None = None
@@ -510,6 +520,7 @@ class Link:
         self._on_connected = on_connected
         self._on_ended = on_ended
         self._on_pushed = on_pushed
+        self._on_refused = on_refused
         self._connecting: Connection | None = None
         self._all: set[Connection] = set()
         self._held: list[Call] = []
@@ -595,6 +606,9 @@ class Link:
         self.trouble = str(error) if error is not None else "the sidecar closed the connection"
         if self._connecting is connection:
             self._connecting = None
+            if isinstance(error, AuthError):
+                # Waiting does not help those who may not connect.
+                self._refused(error)
             self._connect_later()
         if self.connection is connection:
             self.connection = None
@@ -609,6 +623,13 @@ class Link:
             self._on_pushed(kind, target, body)
 
     # -- connecting
+
+    def _refused(self, error: AuthError) -> None:
+        held, self._held = self._held, []
+        for call in held:
+            call.fail(error)
+        if self._on_refused is not None:
+            self._on_refused(error)
 
     def _hold(self, call: Call) -> None:
         if call.give_up_at is None:

@@ -24,6 +24,7 @@ from modelbox._serving.process import address_of, bind, package_version, run_htt
 from modelbox.client import Client
 from modelbox.config import ClientConfig, load_client_config
 from modelbox.errors import ConfigError
+from modelbox.loader.pool import available_cores
 from modelbox.loader.session import runtime
 from modelbox.sidecar.config import SidecarConfig
 from modelbox.sidecar.limits import ProtocolLimits
@@ -173,7 +174,14 @@ class _Sidecar:
                     service,
                     config.socket,
                     mode=config.socket_mode,
-                    limits=SocketLimits(max_connections=config.max_connections, stall_timeout_s=config.idle_timeout_s),
+                    user_ids=frozenset(config.socket_users) if config.socket_users else None,
+                    limits=SocketLimits(
+                        max_connections=config.max_connections,
+                        max_request_bytes=config.max_request_bytes,
+                        stall_timeout_s=config.idle_timeout_s,
+                        # With one processor, whoever looks takes it from whoever calls.
+                        linger_s=config.socket_linger_us / 1e6 if available_cores() > 1 else 0.0,
+                    ),
                     may_load=config.repository_control,
                 )
             )

@@ -96,6 +96,30 @@ def _read_mode(value: Any) -> int:
     return value
 
 
+def _read_users(value: Any) -> tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value,)
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError
+    # There are none on systems without users.
+    import pwd
+
+    found: list[int] = []
+    for item in items:
+        text = str(item)
+        if isinstance(item, bool) or not text.isdecimal():
+            try:
+                user = pwd.getpwnam(text).pw_uid
+            except KeyError as exc:
+                raise SettingError(f"there is no user {shown(text)}") from exc
+        else:
+            user = int(text)
+        if user not in found:
+            found.append(user)
+    return tuple(found)
+
+
 def _read_url(value: Any) -> str:
     if not isinstance(value, str) or (value and not value.startswith("http://")):
         raise ValueError
@@ -105,6 +129,7 @@ def _read_url(value: Any) -> str:
 _MODELS = Kind(read=_read_models, allowed="references such as langtech/wav2vec@prod")
 _SOCKET = Kind(read=_read_socket, allowed="a path, or empty for none")
 _SOCKET_MODE = Kind(read=_read_mode, allowed="file permissions, octal")
+_USERS = Kind(read=_read_users, allowed="names or ids of users")
 _PATH = Kind(read=_read_optional_path, allowed="a directory, or empty")
 _URL = Kind(read=_read_url, allowed="http://host:port, or empty")
 
@@ -133,6 +158,17 @@ class SidecarConfig:
             "help": "Permissions of the socket's file. With 600 only the sidecar's own user may connect.",
             "shown": "600",
         },
+    )
+    socket_users: tuple[int, ...] = setting(
+        (),
+        _USERS,
+        "Users who may connect to the socket, beside root and the sidecar's own; empty: whoever its permissions admit.",
+    )
+    socket_linger_us: float = setting(
+        100.0,
+        number(0, 1000, "microseconds", whole=False),
+        "How long the sidecar looks for the next call of a quick lone caller on the socket before it sleeps. Others get"
+        " the processor whenever they want it; 0 for a sidecar whose processor time is counted.",
     )
     insecure_plaintext: bool = setting(
         False,
@@ -205,7 +241,9 @@ class SidecarConfig:
         "Memory for answers by version and inputs, given again without a run; 0 for none.",
     )
     max_request_mb: float = setting(
-        64.0, number(0.001, 100_000, "MiB", whole=False), "Largest request that is taken, over HTTP and gRPC."
+        64.0,
+        number(0.001, 100_000, "MiB", whole=False),
+        "Largest request that is taken, over HTTP, gRPC and the socket.",
     )
     max_connections: int = setting(
         10_000, number(1, 1_000_000, "connections", whole=True), "Connections at a time on each port and the socket."

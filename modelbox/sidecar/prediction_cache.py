@@ -18,10 +18,14 @@ import numpy as np
 
 from modelbox.loader.runner import Prediction
 
-__all__ = ("CachedPrediction", "PredictionCache", "input_key")
+__all__ = ("CacheKey", "CachedPrediction", "PredictionCache", "input_key")
 
 _ENTRY_BYTES = 512
 """What an entry costs beside its arrays."""
+
+
+CacheKey = tuple[str, bytes]
+"""The digest of a version, and `input_key` of inputs to it."""
 
 
 class CachedPrediction(Prediction):

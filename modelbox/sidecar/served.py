@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from time import perf_counter_ns
 from typing import Any, cast
@@ -22,12 +22,12 @@ from modelbox.loader.generation import Generation
 from modelbox.loader.pool import available_cores
 from modelbox.loader.runner import JoinedPrediction, Mode, Prediction
 from modelbox.loader.stats import CallStats
-from modelbox.model import LiveModel
+from modelbox.model import LiveModel, ModelState
 from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef, shown
 from modelbox.sidecar.images import ImageInput, is_encoded, read_image_input
 from modelbox.sidecar.model_settings import ModelServing
-from modelbox.sidecar.prediction_cache import PredictionCache, input_key
+from modelbox.sidecar.prediction_cache import CachedPrediction, CacheKey, PredictionCache, input_key
 from modelbox.sidecar.serving import Gate
 from modelbox.sidecar.statistics import VersionTally, rows_of
 
@@ -195,6 +195,49 @@ class ServedModel:
             if prediction.version.digest == digest:
                 self._cache.put(key, prediction)
         return prediction
+
+    # -- calls that go past `predict`, because they need no task
+
+    def takes_images(self) -> bool:
+        """Whether one of the inputs may come as encoded images, which only `predict` decodes."""
+        version = self.handle().info
+        if version is not self._image_of:
+            self._meet(version)
+        return self._image is not None
+
+    def recall(self, inputs: Mapping[str, Any]) -> tuple[CacheKey | None, CachedPrediction | None]:
+        """What is kept for ``inputs``, which is counted, or the key to `remember` the answer under."""
+        start_ns = perf_counter_ns()
+        digest = self.handle().digest
+        key = input_key(digest, inputs)
+        if self._cache is None or key is None:
+            return None, None
+        kept = self._cache.get(key)
+        if kept is not None:
+            self._tally(kept.version).add_hit(perf_counter_ns() - start_ns)
+            return None, kept
+        tally = self._tally(self.handle().info)
+        tally.misses += 1
+        tally.miss_ns += perf_counter_ns() - start_ns
+        return (digest, key), None
+
+    def remember(self, key: CacheKey, version: ModelVersion, outputs: Iterable[tuple[str, Any]]) -> None:
+        """Keeps an answer, unless a new version came between `recall` and the run."""
+        digest, inputs = key
+        if self._cache is not None and version.digest == digest:
+            prediction = Prediction(outputs)
+            prediction.version = version
+            self._cache.put(inputs, prediction)
+
+    def count(self, version: ModelVersion, took_ns: int, rows: int, *, alone: bool) -> None:
+        """Adds an answered call to the statistics; ``alone`` if its run was for it only."""
+        tally = self.tallies.get(version.version) or self._tally(version)
+        tally.add(took_ns, rows, alone=alone)
+
+    def count_failed(self, took_ns: int) -> None:
+        """Adds a call that got an error."""
+        if self.live is not None and self.live.state is not ModelState.CLOSED:
+            self._tally(self.live.info).add_failed(took_ns)
 
     def check_outputs(self, names: Sequence[str]) -> None:
         """Refuses names of outputs that the model does not have, before anything runs.

@@ -1,9 +1,8 @@
 """What the protocol's statistics say of each version: counts and times of its calls.
 
 Owns the sums that the loader's own statistics do not have (rows, cache, the adapters' part of a call) and the form of
-the answer. Times are cumulative since the sidecar started, in nanoseconds. Calls over the Unix socket are not the
-protocol's and not counted here (``/metrics`` has them all); only where they share a run with the protocol's calls, that
-run and its waiting are.
+the answer. Times are cumulative since the sidecar started, in nanoseconds. Calls over the Unix socket are counted
+like the protocol's own, except that reading and writing their frames is not timed.
 """
 
 from __future__ import annotations

@@ -92,9 +92,12 @@ class Segments:
         self.bytes = 0
 
 
-def settled(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs from shared memory as a model may see them: what can be an index is copied."""
+def settled(inputs: dict[str, Any], *, everything: bool = False) -> dict[str, Any]:
+    """Inputs from shared memory as a model may see them: what can be an index is copied.
+
+    With ``everything`` all of them are, for answers that others get too: those must belong to what was looked at.
+    """
     return {
-        name: array.copy() if isinstance(array, np.ndarray) and array.dtype.kind in "iub" else array
+        name: array.copy() if isinstance(array, np.ndarray) and (everything or array.dtype.kind in "iub") else array
         for name, array in inputs.items()
     }

@@ -28,12 +28,16 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 
 from modelbox._frame_socket import FrameSocket, peer_uid
+from modelbox._frames import CALL_BYTES, MAX_FRAME_BYTES
 from modelbox._loops import Loop, Timer, current_loop
-from modelbox.errors import ConfigError
+from modelbox._tensors import MAX_LAYOUT_BYTES
+from modelbox.errors import AuthError, ConfigError, ModelBoxError, ServerBusy
 from modelbox.loader.runner import Lease
 from modelbox.refs import ModelRef
 from modelbox.sidecar.service import InferenceService, ServedModel
-from modelbox.sidecar.socket.connection import Connection, Handle
+from modelbox.sidecar.socket.answers import error_frame
+from modelbox.sidecar.socket.connection import Connection
+from modelbox.sidecar.socket.handles import Handle
 
 __all__ = ("SocketLimits", "SocketServer")
 
@@ -41,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _SWEEP_S = 0.25
+_QUESTION_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,7 @@ class SocketLimits:
         max_connections: Of all applications together; one more is closed at once.
         max_segments: Segments of shared memory on one connection.
         max_shared_bytes: Bytes of them.
+        max_request_bytes: Tensors of one call.
         hello_timeout_s: Until the first frame.
         stall_timeout_s: How long an application may leave its answers unread.
         linger_s: How long to look for the next call of a lone caller before the sidecar sleeps.
@@ -59,9 +65,15 @@ class SocketLimits:
     max_connections: int = 1024
     max_segments: int = 256
     max_shared_bytes: int = 1 << 30
+    max_request_bytes: int = MAX_FRAME_BYTES
     hello_timeout_s: float = 5.0
     stall_timeout_s: float = 30.0
     linger_s: float = 100e-6
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """Longest frame that is read: a call with as much as it may have, and any question."""
+        return min(max(self.max_request_bytes, _QUESTION_BYTES) + CALL_BYTES + MAX_LAYOUT_BYTES & ~7, MAX_FRAME_BYTES)
 
 
 class SocketServer(AsyncContextManagerMixin):
@@ -146,7 +158,7 @@ class SocketServer(AsyncContextManagerMixin):
 
     def drained(self) -> None:
         """Notes that a connection may have made its last call."""
-        if self._idle is not None and not any(connection.calls for connection in self._connections):
+        if self._idle is not None and not any(connection.calls.waiting for connection in self._connections):
             self._idle.set()
 
     # -- what connections ask for
@@ -160,18 +172,19 @@ class SocketServer(AsyncContextManagerMixin):
             ModelBoxError: It cannot be served.
         """
         ref = ModelRef.parse(text)
-        served = self._served(ref)
+        served = self.served(ref)
         if served is None or served.live is None:
             async with self._opening:
-                served = self._served(ref)
+                served = self.served(ref)
                 if served is None and not self._may_load:
                     return self.service.find(ref.path, ref.selector)
                 if served is None or served.live is None:
                     await self.service.load(str(ref))
-                    served = self._served(ref)
+                    served = self.served(ref)
         return served if served is not None else self.service.find(ref.path, ref.selector)
 
-    def _served(self, ref: ModelRef) -> ServedModel | None:
+    def served(self, ref: ModelRef) -> ServedModel | None:
+        """What serves ``ref`` now, ready or not; None if nothing does."""
         return next((served for served in self.service.models() if served.ref == ref), None)
 
     def new_lease(self, lease: Lease, handle: Handle) -> int:
@@ -269,14 +282,20 @@ class SocketServer(AsyncContextManagerMixin):
                 return
             sock.setblocking(False)
             uid = peer_uid(sock)
-            allowed = self._user_ids is None or uid is None or uid in {0, os.getuid(), *self._user_ids}
-            if not allowed or len(self._connections) >= self.limits.max_connections:
-                _log.warning("a connection of user %s was refused: %s", uid, "too many" if allowed else "not allowed")
-                sock.close()
+            allowed = self._user_ids is None or uid in {0, os.getuid(), *self._user_ids}
+            if not allowed:
+                _refuse(
+                    sock, uid, AuthError(f"user {uid} may not use this sidecar: its socket_users does not name them")
+                )
+                continue
+            if len(self._connections) >= self.limits.max_connections:
+                _refuse(sock, uid, ServerBusy(f"the sidecar has {len(self._connections)} connections already"))
                 continue
             connection = Connection(self)
             self._connections.add(connection)
-            connection.socket = FrameSocket(sock, self.loop, connection, descriptors=True)
+            connection.socket = FrameSocket(
+                sock, self.loop, connection, max_frame_bytes=self.limits.max_frame_bytes, descriptors=True
+            )
 
     async def _sweep(self) -> None:
         """Ends connections that hold things up, and tells of news that no event announces."""
@@ -300,3 +319,10 @@ class SocketServer(AsyncContextManagerMixin):
                     held.reset()
                     continue
                 connection.tell_news()
+
+
+def _refuse(sock: socket.socket, uid: int | None, error: ModelBoxError) -> None:
+    """Says why, as far as the peer's buffer takes it, and hangs up."""
+    _log.warning("a connection of user %s was refused: %s", uid, error)
+    with sock, suppress(OSError):
+        sock.send(error_frame(0, error))
