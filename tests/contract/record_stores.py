@@ -12,33 +12,38 @@ import pytest
 from sqlalchemy import func, select
 
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
-from modelbox.objects import NewModel, NewVersion, from_json
-from modelbox.runtime.ports import Key
+from modelbox.objects import ArtifactFile, NewArtifact, NewModel, NewVersion, from_json
+from modelbox.refs import Digest, ModelRef
+from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store import schema
+from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.lineage import SqlLineageStore
 from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.registry import SqlRegistryStore
+from modelbox.runtime.store.tracking import SqlTrackingStore
 from modelbox.tracking import (
     Comment,
     DatasetComponent,
     DatasetVersion,
     Event,
     LineageEdge,
+    NewCheckpoint,
     NewComment,
     NewDataset,
     NewDatasetVersion,
     NewEdge,
     NewEdges,
     NewEvent,
+    NewRun,
     ObjectKind,
     Readme,
     ReadmeEdit,
     new_id,
 )
 
-from .metadata_stores import AT, history, hold, manifest
+from .metadata_stores import AT, digest_of, history, hold, manifest
 
 LATER = AT + timedelta(hours=1)
 
@@ -49,6 +54,18 @@ async def make_model(database: Database, name: str = "m", namespace: str = "ns")
         NewModel(namespace=namespace, name=name), actor="ann", at=AT
     )
     return created.item.id
+
+
+async def make_run(database: Database, experiment: str = "ns/digits") -> str:
+    """A run's id."""
+    new = NewRun(experiment=experiment, started_at=AT)
+    return (await SqlTrackingStore(database).create_run(new, actor="ann", at=AT)).item.id
+
+
+async def make_checkpoint(database: Database, parent: str, epoch: int = 1) -> str:
+    """A checkpoint's id."""
+    new = NewCheckpoint(parent_id=parent, epoch=epoch)
+    return (await SqlTrackingStore(database).create_checkpoint(new, actor="ann", at=AT)).item.id
 
 
 async def last_changes(database: Database) -> list[tuple[str, str, str]]:
@@ -187,6 +204,27 @@ class NoteStoreContract:
         changes = [(c.kind, c.object, c.action) for r in (await history(database)).revisions for c in r.changes][2:]
         assert changes == [("comment", new.id, action) for action in ("created", "updated", "deleted", "restored")]
         assert from_json(Comment, (await history(database)).revisions[-1].changes[0].state) == restored
+
+    async def test_comments_go_into_the_bin_beside_other_objects(self, database: Database) -> None:
+        notes, tracking = SqlNoteStore(database), SqlTrackingStore(database)
+        run = await make_run(database)
+        new = [NewComment(object=run, text=str(number)) for number in range(3)]
+        for one in new:
+            await notes.add_comment(one, actor="", at=AT)
+        ids = [new[0].id, run, new[1].id, new[0].id]
+        with pytest.raises(NotFoundError):
+            await tracking.delete_objects([*ids, new_id(ObjectKind.COMMENT)], actor="", at=AT)
+        assert len((await notes.list_comments(run, include_deleted=False, limit=9, after=None)).items) == 3
+        assert await tracking.delete_objects(ids, actor="", at=AT) == 3
+        assert await tracking.delete_objects(ids, actor="", at=AT) == 0
+        left = await notes.list_comments(run, include_deleted=False, limit=9, after=None)
+        assert [comment.id for comment in left.items] == [new[2].id]
+        # What is in the bin still takes what is said of it.
+        assert not (await notes.add_comment(NewComment(object=run, text="late"), actor="", at=AT)).existed
+        assert await tracking.restore_objects([new[0].id, run], actor="", at=AT) == 2
+        await tracking.purge("", LATER, batch=10, actor="", at=LATER)
+        kept = await notes.list_comments(run, include_deleted=True, limit=9, after=None)
+        assert [comment.text for comment in kept.items] == ["0", "2", "late"]
 
     async def test_comments_come_in_order_and_in_pages(self, database: Database) -> None:
         await make_model(database)
@@ -580,3 +618,176 @@ class LineageStoreContract:
         await registry.delete_version("ns", "m", 1, actor="", at=AT)
         lineage = await graph.store.get_lineage(["ns/m"], up=True, down=False, max_depth=0, max_nodes=10)
         assert (len(lineage.nodes), lineage.edges) == (1, ())
+
+
+def tracked(name: str, parent: str) -> NewArtifact:
+    file = ArtifactFile(path="w.bin", size_bytes=3, digest=digest_of("one"), uri="s3://bucket/w.bin")
+    return NewArtifact(parent=parent, name=name, files=(file,))
+
+
+class AttachmentContract:
+    """Artifacts of any object, and versions that say where they come from."""
+
+    async def test_an_artifact_belongs_to_any_object(self, database: Database) -> None:
+        store = SqlArtifactStore(database)
+        run = await make_run(database)
+        checkpoint = await make_checkpoint(database, run)
+        version = NewDatasetVersion(namespace="ns", dataset="digits", components=(part("/a"),))
+        made = (await SqlDatasetStore(database).create_version(version, actor="", at=AT)).item
+        artifact = ""
+        for parent in (run, checkpoint, made.id, made.dataset_id):
+            created = await store.create_artifact(tracked("weights", parent), actor="ann", at=AT)
+            assert (created.existed, created.item.parent, created.item.namespace) == (False, parent, "ns")
+            assert (await store.create_artifact(tracked("weights", parent), actor="ann", at=AT)).existed
+            listed = await store.list_artifacts(parent=parent, namespace="", limit=9, after=None)
+            assert listed.items == (created.item,)
+            with pytest.raises(ConflictError, match="another name"):
+                other = ArtifactFile(path="v.bin", size_bytes=3, digest=digest_of("one"), uri="s3://bucket/v.bin")
+                new = NewArtifact(parent=parent, name="weights", files=(other,))
+                await store.create_artifact(new, actor="ann", at=AT)
+            artifact = created.item.id
+        with pytest.raises(InvalidError, match="is an artifact"):
+            await store.create_artifact(tracked("more", artifact), actor="", at=AT)
+        gone = new_id(ObjectKind.RUN)
+        with pytest.raises(NotFoundError):
+            await store.create_artifact(tracked("more", gone), actor="", at=AT)
+        with pytest.raises(NotFoundError):
+            await store.list_artifacts(parent=gone, namespace="", limit=9, after=None)
+
+    async def test_an_object_has_one_set_of_names_however_it_is_called(self, database: Database) -> None:
+        store, registry = SqlArtifactStore(database), SqlRegistryStore(database)
+        await hold(database, "ns", "one")
+        new = NewVersion(namespace="ns", model="m", manifest=manifest("one"))
+        version = (await registry.publish_version(new, actor="", at=AT)).item
+        model = await registry.get_model("ns", "m")
+        for path, uid in (("ns/m", model.id), ("ns/m@1", version.id)):
+            created = await store.create_artifact(tracked("card", uid), actor="", at=AT)
+            assert created.item.parent == path
+            assert (await store.create_artifact(tracked("card", path), actor="", at=AT)).existed
+            for text in (path, uid):
+                listed = await store.list_artifacts(parent=text, namespace="", limit=9, after=None)
+                assert listed.items == (created.item,)
+        await registry.delete_version("ns", "m", 1, actor="", at=AT)
+        left = await store.list_artifacts(parent="", namespace="ns", limit=9, after=None)
+        assert [artifact.parent for artifact in left.items] == ["ns/m"]
+
+    async def test_files_must_be_held_by_the_objects_namespace(self, database: Database) -> None:
+        store = SqlArtifactStore(database)
+        run = await make_run(database)
+        await hold(database, "elsewhere", "one")
+        file = ArtifactFile(path="w.bin", size_bytes=3, digest=digest_of("one"))
+        new = NewArtifact(parent=run, name="weights", files=(file,))
+        with pytest.raises(NotFoundError, match="not uploaded to ns"):
+            await store.create_artifact(new, actor="", at=AT)
+        await hold(database, "ns", "one")
+        created = await store.create_artifact(new, actor="", at=AT)
+        stored = await store.find_artifact_file(created.item.id, "w.bin")
+        assert (stored.namespace, stored.size_bytes, stored.digest) == ("ns", 3, Digest(digest_of("one")))
+
+    async def test_artifacts_go_into_the_bin_with_their_object(self, database: Database) -> None:
+        store, tracking = SqlArtifactStore(database), SqlTrackingStore(database)
+        run = await make_run(database)
+        await store.create_artifact(tracked("early", run), actor="", at=AT)
+        await tracking.delete_objects([run], actor="", at=AT)
+        await store.create_artifact(tracked("late", run), actor="", at=AT)
+        assert (await store.list_artifacts(parent="", namespace="ns", limit=9, after=None)).items == ()
+        assert len((await store.list_artifacts(parent=run, namespace="", limit=9, after=None)).items) == 2
+        # The run and both artifacts.
+        assert await tracking.restore_objects([run], actor="", at=AT) == 3
+        assert len((await store.list_artifacts(parent="", namespace="ns", limit=9, after=None)).items) == 2
+        await tracking.delete_objects([run], actor="", at=AT)
+        purged = await tracking.purge("", LATER, batch=10, actor="", at=LATER)
+        assert len(purged.ids) == 3
+        query = select(func.count()).select_from(schema.artifacts)
+        assert await database.read(lambda conn: conn.execute(query).scalar()) == 0
+
+    async def test_versions_of_a_dataset_in_the_bin_are_there_with_it(self, database: Database) -> None:
+        store, tracking = SqlDatasetStore(database), SqlTrackingStore(database)
+
+        def of(location: str) -> NewDatasetVersion:
+            return NewDatasetVersion(namespace="ns", dataset="digits", components=(part(location),))
+
+        first = (await store.create_version(of("/1"), actor="", at=AT)).item
+        second = (await store.create_version(of("/2"), actor="", at=AT)).item
+        await tracking.delete_objects([second.id], actor="", at=AT)
+        dataset = await store.get_dataset("ns/digits")
+        assert (dataset.latest_version, (await store.get_version("ns/digits")).id) == (1, first.id)
+        assert (await store.create_version(of("/1"), actor="", at=AT)).existed
+        assert [v.version for v in (await self._versions(store)).items] == [1]
+        await tracking.delete_objects([dataset.id], actor="", at=AT)
+        assert (await store.create_dataset(NewDataset(namespace="ns", name="digits"), actor="", at=AT)).existed
+        assert (await store.get_dataset("ns/digits")).deleted_at == AT
+        assert (await store.list_datasets(namespace="ns", include_deleted=False, limit=9, after=None)).items == ()
+        assert len((await store.list_datasets(namespace="ns", include_deleted=True, limit=9, after=None)).items) == 1
+        # The content of what is in the bin with its dataset is known again; what was deleted before it is not.
+        assert (await store.create_version(of("/1"), actor="", at=AT)).item.version == 1
+        third = (await store.create_version(of("/2"), actor="", at=AT)).item
+        assert (third.version, third.deleted_at) == (3, AT)
+        assert await tracking.restore_objects([dataset.id], actor="", at=AT) == 3
+        assert [v.version for v in (await self._versions(store)).items] == [3, 1]
+        await tracking.delete_objects([third.id], actor="", at=AT)
+        await tracking.purge("", LATER, batch=10, actor="", at=LATER)
+        assert (await store.create_version(of("/4"), actor="", at=AT)).item.version == 4
+
+    @staticmethod
+    async def _versions(store: SqlDatasetStore) -> Listed[DatasetVersion]:
+        return await store.list_versions("ns/digits", include_deleted=False, limit=9, after=None)
+
+    async def test_a_version_says_which_checkpoint_it_came_from(self, database: Database) -> None:
+        registry, lineage = SqlRegistryStore(database), SqlLineageStore(database)
+        run = await make_run(database)
+        checkpoint = await make_checkpoint(database, run, epoch=3)
+        await hold(database, "ns", "one", "two")
+        new = NewVersion(namespace="ns", model="m", manifest=manifest("one"), checkpoint=checkpoint)
+        version = (await registry.publish_version(new, actor="ann", at=AT)).item
+        changes = await last_changes(database)
+        assert [change for change in changes if change[0] in ("version", "lineage")] == [
+            ("version", "ns/m@1", "created"),
+            ("lineage", f"{run}->{checkpoint}:produced", "created"),
+            ("lineage", f"{checkpoint}->{version.id}:produced", "created"),
+        ]
+        found = await lineage.get_lineage(["ns/m@1"], up=True, down=False, max_depth=0, max_nodes=9)
+        assert [(node.kind, node.depth) for node in found.nodes] == [("version", 0), ("checkpoint", 1), ("run", 2)]
+        assert found.nodes[1].title.startswith("ns/digits: ")
+        assert found.nodes[1].title.endswith(", epoch 3")
+        before = (await history(database)).head.rev
+        assert (await registry.publish_version(new, actor="ann", at=AT)).existed
+        assert (await history(database)).head.rev == before
+
+    async def test_a_version_says_which_run_made_it(self, database: Database) -> None:
+        registry, lineage = SqlRegistryStore(database), SqlLineageStore(database)
+        run, other = await make_run(database), await make_run(database)
+        await hold(database, "ns", "one")
+        plain = NewVersion(namespace="ns", model="m", manifest=manifest("one"))
+        await registry.publish_version(plain, actor="", at=AT)
+        for made_by in (run, other, run):
+            new = NewVersion(namespace="ns", model="m", manifest=manifest("one"), run=made_by)
+            assert (await registry.publish_version(new, actor="", at=AT)).existed
+        found = await lineage.get_lineage(["ns/m@1"], up=True, down=False, max_depth=0, max_nodes=9)
+        assert {node.id for node in found.nodes[1:]} == {run, other}
+        # A checkpoint of the experiment itself has no run.
+        experiment = (await SqlTrackingStore(database).get_experiment("ns/digits")).id
+        alone = await make_checkpoint(database, experiment)
+        new = NewVersion(namespace="ns", model="n", manifest=manifest("one"), checkpoint=alone)
+        await registry.publish_version(new, actor="", at=AT)
+        found = await lineage.get_lineage(["ns/n@1"], up=True, down=False, max_depth=0, max_nodes=9)
+        assert [node.id for node in found.nodes[1:]] == [alone]
+
+    async def test_where_a_version_comes_from_must_be_there_and_fit(self, database: Database) -> None:
+        registry = SqlRegistryStore(database)
+        run, other = await make_run(database), await make_run(database)
+        checkpoint = await make_checkpoint(database, run)
+        await hold(database, "ns", "one")
+        before = (await history(database)).head.rev
+        for origin in ({"run": new_id(ObjectKind.RUN)}, {"checkpoint": new_id(ObjectKind.CHECKPOINT)}):
+            with pytest.raises(NotFoundError):
+                new = NewVersion(namespace="ns", model="m", manifest=manifest("one"), **origin)  # type: ignore[arg-type]
+                await registry.publish_version(new, actor="", at=AT)
+        with pytest.raises(InvalidError, match="belongs to"):
+            new = NewVersion(namespace="ns", model="m", manifest=manifest("one"), run=other, checkpoint=checkpoint)
+            await registry.publish_version(new, actor="", at=AT)
+        assert (await history(database)).head.rev == before
+        with pytest.raises(NotFoundError):
+            await registry.get_version(ModelRef.parse("ns/m@1"))
+        new = NewVersion(namespace="ns", model="m", manifest=manifest("one"), run=run, checkpoint=checkpoint)
+        await registry.publish_version(new, actor="", at=AT)

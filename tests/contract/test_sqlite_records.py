@@ -10,7 +10,7 @@ import pytest
 from modelbox.runtime.store.sqlite import SqliteDatabase
 from tests.integration.server_core import migrated_database
 
-from .record_stores import DatasetStoreContract, LineageStoreContract, NoteStoreContract
+from .record_stores import AttachmentContract, DatasetStoreContract, LineageStoreContract, NoteStoreContract
 
 
 @pytest.fixture(scope="module")
@@ -34,4 +34,8 @@ class TestDatasets(DatasetStoreContract):
 
 
 class TestLineage(LineageStoreContract):
+    pass
+
+
+class TestAttachments(AttachmentContract):
     pass
