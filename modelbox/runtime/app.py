@@ -17,34 +17,37 @@ import anyio
 import anyio.to_thread
 from aiohttp import web
 
-from modelbox._proto.modelbox import v1 as pb
-from modelbox._serving.codec import WireCodec
-from modelbox._serving.grpc import GrpcServer, Servable
 from modelbox._serving.guard import Limits
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
-from modelbox._serving.standard import health_service, reflection_services
 from modelbox.errors import StorageError
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
 from modelbox.runtime.config import ServerConfig
-from modelbox.runtime.grpc.artifacts import ArtifactAdapter
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
-from modelbox.runtime.grpc.fleet import FleetAdapter
-from modelbox.runtime.grpc.hello import ServerAdapter
-from modelbox.runtime.grpc.registry import RegistryAdapter
-from modelbox.runtime.grpc.watch import WatchAdapter
+from modelbox.runtime.grpc.server import make_server
 from modelbox.runtime.metrics import CONTENT_TYPE, Metrics
 from modelbox.runtime.rest.app import build_app
 from modelbox.runtime.services.artifacts import ArtifactService
+from modelbox.runtime.services.bundle import Services
+from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.services.fleet import FleetService
+from modelbox.runtime.services.lineage import LineageService
+from modelbox.runtime.services.metrics import MetricService
+from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
+from modelbox.runtime.services.tracking import TrackingService
 from modelbox.runtime.store.artifacts import SqlArtifactStore
+from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.fleet import SqlFleetStore
+from modelbox.runtime.store.lineage import SqlLineageStore
+from modelbox.runtime.store.metrics import SqlMetricStore
+from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.sqlite import SqliteDatabase
+from modelbox.runtime.store.tracking import SqlTrackingStore
 
 __all__ = ("Addresses", "serve")
 
@@ -121,9 +124,7 @@ class _Server:
         )
         blobs = await self._stack.enter_async_context(FilesystemBlobs(config.data_dir))
         feed_store = SqlFeedStore(self._database)
-        registry = RegistryService(SqlRegistryStore(self._database), blobs)
         artifacts = ArtifactService(SqlArtifactStore(self._database), blobs)
-        fleet = FleetService(SqlFleetStore(self._database))
         self._feed = await self._stack.enter_async_context(
             FeedService(feed_store, bookmark_interval_s=config.bookmark_interval_s)
         )
@@ -133,6 +134,19 @@ class _Server:
             "grpc_address": config.advertise_grpc or _reachable(sockets[0]),
             "http_address": config.advertise_http or _reachable(sockets[1]),
         }
+        tracking_store = SqlTrackingStore(self._database)
+        metric_service = MetricService(SqlMetricStore(self._database.metrics), tracking_store)
+        services = Services(
+            registry=RegistryService(SqlRegistryStore(self._database), blobs),
+            artifacts=artifacts,
+            feed=self._feed,
+            fleet=FleetService(SqlFleetStore(self._database)),
+            tracking=TrackingService(tracking_store, metric_service),
+            metrics=metric_service,
+            notes=NoteService(SqlNoteStore(self._database)),
+            datasets=DatasetService(SqlDatasetStore(self._database)),
+            lineage=LineageService(SqlLineageStore(self._database)),
+        )
         tasks = await self._stack.enter_async_context(task_group())
         tasks.start_soon(_sweep_for_ever, artifacts, name="upload sweeper")
 
@@ -145,16 +159,10 @@ class _Server:
             metrics=metrics,
             health=health,
         )
-        services: list[Servable] = [
-            self._boundary.wrap(RegistryAdapter(registry)),
-            self._boundary.wrap(ArtifactAdapter(artifacts, metrics)),
-            self._boundary.wrap(WatchAdapter(self._feed)),
-            self._boundary.wrap(FleetAdapter(fleet)),
-            self._boundary.wrap(ServerAdapter(pb.ServerInfo(**info))),
-        ]
-        standard = [health_service(health, services), *reflection_services(services)]
-        self._grpc = GrpcServer(
-            [*services, *(self._boundary.wrap(service, always=True) for service in standard)],
+        self._grpc = make_server(
+            services,
+            info=info,
+            boundary=self._boundary,
             limits=Limits(
                 max_message_bytes=config.max_message_bytes,
                 max_connections=config.max_connections,
@@ -162,14 +170,14 @@ class _Server:
                 hello_timeout_s=config.hello_timeout_s,
                 keepalive_s=config.keepalive_s,
             ),
-            codec=WireCodec(),
+            stall_s=config.stall_timeout_s,
+            health=health,
+            metrics=metrics,
         )
 
         hello = HelloWatch(config.hello_timeout_s)
         app = build_app(
-            registry=registry,
-            artifacts=artifacts,
-            feed=self._feed,
+            services=services,
             health=health,
             hello=hello,
             metrics=metrics,

@@ -13,9 +13,10 @@ from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.rest.boundary import boundary, json_response
 from modelbox.runtime.rest.changes import ChangeRoutes
 from modelbox.runtime.rest.files import FileRoutes, ref_of
-from modelbox.runtime.services.artifacts import ArtifactService
-from modelbox.runtime.services.feed import FeedService
-from modelbox.runtime.services.registry import RegistryService
+from modelbox.runtime.rest.metrics import MetricRoutes
+from modelbox.runtime.rest.records import RecordRoutes
+from modelbox.runtime.rest.tracking import TrackingRoutes
+from modelbox.runtime.services.bundle import Services
 
 __all__ = ("build_app",)
 
@@ -25,9 +26,7 @@ _VERSION = "/api/v1/models/{ns}/{model}/versions/{selector}"
 
 def build_app(
     *,
-    registry: RegistryService,
-    artifacts: ArtifactService,
-    feed: FeedService,
+    services: Services,
     health: Health,
     hello: HelloWatch,
     metrics: Metrics,
@@ -39,20 +38,18 @@ def build_app(
     """Wires routes to services; starts nothing.
 
     Args:
-        registry: A service.
-        artifacts: A service.
-        feed: A service.
+        services: What handlers call.
         health: What the probes say.
         hello: Told of every request.
         metrics: Where requests are counted.
         server_info: What GET /api/v1/server answers; an address that begins with a colon is completed with the host
             that the client used.
         loopback: Whether only this machine can reach the server.
-        send_timeout_s: See `ChangeRoutes`.
+        send_timeout_s: See `ChangeRoutes` and `MetricRoutes`.
         stall_timeout_s: See `FileRoutes`.
     """
-    files = FileRoutes(artifacts, metrics, stall_timeout_s=stall_timeout_s)
-    changes = ChangeRoutes(feed, metrics, send_timeout_s=send_timeout_s)
+    files = FileRoutes(services.artifacts, metrics, stall_timeout_s=stall_timeout_s)
+    changes = ChangeRoutes(services.feed, metrics, send_timeout_s=send_timeout_s)
 
     async def healthz(request: web.Request) -> web.StreamResponse:
         return web.Response(text="ok\n")
@@ -66,7 +63,7 @@ def build_app(
         return json_response({k: host + v if v.startswith(":") else v for k, v in server_info.items()})
 
     async def version(request: web.Request) -> web.StreamResponse:
-        return json_response(to_json(await registry.get_version(ref_of(request))))
+        return json_response(to_json(await services.registry.get_version(ref_of(request))))
 
     app = web.Application(
         client_max_size=_MAX_BODY_BYTES,
@@ -84,6 +81,9 @@ def build_app(
             web.get(_VERSION + "/files/{path:.+}", files.get_version_file),
             web.get("/api/v1/artifacts/{id}/files/{path:.+}", files.get_artifact_file),
             web.get("/api/v1/changes", changes.follow),
+            *TrackingRoutes(services.tracking).routes(),
+            *MetricRoutes(services.metrics, metrics, send_timeout_s=send_timeout_s).routes(),
+            *RecordRoutes(services.notes, services.datasets, services.lineage).routes(),
         ]
     )
     return app
