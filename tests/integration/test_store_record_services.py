@@ -41,7 +41,6 @@ BAD_OBJECTS = [
     "a/b/c",
     "a\0",
     "A",
-    "run_1",
     "ns/m@prod",
     "ns/m@sha256:" + "0" * 64,
     "ns/m@0",
