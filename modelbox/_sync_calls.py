@@ -365,7 +365,7 @@ class SyncCalls:
         """Uploads files and attaches them to an object under a name.
 
         Args:
-            parent: ``namespace``, ``namespace/model`` or ``namespace/model@7``.
+            parent: An id, a namespace, ``namespace/model`` or ``namespace/model@7``.
             name: Of the artifact, unique below its parent; the same files again return it with ``existed``.
             files: As in `publish`.
             labels: Text by key.
@@ -402,7 +402,7 @@ class SyncCalls:
         return finish(self._client.track_artifact(parent, name, files, labels=labels, metadata=metadata))
 
     def iter_artifacts(self, parent: str) -> Iterator[Artifact]:
-        """The artifacts of an object, or all those of a namespace (``parent`` without a slash)."""
+        """The artifacts of an object (its id or path), or all those of a namespace (named by its name)."""
         return iterate(self._client.iter_artifacts(parent))
 
     def get_artifact(self, artifact_id: str) -> Artifact:

@@ -16,6 +16,7 @@ from modelbox.objects import (
     JsonValue,
 )
 from modelbox.refs import ModelRef
+from modelbox.tracking import kind_of_id
 
 __all__ = ("FileCalls",)
 
@@ -64,7 +65,7 @@ class FileCalls(ClientConnection):
         """Uploads files and attaches them to an object under a name.
 
         Args:
-            parent: ``namespace``, ``namespace/model`` or ``namespace/model@7``.
+            parent: An id, a namespace, ``namespace/model`` or ``namespace/model@7``.
             name: Of the artifact, unique below its parent; the same files again return it with ``existed``.
             files: As in `publish`.
             labels: Text by key.
@@ -110,8 +111,9 @@ class FileCalls(ClientConnection):
         )
 
     def iter_artifacts(self, parent: str) -> AsyncIterator[Artifact]:
-        """The artifacts of an object, or all those of a namespace (``parent`` without a slash)."""
-        exact, namespace = ("", parent) if "/" not in parent else (parent, "")
+        """The artifacts of an object (its id or path), or all those of a namespace (named by its name)."""
+        is_namespace = "/" not in parent and kind_of_id(parent) is None
+        exact, namespace = ("", parent) if is_namespace else (parent, "")
         return self._pages(
             lambda source, token: source.grpc.list_artifacts(parent=exact, namespace=namespace, page_token=token)
         )

@@ -241,6 +241,13 @@ class RegistryStore(Protocol):
 class ArtifactStore(Protocol):
     """Uploads, who holds which bytes, downloads and artifacts."""
 
+    async def namespace_of(self, object_id: str) -> str:
+        """The namespace that an object lies in.
+
+        Raises:
+            NotFoundError: There is no such object, or it is in the bin.
+        """
+
     async def find_held(self, namespace: str, digest: Digest) -> int | None:
         """Size of the bytes if the namespace holds them."""
 

@@ -22,6 +22,7 @@ from modelbox.runtime.limits import check_labels, check_metadata, check_text
 from modelbox.runtime.ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
 from modelbox.runtime.services.naming import check_object
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
+from modelbox.tracking import kind_of_id
 
 __all__ = ("MAX_FILE_BYTES", "UPLOAD_IDLE_S", "ArtifactService", "OpenFile", "Upload")
 
@@ -115,10 +116,18 @@ class ArtifactService:
 
         The upload is complete at once only if this namespace holds the bytes already.
 
+        Args:
+            namespace: Its name, or the id of an object in it.
+            digest: Of the bytes.
+            size_bytes: How many there are.
+
         Raises:
+            NotFoundError: There is no object of that id.
             InvalidError: A name, digest or size is not valid, or the bytes with this digest have another size.
             LimitError: The file is too large, or the disk is too full for it.
         """
+        if kind_of_id(namespace) is not None:
+            namespace = await self._store.namespace_of(namespace)
         check_name(namespace, "namespace")
         wanted = parse_digest(digest)
         _check_size(size_bytes)

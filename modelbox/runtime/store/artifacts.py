@@ -373,6 +373,10 @@ class SqlArtifactStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
+    async def namespace_of(self, object_id: str) -> str:
+        """See the port."""
+        return await self._db.read(lambda conn: object_row(conn, object_id).namespace)
+
     async def find_held(self, namespace: str, digest: Digest) -> int | None:
         """See the port."""
         held = await self._db.read(lambda conn: held_blobs(conn, namespace, [digest]))
