@@ -35,7 +35,7 @@ def upgrade() -> None:
     names = ("objects", "namespaces", "models", "versions", "artifacts", "attributes", "attribute_leaves")
     tables.reflect(connection, only=names)
     _add_objects(connection, *(tables.tables[name] for name in names[:5]))
-    for name in ("models", "versions"):
+    for name in ("models", "versions", "artifacts"):
         _project(connection, tables.tables, tables.tables[name])
 
 

@@ -1,0 +1,29 @@
+"""Experiments, runs, checkpoints, attributes, the bin and deliveries over SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelbox.runtime.store.sqlite import SqliteDatabase
+from tests.integration.server_core import migrated_database
+
+from .tracking_stores import TrackingStoreContract
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    (tmp_path / "modelbox.db").write_bytes(migrated_database())
+    async with SqliteDatabase(tmp_path) as opened:
+        yield opened
+
+
+class TestTracking(TrackingStoreContract):
+    pass
