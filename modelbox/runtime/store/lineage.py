@@ -30,6 +30,7 @@ __all__ = ("Link", "SqlLineageStore", "add_edges", "find_missing", "get_lineage"
 
 _IN_CHUNK = 500
 _LEVELS = 32
+_FIRST_ROOM = 2000
 _SHOWN = 12
 
 _Edge = tuple[int, int, str]
@@ -213,14 +214,8 @@ def _refuse_cycles(conn: Connection, added: Sequence[Link]) -> None:
     # new and has no other edge.
     leads_on = _those(conn, _WITH_OUT, {link.target.id for link in added})
     leads_in = _those(conn, _WITH_IN, {link.source.id for link in added})
-    suspects = {link.target.id for link in added if link.target.id in leads_on and link.source.id in leads_in}
-    if not suspects:
-        return
-    depths, _ = _walk(conn, suspects, down=True, max_depth=0, max_nodes=None)
-    targets: dict[int, list[int]] = {}
-    for row in _edges(conn, depths, down=True, limit=None):
-        targets.setdefault(row.source_id, []).append(row.target_id)
-    cycle = _find_cycle(targets, suspects)
+    suspects = [link for link in added if link.target.id in leads_on and link.source.id in leads_in]
+    cycle = _find_cycle(*_smaller_side(conn, suspects)) if suspects else []
     if not cycle:
         return
     nodes = {row.id: row for some in _chunks(sorted(set(cycle))) for row in conn.execute(_NODES, {"ids": some})}
@@ -232,6 +227,25 @@ def _refuse_cycles(conn: Connection, added: Sequence[Link]) -> None:
         f"these edges would close a cycle: {' → '.join(names)}; nothing is made from what was made from it",
         cycle=[nodes[number].uid for number in cycle],
     )
+
+
+def _smaller_side(conn: Connection, suspects: Sequence[Link]) -> tuple[dict[int, list[int]], set[int]]:
+    """A part of the graph that holds every cycle through some edges: targets by source, and where to begin.
+
+    All of such a cycle is both above the edge's source and below its target. One of the two may be most of what there
+    is (the runs that used a popular dataset), so both are tried, and given more room in turn.
+    """
+    room = _FIRST_ROOM
+    while True:
+        for down in (False, True):
+            starts = {(link.target if down else link.source).id for link in suspects}
+            depths, more = _walk(conn, starts, down=down, max_depth=0, max_nodes=room)
+            if not more:
+                targets: dict[int, list[int]] = {}
+                for row in _edges(conn, depths, down=down, limit=None):
+                    targets.setdefault(row.source_id, []).append(row.target_id)
+                return targets, starts
+        room *= 8
 
 
 def _those(conn: Connection, query: Select[Any], ids: set[int]) -> set[int]:
@@ -307,7 +321,7 @@ def _edge_of(row: Any, uids: Mapping[int, str]) -> LineageEdge:
 
 
 def _walk(
-    conn: Connection, seeds: set[int], *, down: bool, max_depth: int, max_nodes: int | None
+    conn: Connection, seeds: set[int], *, down: bool, max_depth: int, max_nodes: int
 ) -> tuple[dict[int, int], bool]:
     """Everything that can be reached, with its least distance; and whether ``max_nodes`` cut something off.
 
@@ -316,18 +330,18 @@ def _walk(
         seeds: Where to begin; they are part of the answer.
         down: From sources to targets, or back.
         max_depth: 0 for no bound.
-        max_nodes: The nearest are kept; None for no bound.
+        max_nodes: The nearest are kept.
     """
     depths = dict.fromkeys(seeds, 0)
     frontier, depth = set(seeds), 0
     while frontier and (not max_depth or depth < max_depth):
         levels = min(_LEVELS, max_depth - depth) if max_depth else _LEVELS
-        room = None if max_nodes is None else max_nodes - len(depths)
+        room = max_nodes - len(depths)
         found = _leap(conn, frontier, down=down, levels=levels, room=room)
         if found is None:
-            levels, found = 1, _step(conn, frontier, down=down, limit=None if room is None else room + 1 + len(depths))
+            levels, found = 1, _step(conn, frontier, down=down, limit=room + 1 + len(depths))
         news = {number: depth + steps for number, steps in found.items() if number not in depths}
-        if room is not None and len(news) > room:
+        if len(news) > room:
             nearest = sorted(news, key=lambda number: (news[number], number))[:room]
             depths.update((number, news[number]) for number in nearest)
             return depths, True
@@ -337,10 +351,10 @@ def _walk(
     return depths, False
 
 
-def _leap(conn: Connection, frontier: set[int], *, down: bool, levels: int, room: int | None) -> dict[int, int] | None:
+def _leap(conn: Connection, frontier: set[int], *, down: bool, levels: int, room: int) -> dict[int, int] | None:
     """Distances of what lies within some levels; None where that would be too many rows for too few objects."""
     query = _REACH_DOWN if down else _REACH_UP
-    limit = 20_000 if room is None else 2 * room + 100
+    limit = 2 * room + 100
     found: dict[int, int] = {}
     rows = 0
     for some in _chunks(sorted(frontier)):
@@ -352,13 +366,13 @@ def _leap(conn: Connection, frontier: set[int], *, down: bool, levels: int, room
     return found
 
 
-def _step(conn: Connection, frontier: set[int], *, down: bool, limit: int | None) -> dict[int, int]:
+def _step(conn: Connection, frontier: set[int], *, down: bool, limit: int) -> dict[int, int]:
     """What lies one edge away."""
     query = _NEXT_DOWN if down else _NEXT_UP
     found: dict[int, int] = {}
     for some in _chunks(sorted(frontier)):
         found.update((row[0], 1) for row in conn.execute(query.limit(limit), {"ids": some}))
-        if limit is not None and len(found) >= limit:
+        if len(found) >= limit:
             break
     return found
 
