@@ -354,10 +354,13 @@ def to_json(value: object) -> JsonValue:
 
     JSON has no numbers that are not finite; they become the texts ``NaN``, ``Infinity`` and ``-Infinity``.
     """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
     if isinstance(value, Manifest):
         return _manifest_json(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: to_json(getattr(value, name)) for name in _names(cast(Any, kind))}
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     if isinstance(value, Mapping):
@@ -382,6 +385,11 @@ def _manifest_json(manifest: Manifest) -> JsonValue:
     import json
 
     return json.loads(manifest.to_json())
+
+
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
 
 
 @functools.cache
