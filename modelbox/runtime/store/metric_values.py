@@ -1,6 +1,7 @@
 """How a number is kept, and back: NaN is NULL, infinities are the greatest finite numbers; a kind beside tells.
 
-So ``ORDER BY`` and ``<`` mean the same on every database: MySQL has neither, SQLite has no NaN.
+So ``ORDER BY`` and ``<`` mean the same on every database: MySQL has neither, SQLite has no NaN. The sign of a zero is
+not kept: SQLite drops it.
 """
 
 from __future__ import annotations

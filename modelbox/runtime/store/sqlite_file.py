@@ -32,7 +32,7 @@ from urllib.parse import quote
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
@@ -226,7 +226,7 @@ class SqliteFile:
         # Transactions are begun and ended by hand, below SQLAlchemy: it has no BEGIN IMMEDIATE, and its own would cost
         # more than the statements.
         engine = create_engine(
-            f"sqlite:///{self.path}",
+            URL.create("sqlite", database=str(self.path)),
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             connect_args={
@@ -367,7 +367,9 @@ def _read_only(path: Path) -> str:
 
 
 def _scan_engine(path: Path, attached: Mapping[str, Path]) -> AsyncEngine:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=StaticPool, connect_args={"uri": True})
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(path)), poolclass=StaticPool, connect_args={"uri": True}
+    )
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _: object) -> None:
