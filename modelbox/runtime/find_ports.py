@@ -7,7 +7,7 @@ from typing import Protocol
 
 from modelbox.find import Expression, Field, Order, Scope
 
-__all__ = ("FindKey", "FindPage", "FindQuery", "FindStore")
+__all__ = ("FindKey", "FindQuery", "FindStore", "FoundColumns")
 
 FindKey = tuple[int | float | str | None, ...]
 """Where a page ended: what its last object is sorted by, and its internal number."""
@@ -31,7 +31,7 @@ class FindQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FindPage:
+class FoundColumns:
     """A page as columns; see `modelbox.tracking.Found`."""
 
     columns_json: bytes
@@ -44,7 +44,7 @@ class FindPage:
 class FindStore(Protocol):
     """Objects by what is recorded of them."""
 
-    async def find(self, query: FindQuery, *, limit: int, after: FindKey | None) -> FindPage:
+    async def find(self, query: FindQuery, *, limit: int, after: FindKey | None) -> FoundColumns:
         """A page, by the query's order, then oldest first; newest first without an order.
 
         Raises:

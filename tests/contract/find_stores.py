@@ -37,7 +37,7 @@ from modelbox.find import (
     parse_where,
     wildcards,
 )
-from modelbox.runtime.find_ports import FindKey, FindPage, FindQuery
+from modelbox.runtime.find_ports import FindKey, FindQuery, FoundColumns
 from modelbox.runtime.store import find_columns
 from modelbox.runtime.store.attributes import AttributeWrites
 from modelbox.runtime.store.find import find_page
@@ -359,7 +359,7 @@ def ask(
     include_deleted: bool = False,
     limit: int = 1000,
     after: FindKey | None = None,
-) -> FindPage:
+) -> FoundColumns:
     query = FindQuery(
         collection=collection,
         where=parse_where(collection, where, now=NOW),
@@ -371,13 +371,13 @@ def ask(
     return find_page(conn, query, limit, after)
 
 
-def ids(page: FindPage) -> list[str]:
+def ids(page: FoundColumns) -> list[str]:
     found: list[str] = json.loads(page.columns_json)["id"]
     assert len(found) == page.count
     return found
 
 
-def columns_of(page: FindPage) -> dict[str, list[Any]]:
+def columns_of(page: FoundColumns) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = json.loads(page.columns_json)
     return found
 

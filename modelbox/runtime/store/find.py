@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Select, and_, case, func, or_, select
 
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.find import And, Comparison, Expression
-from modelbox.runtime.find_ports import FindKey, FindPage, FindQuery
+from modelbox.runtime.find_ports import FindKey, FindQuery, FoundColumns
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.find_columns import read_columns
 from modelbox.runtime.store.find_sources import SOURCES, Expr, Source
@@ -63,7 +63,7 @@ class _Plan:
     needs: set[str]
 
 
-def find_page(conn: Connection, query: FindQuery, limit: int, after: FindKey | None) -> FindPage:
+def find_page(conn: Connection, query: FindQuery, limit: int, after: FindKey | None) -> FoundColumns:
     """One page, as `FindStore.find` tells."""
     source = SOURCES[query.collection]
     metrics = metric_ids(conn, metric_names(query.where, query.order, query.columns))
@@ -79,7 +79,7 @@ def find_page(conn: Connection, query: FindQuery, limit: int, after: FindKey | N
     rows = _rows(conn, plan, limit + 1, after)
     page = rows[:limit]
     columns = read_columns(conn, query.collection, query.columns, [row[0] for row in page], metrics)
-    return FindPage(
+    return FoundColumns(
         columns_json=columns.json,
         time_columns=columns.times,
         number_columns=columns.numbers,
@@ -257,7 +257,7 @@ class SqlFindStore:
         self._database = database
         self._finding = anyio.CapacityLimiter(_MAX_FINDS)
 
-    async def find(self, query: FindQuery, *, limit: int, after: FindKey | None) -> FindPage:
+    async def find(self, query: FindQuery, *, limit: int, after: FindKey | None) -> FoundColumns:
         """See `FindStore.find`."""
         async with self._finding:
             return await self._database.read(lambda conn: find_page(conn, query, limit, after))
