@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from modelbox.objects import JsonValue, to_json
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.objects import ObjectRow
 from modelbox.runtime.store.prepared import Prepared
+from modelbox.runtime.store.prepared_rows import PreparedRows
 from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import attribute_history, attribute_leaves, attributes, objects
 from modelbox.tracking import Attribute, AttributeChange, AttributeKind
@@ -36,9 +37,9 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys
 _VALUE_COLUMNS = ("object_id", "kind", "key", "value", "number", "text", "updated_at_us", "updated_by")
 _LEAF_COLUMNS = ("object_id", "kind", "key", "path", "value", "number", "text")
 _HISTORY_COLUMNS = ("object_id", "kind", "key", "value", "at_us", "actor", "rev")
-_ADD = Prepared(insert(attributes), _VALUE_COLUMNS)
-_ADD_LEAF = Prepared(insert(attribute_leaves), _LEAF_COLUMNS)
-_ADD_HISTORY = Prepared(insert(attribute_history), _HISTORY_COLUMNS)
+_ADD = PreparedRows(attributes, _VALUE_COLUMNS)
+_ADD_LEAVES = PreparedRows(attribute_leaves, _LEAF_COLUMNS)
+_ADD_HISTORY = PreparedRows(attribute_history, _HISTORY_COLUMNS)
 _OF = and_(
     attributes.c.object_id == bindparam("the_object"),
     attributes.c.kind == bindparam("the_kind"),
@@ -125,29 +126,19 @@ class AttributeWrites:
         self._at_us = at_us
         self._actor = actor
         self._rev = rev
-        self._new: list[dict[str, Any]] = []
+        # Rows to insert, one row's values after the other's.
+        self._new: list[Any] = []
+        self._leaves: list[Any] = []
+        self._history: list[Any] = []
         self._set: list[dict[str, Any]] = []
         self._dropped: list[dict[str, Any]] = []
         self._stale: list[dict[str, Any]] = []
-        self._leaves: list[dict[str, Any]] = []
-        self._history: list[dict[str, Any]] = []
 
     def add(self, object_id: int, kind: str, key: str, value: JsonValue) -> None:
         """A key that the object has not yet."""
         number, text = _compared(value)
         encoded = encode(value)
-        self._new.append(
-            {
-                "object_id": object_id,
-                "kind": kind,
-                "key": key,
-                "value": encoded,
-                "number": number,
-                "text": text,
-                "updated_at_us": self._at_us,
-                "updated_by": self._actor,
-            }
-        )
+        self._new += (object_id, kind, key, encoded, number, text, self._at_us, self._actor)
         self._remember(object_id, kind, key, value, encoded)
 
     def set(self, object_id: int, kind: str, key: str, value: JsonValue) -> None:
@@ -176,17 +167,7 @@ class AttributeWrites:
         self._remember(object_id, kind, key, None, None)
 
     def _remember(self, object_id: int, kind: str, key: str, value: JsonValue, encoded: str | None) -> None:
-        self._history.append(
-            {
-                "object_id": object_id,
-                "kind": kind,
-                "key": key,
-                "value": encoded,
-                "at_us": self._at_us,
-                "actor": self._actor,
-                "rev": self._rev,
-            }
-        )
+        self._history += (object_id, kind, key, encoded, self._at_us, self._actor, self._rev)
         if not isinstance(value, Mapping | list | tuple):
             return
         # Two ways may lead to one path ({"a.b": 1, "a": {"b": 2}}): the first is known.
@@ -198,26 +179,16 @@ class AttributeWrites:
                 found.setdefault(path, leaf)
         for path, leaf in found.items():
             number, text = _compared(leaf)
-            self._leaves.append(
-                {
-                    "object_id": object_id,
-                    "kind": kind,
-                    "key": key,
-                    "path": path,
-                    "value": encode(leaf),
-                    "number": number,
-                    "text": text,
-                }
-            )
+            self._leaves += (object_id, kind, key, path, encode(leaf), number, text)
 
     def write(self, conn: Connection) -> None:
         """Writes what was gathered."""
         _DROP_LEAVES.run_many(conn, self._stale)
         _DROP.run_many(conn, self._dropped)
         _SET.run_many(conn, self._set)
-        _ADD.run_many(conn, self._new)
-        _ADD_LEAF.run_many(conn, self._leaves)
-        _ADD_HISTORY.run_many(conn, self._history)
+        _ADD.insert(conn, self._new)
+        _ADD_LEAVES.insert(conn, self._leaves)
+        _ADD_HISTORY.insert(conn, self._history)
 
 
 def project(
