@@ -253,6 +253,7 @@ class SpoolHost:
             await anyio.to_thread.run_sync(self.log.sync)
 
     def _advanced(self, count: int) -> None:
+        self._error = None
         with self._delivered:
             self._delivered.notify_all()
 

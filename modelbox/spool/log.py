@@ -379,13 +379,13 @@ class SpoolLog:
     def _drop(self, points: int) -> None:
         if points:
             self.dropped += points
-            self._tell(
-                f"the spool {self.directory} is full ({self.max_bytes} bytes, see spool_max_bytes): points of metrics"
-                " are dropped until the server has taken what is in it"
-            )
         else:
             self.failed += 1
-            self._tell(f"the spool {self.directory} is full: an operation is lost; see spool_max_bytes")
+        if self._fd >= 0:
+            self._tell(
+                f"the spool {self.directory} has no room ({self.max_bytes} bytes, see spool_max_bytes):"
+                f" {'points of metrics are' if points else 'an operation is'} dropped until the server has taken more"
+            )
 
     def _tell(self, text: str) -> None:
         if text != self._told:
