@@ -32,6 +32,7 @@ from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.bundle import Services
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.feed import FeedService
+from modelbox.runtime.services.find import FindService
 from modelbox.runtime.services.fleet import FleetService
 from modelbox.runtime.services.lineage import LineageService
 from modelbox.runtime.services.metrics import MetricService
@@ -41,6 +42,7 @@ from modelbox.runtime.services.tracking import TrackingService
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.feed import SqlFeedStore
+from modelbox.runtime.store.find import SqlFindStore
 from modelbox.runtime.store.fleet import SqlFleetStore
 from modelbox.runtime.store.lineage import SqlLineageStore
 from modelbox.runtime.store.metrics import SqlMetricStore
@@ -146,6 +148,7 @@ class _Server:
             notes=NoteService(SqlNoteStore(self._database)),
             datasets=DatasetService(SqlDatasetStore(self._database)),
             lineage=LineageService(SqlLineageStore(self._database)),
+            find=FindService(SqlFindStore(self._database)),
         )
         tasks = await self._stack.enter_async_context(task_group())
         tasks.start_soon(_sweep_for_ever, artifacts, name="upload sweeper")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -341,6 +342,24 @@ async def test_datasets_and_lineage(shared_server: ServerProcess) -> None:
         assert {one.id for one in near.nodes} == {first, second, version.item.id}
         assert await calls.remove_edges(edges.edges[1:]) == 1
         assert len((await calls.get_lineage([second], "ancestors")).nodes) == 1
+
+
+async def test_find(shared_server: ServerProcess) -> None:
+    async with _source(shared_server) as source:
+        calls = source.tracking
+        for lr in (0.1, 0.2, 0.3):
+            run = await _run(calls, "found", name=f"r{lr}", params={"lr": lr})
+            await calls.log_metrics([number_columns(run.id, "acc", [1], [1 - lr], 0)])
+        query: dict[str, Any] = {"order_by": ["metrics.acc desc"], "within": "found", "columns": ["name", "metrics"]}
+        first = await calls.find("runs", where="params.lr < 0.25", page_size=1, **query)
+        columns = json.loads(first.columns_json)
+        assert (columns["name"], columns["metrics.acc"], first.count) == (["r0.1"], [0.9], 1)
+        second = await calls.find("runs", where="params.lr < 0.25", page_size=1, page_token=first.next_token, **query)
+        assert (json.loads(second.columns_json)["name"], second.next_token) == (["r0.2"], "")
+        with pytest.raises(errors.FindError) as caught:
+            await calls.find("runs", where="params.lr <")
+        assert caught.value.fields["position"] == 11
+        assert "^" in caught.value.message
 
 
 async def test_a_spool_is_delivered_once(shared_server: ServerProcess) -> None:

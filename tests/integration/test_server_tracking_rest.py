@@ -204,6 +204,25 @@ async def test_datasets_and_lineage(shared_server: ServerProcess) -> None:
         assert await api.post("lineage/remove", edges) == {"removed": 1}
 
 
+async def test_find(shared_server: ServerProcess) -> None:
+    async with _api(shared_server) as api:
+        for lr in (0.1, 0.2):
+            await api.run("rest-found", name=f'r "{lr}"', params={"lr": lr, "deep": {"a": [1]}})
+        found = await api.get("find", collection="runs", where="params.lr >= 0.1", within="rest-found", page_size=1)
+        assert (found["count"], found["columns"]["params.lr"]) == (1, [0.2])
+        body = {"collection": "runs", "within": "rest-found", "order_by": ["params.lr asc"], "columns": ["name"]}
+        assert (await api.post("find", body))["columns"]["name"] == ['r "0.1"', 'r "0.2"']
+        query = {"collection": "runs", "within": "rest-found", "format": "csv", "page_size": "1"}
+        async with api.session.get("/api/v1/find", params=query) as response:
+            assert response.content_type == "text/csv"
+            assert response.headers["Modelbox-Next-Page-Token"]
+            (row,) = csv.DictReader(io.StringIO(await response.text(), newline=""))
+        assert (row["name"], row["params.lr"]) == ('r "0.2"', "0.2")
+        assert datetime.fromisoformat(row["started_at"]).tzinfo is not None
+        refused = await api.get("find", collection="runs", where="params.lr <", status=400)
+        assert refused["code"] == "invalid.find"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "expected"),
     [

@@ -16,6 +16,7 @@ from modelbox._serving.unary import DirectMethod, DirectServer
 from modelbox.runtime.grpc.artifacts import ArtifactAdapter
 from modelbox.runtime.grpc.calls import Boundary, context_of, failure_of
 from modelbox.runtime.grpc.datasets import DatasetAdapter
+from modelbox.runtime.grpc.find import FindAdapter
 from modelbox.runtime.grpc.fleet import FleetAdapter
 from modelbox.runtime.grpc.hello import ServerAdapter
 from modelbox.runtime.grpc.lineage import LineageAdapter
@@ -65,6 +66,7 @@ def make_server(
             NoteAdapter(services.notes),
             DatasetAdapter(services.datasets),
             LineageAdapter(services.lineage),
+            FindAdapter(services.find),
             ServerAdapter(pb.ServerInfo(**info)),
         )
     ]

@@ -13,6 +13,7 @@ from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.rest.boundary import boundary, json_response
 from modelbox.runtime.rest.changes import ChangeRoutes
 from modelbox.runtime.rest.files import FileRoutes, ref_of
+from modelbox.runtime.rest.find import FindRoutes
 from modelbox.runtime.rest.metrics import MetricRoutes
 from modelbox.runtime.rest.records import RecordRoutes
 from modelbox.runtime.rest.tracking import TrackingRoutes
@@ -83,6 +84,7 @@ def build_app(
             web.get("/api/v1/changes", changes.follow),
             *TrackingRoutes(services.tracking).routes(),
             *MetricRoutes(services.metrics, metrics, send_timeout_s=send_timeout_s).routes(),
+            *FindRoutes(services.find).routes(),
             *RecordRoutes(services.notes, services.datasets, services.lineage).routes(),
         ]
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.feed import FeedService
+from modelbox.runtime.services.find import FindService
 from modelbox.runtime.services.fleet import FleetService
 from modelbox.runtime.services.lineage import LineageService
 from modelbox.runtime.services.metrics import MetricService
@@ -30,3 +31,4 @@ class Services:
     notes: NoteService
     datasets: DatasetService
     lineage: LineageService
+    find: FindService
