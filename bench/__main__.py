@@ -33,6 +33,7 @@ GROUPS: dict[str, str] = {
     "start": "start and idle memory of the server",
     "resolve": "one small call to the server",
     "feed": "commits per second through the server",
+    "tracking": "points of metrics and runs through the server, and reading them back",
     "watch": "a change on its way to many watchers",
 }
 """Modules of `bench.groups`, in the order in which they run."""
