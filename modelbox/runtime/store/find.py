@@ -66,7 +66,7 @@ class _Plan:
 def find_page(conn: Connection, query: FindQuery, limit: int, after: FindKey | None) -> FoundColumns:
     """One page, as `FindStore.find` tells."""
     source = SOURCES[query.collection]
-    metrics = metric_ids(conn, metric_names(query.where, query.order, query.columns))
+    metrics = metric_ids(conn, metric_names(query.where, query.order))
     compiler = TermCompiler(source, metrics)
     terms = compiler.terms(query.order)
     conditions = [_condition(compiler, part) for part in _parts(query.where)]
@@ -78,7 +78,7 @@ def find_page(conn: Connection, query: FindQuery, limit: int, after: FindKey | N
     plan = _Plan(source, terms, conditions, compiler.needs)
     rows = _rows(conn, plan, limit + 1, after)
     page = rows[:limit]
-    columns = read_columns(conn, query.collection, query.columns, [row[0] for row in page], metrics)
+    columns = read_columns(conn, query.collection, query.columns, [row[0] for row in page])
     return FoundColumns(
         columns_json=columns.json,
         time_columns=columns.times,

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, select
+from sqlalchemy import Connection, Select, literal_column, select
 
 from modelbox.errors import LimitError
 from modelbox.find import COLLECTIONS, Field, FieldType, Scope
-from modelbox.runtime.store.find_sources import SOURCES, Source
+from modelbox.runtime.store.find_sources import SOURCES, Expr, Source
 from modelbox.runtime.store.find_terms import KINDS
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_series
 from modelbox.runtime.store.schema import attribute_leaves, attributes, events, objects
@@ -26,32 +26,74 @@ _MAX_CELLS = 2_000_000
 _MAX_BYTES = 64 << 20
 _GREATEST = sys.float_info.max
 _NOT_FINITE = {3: "NaN", 4: "Infinity", 5: "-Infinity"}
-_SCOPES = {kind: scope.value for scope, kind in KINDS.items()}
 
-_IDS: BindParameter[Sequence[int]] = bindparam("ids", expanding=True, literal_execute=True)
-_SERIES = select(
-    metric_series.c.object_id,
-    metric_series.c.key_id,
+_COUNTED = ("count", "step")
+
+
+class _OfMany:
+    """A statement for the rows of many numbers, run on the driver: the answer has tens of thousands of rows.
+
+    Numbers come from the database and are written into the text: a parameter for each would cost more than its row.
+
+    Args:
+        make: Gives the statement for a condition ``IN (…)`` of a column.
+    """
+
+    _PLACE = "(0/*ids*/)"
+
+    def __init__(self, make: Callable[[Callable[[Expr], Any]], Select[Any]]) -> None:
+        self._statement = make(lambda column: column.op("IN")(literal_column(self._PLACE)))
+        self._texts: dict[str, str] = {}
+
+    def rows(self, conn: Connection, ids: Iterable[int]) -> Sequence[Any]:
+        """The rows, as plain tuples."""
+        listed = ",".join(map(str, ids))
+        if not listed:
+            return ()
+        text = self._texts.get(conn.dialect.name)
+        if text is None:
+            compiled = self._statement.compile(dialect=conn.dialect, compile_kwargs={"literal_binds": True})
+            text = self._texts[conn.dialect.name] = str(compiled)
+        cursor = conn.connection.cursor()
+        try:
+            cursor.execute(text.replace(self._PLACE, f"({listed})"))
+            return cursor.fetchall()
+        finally:
+            cursor.close()
+
+
+def _values_of(kind: str, column: Expr) -> _OfMany:
+    return _OfMany(
+        lambda among: select(attributes.c.object_id, attributes.c.key, column).where(
+            among(attributes.c.object_id), attributes.c.kind == kind
+        )
+    )
+
+
+def _series(*columns: Expr) -> _OfMany:
+    return _OfMany(
+        lambda among: (
+            select(objects.c.id, metric_series.c.key_id, *columns)
+            .join_from(objects, metric_objects, metric_objects.c.uid == objects.c.uid)
+            .join(metric_series, metric_series.c.object_id == metric_objects.c.id)
+            .where(among(objects.c.id))
+        )
+    )
+
+
+_VALUES = {kind: _values_of(kind, attributes.c.value) for kind in KINDS.values()}
+_PROJECTED = _values_of("metric", attributes.c.number)
+_LATEST = _series(metric_series.c.latest, metric_series.c.latest_flag)
+_SUMMARIES = _series(
     metric_series.c.latest,
     metric_series.c.latest_flag,
     metric_series.c.min,
     metric_series.c.max,
     metric_series.c.count,
     metric_series.c.latest_step,
-    metric_series.c.kind,
-).where(metric_series.c.object_id.in_(_IDS))
-_OWNERS = select(metric_objects.c.uid, metric_objects.c.id).where(
-    metric_objects.c.uid.in_(bindparam("uids", expanding=True))
 )
-_KEY_NAMES = select(metric_keys.c.id, metric_keys.c.name).where(metric_keys.c.id.in_(_IDS))
-_VALUES = select(attributes.c.object_id, attributes.c.kind, attributes.c.key, attributes.c.value).where(
-    attributes.c.object_id.in_(_IDS), attributes.c.kind.in_(bindparam("kinds", expanding=True))
-)
-_EVENT_METADATA = select(events.c.id, events.c.metadata).where(events.c.id.in_(_IDS))
-_COUNTED = ("count", "step")
-_PROJECTED = select(attributes.c.object_id, attributes.c.key, attributes.c.number).where(
-    attributes.c.object_id.in_(_IDS), attributes.c.kind == "metric"
-)
+_KEY_NAMES = _OfMany(lambda among: select(metric_keys.c.id, metric_keys.c.name).where(among(metric_keys.c.id)))
+_EVENT_METADATA = _OfMany(lambda among: select(events.c.id, events.c.metadata).where(among(events.c.id)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +113,6 @@ class _Page:
     types: Mapping[str, FieldType]
     ids: Sequence[int]
     object_ids: dict[int, int] = field(default_factory=dict)
-    uids: dict[str, int] = field(default_factory=dict)
     encoded: dict[str, str] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
     numbers: dict[str, list[Any]] = field(default_factory=dict)
@@ -89,9 +130,7 @@ class _Page:
         return found
 
 
-def read_columns(
-    conn: Connection, collection: str, wanted: Sequence[Field | Scope], ids: Sequence[int], metrics: Mapping[str, int]
-) -> Columns:
+def read_columns(conn: Connection, collection: str, wanted: Sequence[Field | Scope], ids: Sequence[int]) -> Columns:
     """The columns of the objects with these numbers, in their order.
 
     Args:
@@ -99,7 +138,6 @@ def read_columns(
         collection: What the objects are.
         wanted: Groups and single fields.
         ids: Numbers in the collection's own table.
-        metrics: Numbers of the metrics that ``wanted`` names.
 
     Raises:
         LimitError: It is too much for one answer.
@@ -111,7 +149,7 @@ def read_columns(
     if source.kind is not None and ids:
         parts = {(one.name, one.part): str(one) for one in fields if one.scope is Scope.METRIC}
         if Scope.METRIC in wanted or parts:
-            _metric_columns(conn, page, parts, None if Scope.METRIC in wanted else metrics)
+            _metric_columns(conn, page, parts, everything=Scope.METRIC in wanted)
         _value_columns(conn, page, wanted)
     size = sum(map(len, page.encoded.values()))
     for name in sorted(page.numbers):
@@ -142,64 +180,58 @@ def _own_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope])
     found = (
         select(number, objects.c.id.label("object_number"), *(source.attributes[name][0] for name in names))
         .select_from(source.tables({source.attributes[name][1] for name in names}))
-        .where(number.in_(_IDS))
+        .where(number.in_(page.ids))
     )
-    rows = {row[0]: row for row in conn.execute(found, {"ids": list(page.ids)})} if page.ids else {}
+    rows = {row[0]: row for row in conn.execute(found).all()} if page.ids else {}
     ordered = [rows[one] for one in page.ids]
     page.object_ids = {row[1]: place for place, row in enumerate(ordered)}
-    page.uids = {row[2]: place for place, row in enumerate(ordered)}
     cells = list(zip(*ordered, strict=True))[2:] if ordered else [()] * len(names)
     for name, values in zip(names, cells, strict=True):
         page.encoded[name] = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     if source.base is events and Scope.ATTRIBUTE in wanted and page.ids:
-        kept = {row.id: row.metadata for row in conn.execute(_EVENT_METADATA, {"ids": list(page.ids)})}
+        kept = dict(_EVENT_METADATA.rows(conn, page.ids))
         page.texts["metadata"] = [kept[one] for one in page.ids]
     times = [name for name in names if page.types[name] is FieldType.TIME]
     return times, [name for name in names if page.types[name] is FieldType.NUMBER]
 
 
-def _metric_columns(
-    conn: Connection, page: _Page, parts: Mapping[tuple[str, str], str], only: Mapping[str, int] | None
-) -> None:
+def _metric_columns(conn: Connection, page: _Page, parts: Mapping[tuple[str, str], str], *, everything: bool) -> None:
     """Reads summaries of series: the latest values of all metrics, or only those that are named."""
-    owners = {row.id: page.uids[row.uid] for row in conn.execute(_OWNERS, {"uids": list(page.uids)})}
+    places = page.object_ids
     rows: Sequence[Any] = ()
-    if owners and (only is None or only):
-        query = _SERIES if only is None else _SERIES.where(metric_series.c.key_id.in_(sorted(only.values())))
-        rows = conn.execute(query, {"ids": list(owners)}).all()
-    key_ids = {row[1] for row in rows}
-    names = {row.id: row.name for row in conn.execute(_KEY_NAMES, {"ids": list(key_ids)})} if key_ids else {}
+    if parts:
+        rows = _SUMMARIES.rows(conn, places)
+    elif everything:
+        rows = _LATEST.rows(conn, places)
+    names: dict[int, str] = dict(_KEY_NAMES.rows(conn, {row[1] for row in rows}))
     latest: dict[int, list[Any]] = {}
-    if only is None:
-        latest = {key: page.column(page.numbers, f"metrics.{names[key]}", None) for key in sorted(key_ids)}
+    if everything:
+        latest = {key: page.column(page.numbers, f"metrics.{name}", None) for key, name in names.items()}
+        for object_id, key, value, flag, *_ in rows:
+            latest[key][places[object_id]] = _NOT_FINITE.get(flag) if flag else value
     named: dict[int, list[tuple[str, list[Any]]]] = {}
     for key, name in names.items():
-        found = [(part, column) for (one, part), column in parts.items() if one == name]
-        if found:
-            named[key] = [(part, page.column(page.numbers, column, None)) for part, column in found]
-    for object_id, key, value, flag, least, most, count, step, kind in rows:
-        place = owners[object_id]
-        if flag:
-            value = _NOT_FINITE.get(flag)
-        if latest:
-            latest[key][place] = value
-        for part, column in named.get(key, ()):
-            column[place] = _part(part, value, least, most, count, step) if kind == 0 or part in _COUNTED else None
+        for (one, part), column_name in parts.items():
+            if one == name:
+                named.setdefault(key, []).append((part, page.column(page.numbers, column_name, None)))
+    if named:
+        for object_id, key, *summary in rows:
+            for part, column in named.get(key, ()):
+                column[places[object_id]] = _part(part, *summary)
     if page.source.projects_metrics:
-        for object_id, name, value in conn.execute(_PROJECTED, {"ids": list(page.object_ids)}):
-            place = page.object_ids[object_id]
+        for object_id, name, value in _PROJECTED.rows(conn, places):
             wanted = [column for (one, part), column in parts.items() if one == name and part not in _COUNTED]
-            for column_name in ([f"metrics.{name}"] if only is None else []) + wanted:
+            for column_name in ([f"metrics.{name}"] if everything else []) + wanted:
                 column = page.column(page.numbers, column_name, None)
-                if column[place] is None:
-                    column[place] = value
+                if column[places[object_id]] is None:
+                    column[places[object_id]] = value
 
 
-def _part(part: str, latest: Any, least: Any, most: Any, count: int, step: int) -> Any:
-    if part == "latest":
-        return latest
+def _part(part: str, latest: Any, flag: int, least: Any, most: Any, count: int, step: int) -> Any:
     if part in _COUNTED:
         return count if part == "count" else step
+    if part == "latest":
+        return _NOT_FINITE.get(flag) if flag else latest
     value = least if part == "min" else most
     if value in (_GREATEST, -_GREATEST):
         return "Infinity" if value > 0 else "-Infinity"
@@ -208,15 +240,15 @@ def _part(part: str, latest: Any, least: Any, most: Any, count: int, step: int) 
 
 def _value_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope]) -> None:
     """Reads values by key: whole kinds, single keys, and paths into JSON."""
-    scopes = [kind for kind, scope in _SCOPES.items() if Scope(scope) in wanted]
-    if scopes:
-        prefixes = {kind: f"{_SCOPES[kind]}." for kind in scopes}
-        found: dict[tuple[str, str], list[str]] = {}
-        places = page.object_ids
-        for object_id, kind, key, value in conn.execute(_VALUES, {"ids": list(places), "kinds": scopes}).all():
-            column = found.get((kind, key))
+    places = page.object_ids
+    for scope, kind in KINDS.items():
+        if scope not in wanted:
+            continue
+        found: dict[str, list[str]] = {}
+        for object_id, key, value in _VALUES[kind].rows(conn, places):
+            column = found.get(key)
             if column is None:
-                column = found[kind, key] = page.column(page.texts, prefixes[kind] + key, "null")
+                column = found[key] = page.column(page.texts, f"{scope.value}.{key}", "null")
             column[places[object_id]] = value
     for one in wanted:
         if not isinstance(one, Field) or one.scope not in KINDS or one.scope in wanted:
@@ -224,9 +256,9 @@ def _value_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope
         for table in (attributes, attribute_leaves) if "." in one.name else (attributes,):
             at = table.c.path if "path" in table.c else table.c.key
             query = select(table.c.object_id, table.c.value).where(
-                table.c.object_id.in_(_IDS), table.c.kind == KINDS[one.scope], at == one.name
+                table.c.object_id.in_(list(places)), table.c.kind == KINDS[one.scope], at == one.name
             )
-            for object_id, value in conn.execute(query, {"ids": list(page.object_ids)}):
+            for object_id, value in conn.execute(query).all() if places else ():
                 column = page.column(page.texts, str(one), "null")
-                if column[page.object_ids[object_id]] == "null":
-                    column[page.object_ids[object_id]] = value
+                if column[places[object_id]] == "null":
+                    column[places[object_id]] = value

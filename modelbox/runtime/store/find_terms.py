@@ -60,9 +60,9 @@ class Term:
     walk: Walk | None = None
 
 
-def metric_names(where: Expression | None, order: Sequence[Order], columns: Sequence[Field | Scope]) -> set[str]:
-    """The metrics that a query names."""
-    fields = [*_fields(where), *(one.field for one in order), *(one for one in columns if isinstance(one, Field))]
+def metric_names(where: Expression | None, order: Sequence[Order]) -> set[str]:
+    """The metrics that a query compares or sorts by."""
+    fields = [*_fields(where), *(one.field for one in order)]
     return {field.name for field in fields if field.scope is Scope.METRIC}
 
 
