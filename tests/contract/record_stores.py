@@ -711,6 +711,9 @@ class AttachmentContract:
         second = (await store.create_version(of("/2"), actor="", at=AT)).item
         await tracking.delete_objects([second.id], actor="", at=AT)
         dataset = await store.get_dataset("ns/digits")
+        changes = (await history(database)).revisions[-1].changes
+        assert [(c.kind, c.action) for c in changes] == [("dataset_version", "deleted"), ("dataset", "updated")]
+        assert (changes[1].state["latest_version"], dataset.mod_rev) == (1, changes[1].rev)
         assert (dataset.latest_version, (await store.get_version("ns/digits")).id) == (1, first.id)
         assert (await store.create_version(of("/1"), actor="", at=AT)).existed
         assert [v.version for v in (await self._versions(store)).items] == [1]

@@ -103,6 +103,15 @@ def _note(writing: Writing, row: Any, action: Action) -> None:
     writing.note(row.namespace, row.uid, kind, action, state)
 
 
+def _note_latest(writing: Writing, row: Any) -> None:
+    """Tells of the dataset whose latest version may be another one now."""
+    if row.kind != ObjectKind.DATASET_VERSION.value:
+        return
+    dataset = writing.conn.execute(OBJECTS.where(objects.c.id == row.parent_id)).one()
+    writing.conn.execute(update(objects).where(objects.c.id == dataset.id).values(mod_rev=writing.rev))
+    _note(writing, dataset, Action.UPDATED)
+
+
 def delete_objects(conn: Connection, uids: Sequence[str], *, actor: str, at: datetime) -> int:
     """Puts objects and all below them into the bin, all or none; returns how many were not in it.
 
@@ -140,6 +149,7 @@ def _delete_objects(conn: Connection, uids: Sequence[str], actor: str, at: datet
         gone.update(ids)
         count += len(ids)
         _note(writing, row, Action.DELETED)
+        _note_latest(writing, row)
     writing.finish()
     return count
 
@@ -176,6 +186,7 @@ def _restore_objects(conn: Connection, uids: Sequence[str], actor: str, at: date
         ).rowcount
         conn.execute(update(objects).where(objects.c.id == row.id).values(mod_rev=writing.rev))
         _note(writing, row, Action.RESTORED)
+        _note_latest(writing, row)
     writing.finish()
     return count
 

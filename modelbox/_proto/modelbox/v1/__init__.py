@@ -296,7 +296,7 @@ class Artifact(betterproto2.Message):
 
     parent: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    ns, ns/model or ns/model@7.
+    ns, ns/model, ns/model@7, or the id of anything else.
     """
 
     name: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
@@ -532,6 +532,9 @@ default_message_pool.register_message("modelbox.v1", "Comment", Comment)
 @dataclass(eq=False, repr=False)
 class CreateArtifactRequest(betterproto2.Message):
     parent: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Any object but an artifact, by its id or path. Files must have been uploaded to its namespace.
+    """
 
     name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
