@@ -5,9 +5,9 @@
     model = await modelbox.load("langtech/wav2vec@prod")
     outputs = await model.predict({"input": waveform})
 
-`load` brings a model into service and keeps it up to date; `Client` is everything else that the central server offers;
-`modelbox.sync` is for code that is not async; `modelbox.otel` exports telemetry; `modelbox.errors` draws the tree of
-everything that may be raised.
+`load` brings a model into service and keeps it up to date; `start_run` records what a training program does; `Client`
+is everything else that the central server offers; `modelbox.sync` is for code that is not async; `modelbox.otel` exports
+telemetry; `modelbox.errors` draws the tree of everything that may be raised.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelbox import errors, otel, sync
-    from modelbox._default import aclose, load
+    from modelbox._default import aclose, load, start_run
     from modelbox.client import Client
     from modelbox.config import ClientConfig
     from modelbox.errors import ModelBoxError
@@ -67,6 +67,7 @@ __all__ = (
     "errors",
     "load",
     "otel",
+    "start_run",
     "sync",
 )
 
@@ -101,6 +102,7 @@ _HOME = {
     "TensorSpec": "modelbox.signature",
     "aclose": "modelbox._default",
     "load": "modelbox._default",
+    "start_run": "modelbox._default",
 }
 _SUBMODULES = ("errors", "otel", "sync")
 

@@ -6,14 +6,20 @@ makes a new one.
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 from modelbox.client import Client
 from modelbox.loader.settings import LoadOptions
 from modelbox.model import LiveModel
 from modelbox.refs import ModelRef
 
-__all__ = ("aclose", "default_client", "load")
+__all__ = ("aclose", "default_client", "load", "start_run")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _client: Client | None = None
@@ -40,6 +46,19 @@ async def load(ref: str | ModelRef, *, options: LoadOptions | None = None, timeo
     errors.
     """
     return await default_client().load(ref, options=options, timeout=timeout)
+
+
+def _on_default(method: Callable[Concatenate[Client, P], T]) -> Callable[P, T]:
+    """A method of the client as a function on the process's client."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return method(default_client(), *args, **kwargs)
+
+    return call
+
+
+start_run = _on_default(Client.start_run)
 
 
 async def aclose() -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from modelbox._blocking import BlockingClient, finish, iterate
 from modelbox._local_files import FilesArgument, Progress
+from modelbox.frames import FindPage
 from modelbox.objects import (
     Alias,
     AliasMove,
@@ -422,6 +423,57 @@ class SyncCalls:
             InvalidError: A file of it is only tracked; says where it lies.
         """
         return finish(self._client.download_artifact(artifact_id, directory, on_progress=on_progress))
+
+    def find(
+        self,
+        collection: str,
+        where: str = "",
+        *,
+        order_by: str | Sequence[str] = (),
+        within: str = "",
+        columns: Sequence[str] = (),
+        limit: int | None = 100,
+        include_deleted: bool = False,
+        page_token: str = "",
+    ) -> FindPage:
+        """The objects of a collection that a query lets through, as columns; ``docs/find.md`` has the language.
+
+        ::
+
+            best = await client.find(
+                "runs", "metrics.accuracy > 0.9 and params.lr <= 1e-3", order_by="metrics.accuracy desc", limit=10
+            )
+            best.to_pandas()
+
+        Args:
+            collection: ``experiments``, ``runs``, ``checkpoints``, ``models``, ``versions``, ``datasets``,
+                ``dataset_versions``, ``artifacts`` or ``events``.
+            where: The query; empty for everything.
+            order_by: ``"metrics.loss"``, ``"metrics.loss desc"``, or several of them; then by id. What an object does
+                not have comes last.
+            within: Only of this namespace, or below the object with this id, such as an experiment.
+            columns: ``attributes``, ``metrics``, ``params``, ``tags``, ``labels``, ``metadata``, or single ones such as
+                ``metrics.loss``; empty for all. ``["id"]`` for ids only.
+            limit: How many at most; None for all there are, fetched by thousands.
+            include_deleted: Also what is in the bin.
+            page_token: Goes on behind a page: its ``next_token``, with the same query.
+
+        Raises:
+            FindError: The query is wrong; shows where, and what was expected there.
+            InvalidError: The collection, an order or a column is none.
+        """
+        return finish(
+            self._client.find(
+                collection,
+                where,
+                order_by=order_by,
+                within=within,
+                columns=columns,
+                limit=limit,
+                include_deleted=include_deleted,
+                page_token=page_token,
+            )
+        )
 
     def log_metrics(
         self, object: str, values: Mapping[str, MetricValue], *, step: int = 0, at: datetime | None = None

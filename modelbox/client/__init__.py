@@ -11,6 +11,7 @@ from __future__ import annotations
 from modelbox.client.attributes import AttributeCalls
 from modelbox.client.experiments import ExperimentCalls
 from modelbox.client.files import FileCalls
+from modelbox.client.finding import FindCalls
 from modelbox.client.loading import LoadCalls
 from modelbox.client.metrics import MetricCalls
 from modelbox.client.models import ModelCalls
@@ -31,6 +32,7 @@ class Client(
     AttributeCalls,
     MetricCalls,
     RecordCalls,
+    FindCalls,
     RunCalls,
     WatchCalls,
 ):
