@@ -34,6 +34,7 @@ GROUPS: dict[str, str] = {
     "resolve": "one small call to the server",
     "feed": "commits per second through the server",
     "tracking": "points of metrics and runs through the server, and reading them back",
+    "find": "finding runs among a thousand to a hundred thousand of them",
     "watch": "a change on its way to many watchers",
 }
 """Modules of `bench.groups`, in the order in which they run."""
