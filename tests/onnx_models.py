@@ -47,6 +47,41 @@ def add_element(constant: float, element: int, *, also_float: bool = False) -> b
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString()
 
 
+def loop_as_told() -> bytes:
+    """``y = x + n`` by ``n`` additions of 1, on float32[batch, 4] and int64[batch]: takes as long as ``n`` says."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Add", ["sum_in", "one"], ["sum_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_in", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, None),
+        ],
+        [numpy_helper.from_array(np.array(1, np.float32), "one")],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", ["n"], ["times"], keepdims=0),
+            helper.make_node("Loop", ["times", "go", "x"], ["y"], body=body),
+        ],
+        "loop",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
+            helper.make_tensor_value_info("n", TensorProto.INT64, ["batch"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.array(True), "go")],
+    )
+    return _model(graph)
+
+
 def perceptron(width: int, layers: int, *, seed: int = 0) -> bytes:
     """``layers`` dense layers of ``width``² float32 weights on float32[batch, width]; 4 · width² · layers bytes."""
     rng = np.random.default_rng(seed)

@@ -5,7 +5,8 @@ are independent: `Generation.batching` says so.
 
 Invariants: a batch has calls of one generation and one row shape. Rows come back in order, each caller's own. A call
 that makes a batch fail fails alone: the others run again without it. A group of calls holds one lease on its generation
-from its first call to its end; a cancelled call leaves its group, and the last one to leave ends the lease.
+from its first call to its end; a cancelled call leaves its group, and the last one to leave ends the lease, or stops
+the run that has begun.
 
 Concurrency: a `Collector` belongs to one event loop; only `run_rows` happens in other threads.
 """
@@ -13,7 +14,8 @@ Concurrency: a `Collector` belongs to one event loop; only `run_rows` happens in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -24,6 +26,8 @@ from modelbox.errors import ClientClosed, ModelBoxError, PredictError, RunTermin
 from modelbox.loader.generation import Generation
 from modelbox.loader.inputs import Feed
 from modelbox.loader.pool import Job, Pool
+from modelbox.loader.session import new_run_options
+from modelbox.loader.stall import RunStalled
 from modelbox.loader.stats import Outcome
 
 __all__ = ("Collector", "Entry", "run_rows")
@@ -64,7 +68,7 @@ class _Group:
 class _Chunk:
     """A batch in the pool."""
 
-    __slots__ = ("entries", "generation", "job", "live", "start_ns")
+    __slots__ = ("entries", "generation", "job", "live", "start_ns", "stop")
 
     def __init__(self, generation: Generation, entries: list[Entry]) -> None:
         self.generation = generation
@@ -72,6 +76,7 @@ class _Chunk:
         self.live = len(entries)
         self.job: Job | None = None
         self.start_ns = 0
+        self.stop = new_run_options()
 
 
 class Collector:
@@ -85,6 +90,7 @@ class Collector:
         inline_below_ns: Expected run time below which batches run on the loop. What takes longer is spread over the
             free threads, in parts that are worth the way there.
         ceiling_ns: See `Generation.observe`.
+        stalled_ns: What a run on the loop counts as that had to be stopped; 0 where none is.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Collector:
         max_delay_s: float,
         inline_below_ns: float,
         ceiling_ns: float,
+        stalled_ns: float = 0.0,
     ) -> None:
         self.loop = loop
         self._pool = pool
@@ -104,6 +111,7 @@ class Collector:
         self._inline_below_ns = inline_below_ns
         self._threads = pool.threads
         self._ceiling_ns = ceiling_ns
+        self._stalled_ns = stalled_ns
         self._groups: dict[object, _Group] = {}
         self._scheduled = False
         self._timer: Timer | None = None
@@ -162,11 +170,15 @@ class Collector:
                     group.generation.release()
             return
         chunk.live -= 1
-        if not chunk.live and chunk.job is not None and chunk.job.cancel():
+        if chunk.live or chunk.job is None:
+            return
+        if chunk.job.cancel():
             self._running -= 1
             chunk.generation.release()
             if self._overdue:
                 self._flush()
+        else:
+            chunk.stop.terminate = True
 
     def _flush(self) -> None:
         """Hands on what was collected, as far as there are threads for it; runs short batches here and now."""
@@ -204,7 +216,12 @@ class Collector:
 
     def _run_here(self, generation: Generation, entries: list[Entry]) -> None:
         start_ns = perf_counter_ns()
-        results = run_rows(generation, entries)
+        try:
+            results = run_rows(generation, entries, generation.run_here if self._stalled_ns else None)
+        except RunStalled:
+            generation.slow_down(self._stalled_ns)
+            self._run_in_pool(generation, entries)
+            return
         self._observe(generation, perf_counter_ns() - start_ns, entries)
         _deliver(generation, entries, results, start_ns)
         generation.release()
@@ -222,7 +239,7 @@ class Collector:
         def run() -> None:
             chunk.start_ns = perf_counter_ns()
             cpu_ns = generation.session.clock_ns()
-            results = run_rows(generation, entries)
+            results = run_rows(generation, entries, partial(_run_within, generation, chunk.stop))
             self._observe(generation, generation.session.clock_ns() - cpu_ns, entries)
             # RuntimeError: the loop has ended, and its callers with it.
             try:
@@ -292,18 +309,32 @@ def _deliver(
         generation.stats.record_batch(took, waited, rows=rows, run_ns=end_ns - start_ns)
 
 
-def run_rows(generation: Generation, entries: Sequence[Entry]) -> list[Outputs | Exception | None]:
+def _run_within(generation: Generation, stop: Any, feed: Feed) -> Outputs:
+    return generation.run_within(feed, stop)
+
+
+def run_rows(
+    generation: Generation, entries: Sequence[Entry], run: Callable[[Feed], Outputs] | None = None
+) -> list[Outputs | Exception | None]:
     """Runs the calls as one, and gives each its own rows or its own error; None for those that were dropped.
 
-    Never raises.
+    Args:
+        generation: What runs them.
+        entries: The calls.
+        run: How; as the generation does where it is not given.
+
+    Raises nothing but the `RunStalled` of ``run``.
     """
+    run = run or generation.run
     live = [entry for entry in entries if not entry.dropped]
     if len(live) > 1:
         # Any failure, of the run as of the stacking, is looked into call by call.
         try:
-            parts = _run_stacked(generation, live)
+            parts = _run_stacked(run, live)
         except RunTerminated as exc:
             return [RunTerminated(exc.message, **exc.fields) for _ in entries]
+        except RunStalled:
+            raise
         except Exception:
             parts = None
         if parts is not None:
@@ -312,14 +343,14 @@ def run_rows(generation: Generation, entries: Sequence[Entry]) -> list[Outputs |
             rows = iter(parts)
             kept = set(map(id, live))
             return [next(rows) if id(entry) in kept else None for entry in entries]
-    return [None if entry.dropped else _run_alone(generation, entry) for entry in entries]
+    return [None if entry.dropped else _run_alone(run, entry) for entry in entries]
 
 
-def _run_stacked(generation: Generation, entries: Sequence[Entry]) -> list[Outputs] | None:
+def _run_stacked(run: Callable[[Feed], Outputs], entries: Sequence[Entry]) -> list[Outputs] | None:
     """One run for all; None when the outputs do not have a row for each row of the inputs."""
     first = entries[0].feed
     feed = {name: np.concatenate([entry.feed[name] for entry in entries]) for name in first}
-    outputs = generation.run(feed)
+    outputs = run(feed)
     total = _rows(entries)
     for output in outputs:
         if output.shape[0] != total:
@@ -333,10 +364,12 @@ def _run_stacked(generation: Generation, entries: Sequence[Entry]) -> list[Outpu
     return parts
 
 
-def _run_alone(generation: Generation, entry: Entry) -> Outputs | Exception:
+def _run_alone(run: Callable[[Feed], Outputs], entry: Entry) -> Outputs | Exception:
     try:
-        return generation.run(entry.feed)
+        return run(entry.feed)
     except ModelBoxError as exc:
         return exc
+    except RunStalled:
+        raise
     except Exception as exc:
         return PredictError(f"the model failed: {type(exc).__name__}")

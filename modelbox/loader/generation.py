@@ -57,6 +57,8 @@ class Generation:
         "output_names",
         "row_ns",
         "run",
+        "run_here",
+        "run_within",
         "session",
         "stats",
         "version",
@@ -79,6 +81,8 @@ class Generation:
         self.output_names = tuple(spec.name for spec in session.signature.outputs)
         self.check = self.checker.check
         self.run = session.run
+        self.run_here = session.run_here
+        self.run_within = session.run_within
         self.stats = stats if stats is not None else CallStats()
         # Not known without a warm-up; then the first run happens in the pool.
         self.average_ns: float = math.inf if session.run_s is None else session.run_s * 1e9
@@ -149,6 +153,11 @@ class Generation:
     def force(self) -> None:
         """Stops all runs in flight and refuses new ones; their callers get `RunTerminated` and end their leases."""
         self.session.terminate()
+
+    def slow_down(self, average_ns: float) -> None:
+        """One run took far longer than the average says, and the next one may."""
+        self.average_ns = max(self.average_ns, average_ns)
+        self.row_ns = max(self.row_ns, average_ns)
 
     def observe(self, took_ns: int, ceiling_ns: float) -> None:
         """Takes one run into the average; a single stall counts as no more than ``ceiling_ns``."""

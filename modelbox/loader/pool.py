@@ -7,7 +7,8 @@ Invariants: a job either runs once or was cancelled, never both. Threads start w
 that a run without end cannot keep a process alive; at interpreter exit runs are stopped, because a thread that comes
 back from native code into an interpreter that is gone brings the process down.
 
-Cancellation: a job that still waits leaves the queue at once; one that runs goes on to its end, unseen.
+Cancellation: a job that still waits leaves the queue at once; one that runs goes on until whoever submitted it stops
+it.
 """
 
 from __future__ import annotations

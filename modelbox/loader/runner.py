@@ -30,6 +30,8 @@ from modelbox.loader.batching import Collector, Entry
 from modelbox.loader.generation import Generation
 from modelbox.loader.inputs import Feed
 from modelbox.loader.pool import Pool, available_cores
+from modelbox.loader.session import new_run_options
+from modelbox.loader.stall import RunStalled
 from modelbox.loader.stats import Outcome
 from modelbox.objects import ModelVersion
 from modelbox.signature import Signature
@@ -142,6 +144,10 @@ class Runner:
         # One stall of a busy machine must not push a fast model out of the loop: it counts for a few times the limit.
         self._ceiling_ns = 4e9 * options.inline_below_s
         self._fairness_ns = options.fairness_s * 1e9
+        # Whoever wants every run on the loop wants long ones there, too.
+        self._guarded = options.mode is Mode.AUTO
+        # Some fifty short runs in threads bring it back onto the loop.
+        self._stalled_ns = 16e9 * options.inline_below_s
         reset_in_child(self)
 
     def swap(self, generation: Generation) -> Generation | None:
@@ -185,8 +191,8 @@ class Runner:
 
         A fast model answers without giving the event loop a turn, except once per ``fairness_s`` of work.
 
-        Cancellation: a call that waits leaves its queue or batch; a run that has begun goes on to its end, unseen, and
-        keeps its lease until then.
+        Cancellation: a call that waits leaves its queue or batch; a run that has begun in a thread is stopped if nobody
+        else waits for it, and keeps its lease until then.
         """
         if timeout is not None:
             return await self._predict_within(inputs, timeout)
@@ -213,7 +219,12 @@ class Runner:
                 # The pool takes over the lease.
                 generation.share()
                 return await self._predict_in_pool(generation, feed, start_ns)
-            outputs = generation.run(feed)
+            try:
+                outputs = generation.run_here(feed) if self._guarded else generation.run(feed)
+            except RunStalled:
+                generation.slow_down(self._stalled_ns)
+                generation.share()
+                return await self._predict_in_pool(generation, feed, start_ns)
         except BaseException as exc:
             _record_failure(generation, exc, start_ns)
             raise
@@ -241,7 +252,7 @@ class Runner:
         Raises:
             InputError: The inputs do not fit; says what was expected and what came.
             PredictError: The model failed on them.
-            DeadlineExceeded: ``timeout`` is over; a run that has begun goes on to its end, unseen.
+            DeadlineExceeded: ``timeout`` is over; a run that has begun is stopped.
             ClientClosed: The runner is closed.
             UsageError: No version is active yet.
         """
@@ -315,7 +326,8 @@ class Runner:
             alone: No other call is in sight that it could share a run with: a short run happens at once.
 
         Returns:
-            False when the call needs a task, because it runs longer than a loop should wait; then nothing was done.
+            False when the call needs a task, because it runs longer than a loop should wait; then it is still to be
+            made.
 
         Raises:
             ClientClosed: The runner is closed.
@@ -339,7 +351,12 @@ class Runner:
                             return True
                 if generation.average_ns >= self._inline_below_ns:
                     return False
-                outputs = generation.run(generation.check(inputs))
+                feed = generation.check(inputs)
+                try:
+                    outputs = generation.run_here(feed) if self._guarded else generation.run(feed)
+                except RunStalled:
+                    generation.slow_down(self._stalled_ns)
+                    return False
             except ModelBoxError as exc:
                 _record_failure(generation, exc, start_ns)
                 call.set_exception(exc)
@@ -367,6 +384,7 @@ class Runner:
                 max_delay_s=self.options.max_delay_s,
                 inline_below_ns=self._batch_inline_below_ns,
                 ceiling_ns=self._ceiling_ns,
+                stalled_ns=self._stalled_ns if self._guarded else 0.0,
             )
         return collector
 
@@ -383,8 +401,10 @@ class Runner:
             elif outputs is not None:
                 waiter.set_result(outputs)
 
+        stop = new_run_options()
+
         def run() -> None:
-            outputs, error = self._run_timed(generation, feed, start_ns)
+            outputs, error = self._run_timed(generation, feed, start_ns, stop)
             # RuntimeError: the loop has ended, and its callers with it.
             try:
                 loop.call_soon_threadsafe(deliver, outputs, error)
@@ -401,6 +421,8 @@ class Runner:
         except BaseException:
             if job.cancel():
                 generation.release()
+            else:
+                stop.terminate = True
             raise
         generation.stats.record_ok(perf_counter_ns() - start_ns)
         return _prediction(generation, outputs)
@@ -409,10 +431,11 @@ class Runner:
         """Runs a checked call in a thread and blocks for its result."""
         start_ns = perf_counter_ns()
         results: SimpleQueue[tuple[list[Any] | None, Exception | None]] = SimpleQueue()
+        stop = new_run_options()
         generation.share()
         try:
             job = self._pool.submit(
-                lambda: results.put(self._run_timed(generation, feed, start_ns)), stop=generation.force
+                lambda: results.put(self._run_timed(generation, feed, start_ns, stop)), stop=generation.force
             )
         except ClientClosed:
             generation.release()
@@ -422,6 +445,8 @@ class Runner:
         except BaseException as exc:
             if job.cancel():
                 generation.release()
+            else:
+                stop.terminate = True
             if isinstance(exc, Empty):
                 raise _too_late(timeout) from None
             raise
@@ -431,14 +456,14 @@ class Runner:
         return outputs
 
     def _run_timed(
-        self, generation: Generation, feed: Feed, start_ns: int
+        self, generation: Generation, feed: Feed, start_ns: int, stop: Any
     ) -> tuple[list[Any] | None, Exception | None]:
-        """A run in a thread of the pool; ends the lease."""
+        """A run in a thread of the pool, which ``stop`` may end early; ends the lease."""
         clock_ns = generation.session.clock_ns
         generation.stats.record_queue(perf_counter_ns() - start_ns)
         begin_ns = clock_ns()
         try:
-            return generation.run(feed), None
+            return generation.run_within(feed, stop), None
         except Exception as exc:
             return None, exc
         finally:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,7 @@ from modelbox.errors import (
 )
 from modelbox.loader.inputs import Feed
 from modelbox.loader.ort_values import check_element, needs_values, value_run
+from modelbox.loader.stall import LOCAL, WATCH, RunStalled, slot_of_thread
 from modelbox.signature import Dim, Signature, TensorSpec
 
 __all__ = ("Session", "SessionOptions", "WarmReport", "read_signature", "runtime", "runtime_version")
@@ -116,7 +118,18 @@ class Session:
             thread alone, because wall time would count the wait for the interpreter too.
     """
 
-    __slots__ = ("_inference", "_names", "_options", "_run", "_run_options", "clock_ns", "run_s", "signature")
+    __slots__ = (
+        "_inference",
+        "_live",
+        "_names",
+        "_options",
+        "_run",
+        "_run_options",
+        "_terminated",
+        "clock_ns",
+        "run_s",
+        "signature",
+    )
 
     def __init__(self, inference: Any, options: SessionOptions) -> None:
         self._inference = inference
@@ -128,6 +141,8 @@ class Session:
         if needs_values(self.signature):
             self._run = value_run(inference._sess, runtime().OrtValue, self.signature)
         self._run_options = new_run_options()
+        self._live: set[Any] = set()
+        self._terminated = False
         self.run_s: float | None = None
         cpu_only = options.providers == ("CPUExecutionProvider",) and options.intra_op_threads == 1
         self.clock_ns: Callable[[], int] = time.thread_time_ns if cpu_only else time.perf_counter_ns
@@ -190,12 +205,44 @@ class Session:
         except Exception as exc:
             raise self._mapped(exc) from exc
 
+    def run_here(self, feed: Feed) -> list[Any]:
+        """The same on an event loop, which it must not hold up.
+
+        Raises:
+            RunStalled: It took too long, and was stopped: run it in a thread.
+        """
+        slot = LOCAL.slot or slot_of_thread(new_run_options)
+        if self._terminated:
+            return self.run(feed)
+        slot.session = self
+        slot.since = monotonic()
+        try:
+            outputs = self._run(self._names, feed, slot.options)
+        except Exception as exc:
+            slot.since = 0.0
+            if not slot.options.terminate:
+                raise self._mapped(exc) from exc
+            if slot.renew() and not self._terminated:
+                raise RunStalled from exc
+            raise self._mapped(exc, self._run_options) from exc
+        slot.since = 0.0
+        if slot.stalled:
+            # It ended just when it was to be stopped.
+            slot.renew()
+        return outputs
+
     def run_within(self, feed: Feed, run_options: Any) -> list[Any]:
-        """The same under run options of the caller's own, made by `new_run_options`."""
+        """The same under run options of the caller's own, made by `new_run_options`, which can stop this run alone."""
+        live = self._live
+        live.add(run_options)
+        if self._terminated:
+            run_options.terminate = True
         try:
             return self._run(self._names, feed, run_options)
         except Exception as exc:
             raise self._mapped(exc, run_options) from exc
+        finally:
+            live.discard(run_options)
 
     def warm(self, deadline_s: float, golden: Path | None = None) -> WarmReport:
         """Makes the first runs and finds out what they tell; sets `run_s`.
@@ -216,7 +263,11 @@ class Session:
 
     def terminate(self) -> None:
         """Stops all runs in flight and every later one; returns at once."""
+        self._terminated = True
         self._run_options.terminate = True
+        for run_options in tuple(self._live):
+            run_options.terminate = True
+        WATCH.stop(self)
 
     def close(self) -> None:
         """Frees the model and returns its memory to the system; idempotent.
@@ -233,7 +284,10 @@ class Session:
         if isinstance(exc, ModelBoxError | LeaseReleased):
             return exc
         if (run_options or self._run_options).terminate:
-            return RunTerminated("the run was stopped before its end: the model's version was replaced or closed")
+            return RunTerminated(
+                "the run was stopped before its end: nobody waited for it any more, or the model's version was "
+                "replaced or closed"
+            )
         return PredictError(f"the model failed: {reason_of(exc)}")
 
 

@@ -278,7 +278,13 @@ def _cast(array: Array, target: np.dtype[Any], data: object, datatype: Datatype,
     kind = array.dtype.kind
     wanted = target.kind
     if wanted == "f":
-        if kind not in "iuf":
+        if kind == "O" and _all_whole(data):
+            # Whole numbers of more than 64 bits.
+            try:
+                array = np.array(data, np.float64)
+            except OverflowError:
+                raise _out_of_range(datatype, name) from None
+        elif kind not in "iuf":
             raise _wrong_kind(wanted, datatype, name)
         if array.dtype is not target:
             with np.errstate(over="ignore"):

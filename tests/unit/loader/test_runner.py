@@ -81,7 +81,8 @@ async def test_a_fast_model_runs_on_the_loop_and_a_slow_one_in_the_pool(tmp_path
         threads.append(threading.current_thread())
         return run(feed)
 
-    runner.active.run = spy
+    runner.active.run_here = spy
+    runner.active.run_within = lambda feed, stop: spy(feed)
     await runner.predict(ones())
     runner.active.average_ns = 50e6
     await runner.predict(ones())

@@ -188,7 +188,12 @@ def test_numpy_would_make_the_same_of_the_list(value: list[Any]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["BOOL", "UINT8", "INT32", "INT64", "UINT64", "FP32", "FP64", "BYTES"]),
-    st.one_of(st.lists(NUMBERS, max_size=12), st.lists(TEXTS, max_size=6), st.lists(LEAVES, max_size=4)),
+    st.one_of(
+        st.lists(st.one_of(FLOATS, st.booleans(), st.integers(-(2**63), 2**64 - 1)), max_size=12),
+        st.lists(WHOLE, max_size=8),
+        st.lists(TEXTS, max_size=6),
+        st.lists(st.one_of(FLOATS, TEXTS, st.none()), max_size=4),
+    ),
 )
 def test_a_request_means_the_same(datatype: str, data: list[Any]) -> None:
     tensor = {"name": "x", "shape": [len(data)], "datatype": datatype, "data": data}
