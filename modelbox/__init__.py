@@ -6,7 +6,7 @@
     outputs = await model.predict({"input": waveform})
 
 `load` brings a model into service and keeps it up to date; `start_run` records what a training program does; `Client`
-is everything else that the central server offers; `modelbox.sync` is for code that is not async; `modelbox.otel` exports
+is everything else that the central server offers; `modelbox.sync` is for code that is not async; `modelbox.otel` is
 telemetry; `modelbox.errors` draws the tree of everything that may be raised.
 """
 
