@@ -65,6 +65,7 @@ MAX_IDS = 100
 """Of objects in one call."""
 MAX_OPERATIONS = 10_000
 """Of a spool in one delivery."""
+_DELIVER_BATCH = 100
 _PURGE_BATCH = 200
 _SPOOL = re.compile(r"[0-9a-f]{32}")
 _PERMANENT = (InvalidError, NotFoundError, ConflictError, LimitError, IntegrityError)
@@ -303,10 +304,10 @@ class TrackingService:
     async def deliver(self, spool: str, operations: Sequence[Operation], *, actor: str) -> Delivered:
         """Takes over the operations of a client's spool, in order; what the spool has had already is skipped.
 
-        First everything but metrics, in one transaction; then the metrics, which are known by what they are and so may
-        come again. When it returns, all of it is on disk, but for what is named in ``rejections``: these can never
-        succeed, and hold up nothing. What may succeed later (a full disk, a busy server) is raised, and the client
-        sends everything again.
+        First everything but metrics, in transactions that each move the mark up to which the spool was taken over; then
+        the metrics, which are known by what they are and so may come again. When it returns, all of it is on disk, but
+        for what is named in ``rejections``: these can never succeed, and hold up nothing. What may succeed later (a
+        full disk, a busy server) is raised, and the client sends everything again.
 
         Args:
             spool: 32 hexadecimal digits that name the spool for ever.
@@ -343,7 +344,11 @@ class TrackingService:
                 rejections.append(_rejection(operation.seq, exc))
             else:
                 control.append(operation)
-        rejections.extend(await self._store.deliver(spool, last, control, actor=actor, at=self._clock()))
+        # In parts, so that nobody else waits long; what was carried out is not carried out again.
+        for start in range(0, len(control), _DELIVER_BATCH):
+            some = control[start : start + _DELIVER_BATCH]
+            upto = last if start + _DELIVER_BATCH >= len(control) else some[-1].seq
+            rejections.extend(await self._store.deliver(spool, upto, some, actor=actor, at=self._clock()))
         rejections.extend(await self._log(points))
         return Delivered(seq=last, rejections=tuple(sorted(rejections, key=lambda one: one.seq)))
 

@@ -255,6 +255,9 @@ def purge(conn: Connection, namespace: str, before: datetime, batch: int, *, act
             writing.note(row.namespace, row.uid, Kind.ARTIFACT, Action.DELETED, artifact_of(found))
             conn.execute(delete(artifact_blobs).where(artifact_blobs.c.artifact_id == found.id))
             conn.execute(delete(artifacts).where(artifacts.c.id == found.id))
+    # What refers to others of its kind lets go of them first: not every database waits for the end of a statement.
+    for some in _chunks(ids):
+        conn.execute(update(runs).where(runs.c.parent_run_id.in_(some)).values(parent_run_id=None))
     # Each kind after what refers to it.
     for kind in (
         ObjectKind.CHECKPOINT,
@@ -264,9 +267,10 @@ def purge(conn: Connection, namespace: str, before: datetime, batch: int, *, act
         ObjectKind.DATASET,
     ):
         table = _STATES[kind][2]
-        for row in by_kind.get(kind, ()):
-            conn.execute(delete(table).where(table.c.id == row.id))
-    for row in rows:
-        remove_objects(conn, [row.id])
+        for some in _chunks([row.id for row in by_kind.get(kind, ())]):
+            conn.execute(delete(table).where(table.c.id.in_(some)))
+    for some in _chunks(ids):
+        conn.execute(update(objects).where(objects.c.parent_id.in_(some)).values(parent_id=None))
+    remove_objects(conn, ids)
     writing.finish()
     return Purged(ids=tuple(row.uid for row in rows), more=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Select, and_, case, func, or_, select
+from sqlalchemy import Column, Connection, Select, and_, func, or_, select
 from sqlalchemy.sql import ColumnElement
 
 from modelbox.feed import Action, Change, Filter, Kind
@@ -187,11 +187,9 @@ def _by_id(make: Callable[[Any], Any]) -> Callable[[Any], tuple[str, str, Any, i
 
 # -- attributes ----------------------------------------------------------------------------------------------------
 
-_CODES = {kind: number for number, kind in enumerate(AttributeKind)}
-_KINDS = tuple(AttributeKind)
+# In the order of the primary key, so that a page is read from where the one before ended.
+_KINDS = tuple(sorted(kind.value for kind in AttributeKind))
 _OWN = (ObjectKind.MODEL.value, ObjectKind.VERSION.value, ObjectKind.ARTIFACT.value)
-_code = case({kind.value: number for kind, number in _CODES.items()}, value=attributes.c.kind)
-_place = (attributes.c.object_id * len(_KINDS) + _code).label("place")
 
 
 class _AttributeListing:
@@ -201,20 +199,21 @@ class _AttributeListing:
 
     def read(self, conn: Connection, wanted: _Wanted, after: int, limit: int) -> list[_Row]:
         """The next rows that the filter may let through."""
+        object_id, kind = divmod(after, len(_KINDS))
         query = (
-            select(_place, attributes.c.object_id, attributes.c.kind, objects.c.uid, namespaces.c.name)
+            select(attributes.c.object_id, attributes.c.kind, objects.c.uid, namespaces.c.name)
             .distinct()
             .join(objects, attributes.c.object_id == objects.c.id)
             .join(namespaces, objects.c.namespace_id == namespaces.c.id)
             .where(
-                attributes.c.object_id >= after // len(_KINDS),
-                _place > after,
+                attributes.c.object_id >= object_id,
+                or_(attributes.c.object_id > object_id, attributes.c.kind > _KINDS[kind]),
                 attributes.c.kind != METRIC,
                 objects.c.deleted_at_us.is_(None),
                 # These are part of the object's own state.
                 or_(objects.c.kind.not_in(_OWN), attributes.c.kind.in_((AttributeKind.PARAM, AttributeKind.TAG))),
             )
-            .order_by(_place)
+            .order_by(attributes.c.object_id, attributes.c.kind)
             .limit(limit)
         )
         if wanted.filter.namespace:
@@ -249,7 +248,8 @@ class _AttributeListing:
         for row in found:
             rev, at_us = last.get((row.object_id, row.kind), (0, 0))
             state = {"object": row.uid, "kind": row.kind, "values": values[row.object_id, row.kind]}
-            rows.append((row.place, _change(Kind.ATTRIBUTES, row.name, f"{row.uid}/{row.kind}", state, rev, at_us)))
+            place = row.object_id * len(_KINDS) + _KINDS.index(row.kind)
+            rows.append((place, _change(Kind.ATTRIBUTES, row.name, f"{row.uid}/{row.kind}", state, rev, at_us)))
         return rows
 
 

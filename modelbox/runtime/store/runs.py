@@ -314,19 +314,22 @@ def list_runs(conn: Connection, parent: str, include_deleted: bool, limit: int, 
 
     Key: (internal number,).
     """
-    query = RUNS.order_by(runs.c.id.desc()).limit(limit + 1)
+    number = runs.c.id
+    query = RUNS.limit(limit + 1)
     if kind_of_id(parent) is ObjectKind.RUN:
         query = query.where(runs.c.parent_run_id == run_row(conn, parent).id)
     elif "/" in parent or kind_of_id(parent) is ObjectKind.EXPERIMENT:
         query = query.where(runs.c.experiment_id == experiment_row(conn, parent).id)
     elif parent:
         found = object_row(conn, parent)
+        # By the column of the index that knows namespace and kind.
+        number = objects.c.id
         query = query.where(objects.c.namespace_id == found.namespace_id, objects.c.kind == ObjectKind.RUN.value)
     if not include_deleted:
         query = query.where(objects.c.deleted_at_us.is_(None))
     if after is not None:
-        query = query.where(runs.c.id < after[0])
-    rows = conn.execute(query).all()
+        query = query.where(number < after[0])
+    rows = conn.execute(query.order_by(number.desc())).all()
     page = rows[:limit]
     return Listed(items=tuple(run_of(row) for row in page), next_key=(page[-1].id,) if len(rows) > limit else None)
 
