@@ -9,7 +9,7 @@ import pytest
 
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.sqlite import SqliteDatabase
-from tests.integration.server_core import migrated_database
+from tests.integration.server_core import write_databases
 
 from .metric_stores import MetricStoreContract
 
@@ -21,7 +21,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def metrics_database(tmp_path: Path) -> AsyncIterator[Database]:
-    (tmp_path / "modelbox.db").write_bytes(migrated_database())
+    write_databases(tmp_path)
     async with SqliteDatabase(tmp_path) as opened:
         yield opened.metrics
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelbox.runtime.store.sqlite import SqliteDatabase
-from tests.integration.server_core import migrated_database
+from tests.integration.server_core import write_databases
 
 from .record_stores import AttachmentContract, DatasetStoreContract, LineageStoreContract, NoteStoreContract
 
@@ -20,7 +20,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    (tmp_path / "modelbox.db").write_bytes(migrated_database())
+    write_databases(tmp_path)
     async with SqliteDatabase(tmp_path) as opened:
         yield opened
 

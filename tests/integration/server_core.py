@@ -24,7 +24,7 @@ from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.fleet import SqlFleetStore
-from modelbox.runtime.store.migrate import migrate
+from modelbox.runtime.store.migrate import MAIN, METRICS, Migrations, migrate
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.sqlite import SqliteDatabase
 
@@ -73,15 +73,25 @@ class Core:
 
 
 @functools.cache
-def migrated_database() -> bytes:
-    """A database file with an up-to-date schema and nothing in it: running migrations is what takes time."""
+def _migrated(migrations: Migrations) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "modelbox.db")
+        path = Path(directory, "new.db")
         engine = create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            migrate(connection)
+            migrate(connection, migrations)
         engine.dispose()
         return path.read_bytes()
+
+
+def migrated_database() -> bytes:
+    """A database file with an up-to-date schema and nothing in it: running migrations is what takes time."""
+    return _migrated(MAIN)
+
+
+def write_databases(directory: Path) -> None:
+    """Puts such files into a data directory, the metrics' too."""
+    (directory / "modelbox.db").write_bytes(migrated_database())
+    (directory / "metrics.db").write_bytes(_migrated(METRICS))
 
 
 @asynccontextmanager
@@ -90,7 +100,7 @@ async def open_core(directory: Path) -> AsyncIterator[Core]:
     clock = Clock()
     if not directory.exists():
         directory.mkdir(mode=0o700)
-        (directory / "modelbox.db").write_bytes(migrated_database())
+        write_databases(directory)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(SqliteDatabase(directory))
         blobs = await stack.enter_async_context(FilesystemBlobs(directory, reserve_bytes=0))

@@ -43,7 +43,7 @@ from modelbox.tracking import (
     new_id,
 )
 
-from .server_core import Clock, migrated_database
+from .server_core import Clock, write_databases
 
 AT = datetime(2026, 5, 3, 12, tzinfo=UTC)
 SPOOL = "0f" * 16
@@ -75,7 +75,7 @@ class Served:
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    (tmp_path / "modelbox.db").write_bytes(migrated_database())
+    write_databases(tmp_path)
     async with SqliteDatabase(tmp_path) as database:
         store, clock = SqlTrackingStore(database), Clock()
         metrics = MetricService(SqlMetricStore(database.metrics), store)
