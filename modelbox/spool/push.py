@@ -59,6 +59,7 @@ delivered."""
 _FOR_GOOD = (InvalidError, NotFoundError, ConflictError, IntegrityError, CacheError)
 _LIMIT_TRIES = 5
 _PARTS_PER_CALL = 1000
+_MOST_TOLD = 20
 
 
 class Destination(Protocol):
@@ -107,6 +108,7 @@ class _Delivery:
         self._to = to
         self._refused = refused
         self._advanced = advanced
+        self._told = 0
 
     async def run(self) -> int:
         count = 0
@@ -210,7 +212,9 @@ class _Delivery:
         self._say(Refusal(rejection=rejection, object=object_id, what=what))
 
     def _say(self, refusal: Refusal) -> None:
-        _log.warning(
+        self._told += 1
+        _log.log(
+            logging.WARNING if self._told <= _MOST_TOLD else logging.DEBUG,
             "the server refused a record of a run (%s of %s): %s",
             refusal.what,
             refusal.object or "no object",
