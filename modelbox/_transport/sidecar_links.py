@@ -17,9 +17,24 @@ from modelbox.errors import ClientClosed
 __all__ = ("Links",)
 
 
+class _Held:
+    """A thread's hold on its link, which ends with the thread, with the loop that follows on it, or with the client."""
+
+    __slots__ = ("_all", "link")
+
+    def __init__(self, link: Link, all_links: set[Link]) -> None:
+        self.link = link
+        self._all = all_links
+
+    def __del__(self) -> None:
+        # No lock: this may run in the middle of anything.
+        self._all.discard(self.link)
+        _end(self.link)
+
+
 class _Local(threading.local):
-    link: Link | None = None
-    thread_link: Link | None = None
+    loop: _Held | None = None
+    thread: _Held | None = None
 
 
 class Links:
@@ -41,55 +56,58 @@ class Links:
 
     def here(self) -> Link:
         """The link of the running event loop."""
-        link = self._local.link
+        held = self._local.loop
         loop = current_loop()
-        if link is not None and link.loop is loop:
-            return link
-        link = self._local.link = self._make(loop, link)
-        return link
+        if held is not None and held.link.loop is loop:
+            return held.link
+        # One that was there belongs to a loop that has ended: this thread runs another one.
+        self._local.loop = held = self._make(loop)
+        return held.link
 
     def thread(self) -> Link:
         """The link of a thread whose loop, if it has one, is not to be used."""
-        link = self._local.thread_link
-        if link is None:
-            link = self._local.thread_link = self._make(ThreadLoop(), None)
-        return link
+        held = self._local.thread
+        if held is None:
+            self._local.thread = held = self._make(ThreadLoop())
+        return held.link
 
     def is_here(self, link: Link) -> bool:
         """Whether ``link`` may be used by the caller directly."""
-        return link is self._local.link or link is self._local.thread_link
+        return any(held is not None and held.link is link for held in (self._local.loop, self._local.thread))
 
     def close(self) -> None:
         """Ends all links, each on its own loop."""
         with self._lock:
             self._closed = True
-            links, self._all = self._all, set()
+            links = list(self._all)
+            self._all.clear()
         for link in links:
-            if isinstance(link.loop, ThreadLoop):
-                link.abandon()
-                continue
-            # RuntimeError: the loop has ended.
-            try:
-                link.loop.call_soon_threadsafe(link.close)
-            except RuntimeError:
-                link.abandon()
+            _end(link)
 
-    def _make(self, loop: Loop, before: Link | None) -> Link:
+    def _make(self, loop: Loop) -> _Held:
         link = Link(loop, self._path)
         with self._lock:
             if self._closed:
                 raise ClientClosed("the client is closed")
-            if before is not None:
-                # Its loop has ended: this thread runs another one.
-                self._all.discard(before)
-                before.abandon()
             self._all.add(link)
-        return link
+        return _Held(link, self._all)
 
     def _after_fork_in_child(self) -> None:
         # The parent's connections: closing the descriptors here leaves them to the parent alone.
-        for link in self._all:
+        for link in list(self._all):
             link.abandon()
         self._lock = threading.Lock()
         self._all = set()
         self._local = _Local()
+
+
+def _end(link: Link) -> None:
+    """Ends a link on its own loop, from any thread."""
+    if isinstance(link.loop, ThreadLoop):
+        link.abandon()
+        return
+    # RuntimeError: the loop has ended.
+    try:
+        link.loop.call_soon_threadsafe(link.close)
+    except RuntimeError:
+        link.abandon()

@@ -256,6 +256,9 @@ class SidecarLease(Lease):
         def done(*_: object) -> None:
             if not waiter.done():
                 waiter.set_result(None)
+            else:
+                # Whoever wanted it has gone meanwhile.
+                self.__exit__(None, None, None)
 
         def failed(error: Exception) -> None:
             if isinstance(error, Unavailable):
@@ -273,7 +276,13 @@ class SidecarLease(Lease):
         link = self._links.thread()
         loop = link.loop
         assert isinstance(loop, ThreadLoop)
-        loop.wait(self._begin(link))
+        waiter = self._begin(link)
+        try:
+            loop.wait(waiter)
+        except BaseException:
+            loop.forget(waiter)
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -149,6 +149,10 @@ class ThreadLoop:
             self._run_ready()
         return waiter.result()
 
+    def forget(self, waiter: Any) -> None:
+        """Nobody waits for ``waiter`` any more."""
+        waiter.forget()
+
     def _turn(self, until: float | None) -> None:
         if self._ready:
             self._run_ready()
