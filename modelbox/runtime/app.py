@@ -122,7 +122,11 @@ class _Server:
             grpc=address_of(sockets[0]), http=address_of(sockets[1]), metrics=address_of(sockets[2])
         )
         self._database = await self._stack.enter_async_context(
-            SqliteDatabase(config.data_dir, observe=metrics.observe_database)
+            SqliteDatabase(
+                config.data_dir,
+                observe=metrics.observe_database,
+                observe_metrics=lambda operation, *seen: metrics.observe_database(f"metrics_{operation}", *seen),
+            )
         )
         blobs = await self._stack.enter_async_context(FilesystemBlobs(config.data_dir))
         feed_store = SqlFeedStore(self._database)
