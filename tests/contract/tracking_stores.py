@@ -716,9 +716,9 @@ class TrackingStoreContract:
 
         assert await seen(objects=(run.id,)) == [
             ("run", run.id),
-            ("attributes", f"{run.id}/metadata"),
             ("attributes", f"{run.id}/param"),
             ("attributes", f"{run.id}/tag"),
+            ("attributes", f"{run.id}/metadata"),
             ("readme", f"{run.id}/readme"),
         ]
         assert await seen(objects=(f"{run.id}/tag",)) == [("attributes", f"{run.id}/tag")]

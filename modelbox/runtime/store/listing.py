@@ -7,11 +7,11 @@ metadata of models, versions and artifacts are part of these.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Select, and_, func, or_, select
+from sqlalchemy import Column, Connection, Select, and_, bindparam, func, or_, select
 from sqlalchemy.sql import ColumnElement
 
 from modelbox.feed import Action, Change, Filter, Kind
@@ -22,6 +22,7 @@ from modelbox.runtime.store.datasets import DATASET_VERSIONS, DATASETS, dataset_
 from modelbox.runtime.store.experiments import EXPERIMENTS, experiment_of
 from modelbox.runtime.store.history import read_head
 from modelbox.runtime.store.notes import READMES, readme_of
+from modelbox.runtime.store.objects import OBJECTS
 from modelbox.runtime.store.rows import (
     ALIASES,
     ARTIFACTS,
@@ -187,70 +188,74 @@ def _by_id(make: Callable[[Any], Any]) -> Callable[[Any], tuple[str, str, Any, i
 
 # -- attributes ----------------------------------------------------------------------------------------------------
 
-# In the order of the primary key, so that a page is read from where the one before ended.
-_KINDS = tuple(sorted(kind.value for kind in AttributeKind))
-_OWN = (ObjectKind.MODEL.value, ObjectKind.VERSION.value, ObjectKind.ARTIFACT.value)
+_KINDS = tuple(kind.value for kind in AttributeKind)
+# Labels and metadata of these are part of their own state.
+_OWNERS = (ObjectKind.MODEL.value, ObjectKind.VERSION.value, ObjectKind.ARTIFACT.value)
+_OWN = (AttributeKind.LABEL.value, AttributeKind.METADATA.value)
+_OBJECTS_AT_ONCE = 500
 
 
 class _AttributeListing:
-    """The attributes of an object, one change for each kind."""
+    """The attributes of an object, one change for each kind; ordered by four times the object's number and the kind."""
 
     kind = Kind.ATTRIBUTES
 
     def read(self, conn: Connection, wanted: _Wanted, after: int, limit: int) -> list[_Row]:
         """The next rows that the filter may let through."""
-        object_id, kind = divmod(after, len(_KINDS))
-        query = (
-            select(attributes.c.object_id, attributes.c.kind, objects.c.uid, namespaces.c.name)
-            .distinct()
-            .join(objects, attributes.c.object_id == objects.c.id)
-            .join(namespaces, objects.c.namespace_id == namespaces.c.id)
-            .where(
-                attributes.c.object_id >= object_id,
-                or_(attributes.c.object_id > object_id, attributes.c.kind > _KINDS[kind]),
-                attributes.c.kind != METRIC,
-                objects.c.deleted_at_us.is_(None),
-                # These are part of the object's own state.
-                or_(objects.c.kind.not_in(_OWN), attributes.c.kind.in_((AttributeKind.PARAM, AttributeKind.TAG))),
-            )
-            .order_by(attributes.c.object_id, attributes.c.kind)
-            .limit(limit)
-        )
+        if wanted.filter.objects and not wanted.ids:
+            return []
+        query = OBJECTS.where(objects.c.deleted_at_us.is_(None)).order_by(objects.c.id).limit(_OBJECTS_AT_ONCE)
         if wanted.filter.namespace:
             query = query.where(namespaces.c.name == wanted.filter.namespace)
         if wanted.filter.objects:
-            if not wanted.ids:
-                return []
             query = query.where(objects.c.uid.in_(wanted.ids))
-        found = conn.execute(query).all()
-        ids = list(dict.fromkeys(row.object_id for row in found))
+        first = after // len(_KINDS)
+        rows: list[_Row] = []
+        while len(rows) < limit:
+            found = conn.execute(query.where(objects.c.id >= first)).all()
+            if not found:
+                break
+            rows.extend(row for row in self._states(conn, found) if row[0] > after)
+            first = found[-1].id + 1
+        return rows[:limit]
+
+    def _states(self, conn: Connection, found: Sequence[Any]) -> Iterator[_Row]:
+        """The states of some objects (`OBJECTS`)."""
+        ids = [row.id for row in found]
         values: dict[tuple[int, str], dict[str, Any]] = {}
-        for start in range(0, len(ids), 500):
-            some = attributes.c.object_id.in_(ids[start : start + 500])
-            for row in conn.execute(select(attributes).where(some).order_by(attributes.c.key)):
-                values.setdefault((row.object_id, row.kind), {})[row.key] = json.loads(row.value)
-        last: dict[tuple[int, str], tuple[int, int]] = {}
-        for start in range(0, len(ids), 500):
-            some = attribute_history.c.object_id.in_(ids[start : start + 500])
-            newest = (
-                select(
-                    attribute_history.c.object_id,
-                    attribute_history.c.kind,
-                    func.max(attribute_history.c.rev).label("rev"),
-                    func.max(attribute_history.c.at_us).label("at_us"),
-                )
-                .where(some)
-                .group_by(attribute_history.c.object_id, attribute_history.c.kind)
-            )
-            for row in conn.execute(newest):
-                last[row.object_id, row.kind] = (row.rev, row.at_us)
-        rows = []
+        for row in conn.execute(_VALUES, {"ids": ids}):
+            values.setdefault((row.object_id, row.kind), {})[row.key] = json.loads(row.value)
+        if not values:
+            return
+        with_some = list({object_id for object_id, _ in values})
+        newest = {(row.object_id, row.kind): row for row in conn.execute(_NEWEST, {"ids": with_some})}
         for row in found:
-            rev, at_us = last.get((row.object_id, row.kind), (0, 0))
-            state = {"object": row.uid, "kind": row.kind, "values": values[row.object_id, row.kind]}
-            place = row.object_id * len(_KINDS) + _KINDS.index(row.kind)
-            rows.append((place, _change(Kind.ATTRIBUTES, row.name, f"{row.uid}/{row.kind}", state, rev, at_us)))
-        return rows
+            for number, kind in enumerate(_KINDS):
+                some = values.get((row.id, kind))
+                if some is None or (kind in _OWN and row.kind in _OWNERS):
+                    continue
+                last = newest[row.id, kind]
+                state = {"object": row.uid, "kind": kind, "values": some}
+                path = f"{row.uid}/{kind}"
+                change = _change(Kind.ATTRIBUTES, row.namespace, path, state, last.rev, last.at_us)
+                yield row.id * len(_KINDS) + number, change
+
+
+_VALUES = (
+    select(attributes.c.object_id, attributes.c.kind, attributes.c.key, attributes.c.value)
+    .where(attributes.c.object_id.in_(bindparam("ids", expanding=True)), attributes.c.kind != METRIC)
+    .order_by(attributes.c.object_id, attributes.c.kind, attributes.c.key)
+)
+_NEWEST = (
+    select(
+        attribute_history.c.object_id,
+        attribute_history.c.kind,
+        func.max(attribute_history.c.rev).label("rev"),
+        func.max(attribute_history.c.at_us).label("at_us"),
+    )
+    .where(attribute_history.c.object_id.in_(bindparam("ids", expanding=True)))
+    .group_by(attribute_history.c.object_id, attribute_history.c.kind)
+)
 
 
 _LISTINGS: tuple[_Listing | _AttributeListing, ...] = (
