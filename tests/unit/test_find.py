@@ -6,6 +6,8 @@ import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelbox.errors import FindError, InvalidError, error_from_dict
 from modelbox.find import (
@@ -250,3 +252,26 @@ def test_wildcards() -> None:
     assert wildcards("abc") == "*abc*"
     assert wildcards("abc*") == "abc*"
     assert wildcards("a?c") == "a?c"
+
+
+_PIECES = st.sampled_from(
+    [
+        *("metrics.loss", "params.x", "tags.`a b`", "name", "status", "created_at", "=", "!=", "~", "<", ">=", "in"),
+        *("not in", "(", ")", ",", "and", "OR", "not", "null", "nan", "1", "-2.5e3", "'text'", '"x', "now-7d", "."),
+        *("2026-05-03", "\\"),
+    ]
+)
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(_PIECES, max_size=12).map(" ".join), st.lists(_PIECES).map("".join)))
+def test_whatever_is_written_parses_or_is_refused_at_a_place(text: str) -> None:
+    refused: FindError | None = None
+    try:
+        parse(text)
+    except FindError as error:
+        refused = error
+    if refused is not None:
+        position = refused.fields["position"]
+        assert isinstance(position, int)
+        assert 0 <= position <= len(text)
+        assert refused.fields["expected"]
