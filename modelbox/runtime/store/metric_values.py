@@ -57,9 +57,9 @@ def kept_numbers(values: NDArray[np.float64]) -> list[float | None]:
 
 def kept_number(value: float | None) -> float | None:
     """What a column holds for one number, or for none."""
-    if value is None or math.isnan(value):
-        return None
-    return min(max(value, -_MAX), _MAX)
+    if value is None or -_MAX <= value <= _MAX:
+        return value
+    return None if math.isnan(value) else math.copysign(_MAX, value)
 
 
 def number_of(kept: float | None, kind: int) -> float | None:

@@ -69,9 +69,9 @@ class StaleSeriesError(Exception):
     """A series is not as it was remembered: somebody else wrote it. To be tried again without memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Series:
-    """The row of a series, with numbers as they are.
+    """The row of a series, with numbers as they are. Never changed: not frozen, since that takes longer than SQLite.
 
     Attributes:
         id: 0 for one that is yet to be made.
@@ -89,22 +89,19 @@ class Series:
     latest_time_us: int = 0
     first_step: int = 0
 
-    @property
-    def row(self) -> dict[str, Any]:
-        """Values of the columns that change."""
-        infinite = (self.min is not None and self.min in _INFINITE) | (
-            (self.max is not None and self.max in _INFINITE) << 1
-        )
+    def row(self, prefix: str = "") -> dict[str, Any]:
+        """Values of the columns that change, by their names after ``prefix``."""
+        least, greatest = self.min, self.max
         return {
-            "count": self.count,
-            "min": kept_number(self.min),
-            "max": kept_number(self.max),
-            "latest": kept_number(self.latest),
-            "latest_flag": self.latest_flag,
-            "infinite": int(infinite),
-            "latest_step": self.latest_step,
-            "latest_time_us": self.latest_time_us,
-            "first_step": self.first_step,
+            f"{prefix}count": self.count,
+            f"{prefix}min": kept_number(least),
+            f"{prefix}max": kept_number(greatest),
+            f"{prefix}latest": kept_number(self.latest),
+            f"{prefix}latest_flag": self.latest_flag,
+            f"{prefix}infinite": (least in _INFINITE) + 2 * (greatest in _INFINITE),
+            f"{prefix}latest_step": self.latest_step,
+            f"{prefix}latest_time_us": self.latest_time_us,
+            f"{prefix}first_step": self.first_step,
         }
 
 
@@ -151,10 +148,10 @@ def append_points(
             places[name] = len(series)
             series.append(one)
             names.append(name)
-        taken.extend(
-            (number, points, np.array([places[points.object, key] for key in points.keys], np.intp)[points.key_index])
-            for points in batch
-        )
+        for points in batch:
+            index = [places[points.object, key] for key in points.keys]
+            place = points.key_index + index[0] if len(index) == 1 else np.array(index, np.intp)[points.key_index]
+            taken.append((number, points, place))
     if not taken:
         return Appended(outcomes=outcomes, series={})
     columns = _Columns.of(taken, series)
@@ -334,8 +331,9 @@ def _write(conn: Connection, columns: _Columns, names: Sequence[Name], series: l
     for place, after in sorted(changed, key=lambda item: item[1].id):
         before = series[place]
         if before.id:
-            values = {f"new_{name}": value for name, value in after.row.items()}
-            if not _UPDATE_SERIES.run(conn, {"the_id": before.id, "old_count": before.count, **values}):
+            values = after.row("new_")
+            values["the_id"], values["old_count"] = before.id, before.count
+            if not _UPDATE_SERIES.run(conn, values):
                 raise StaleSeriesError
             series[place] = after
         else:
@@ -381,4 +379,4 @@ def _add(conn: Connection, name: Name, series: Series) -> int:
     object_id = row[0] if row is not None else _ADD_OBJECT.insert(conn, {"uid": uid})
     row = _FIND_KEY.first(conn, {"the_name": key})
     key_id = row[0] if row is not None else _ADD_KEY.insert(conn, {"name": key})
-    return _ADD_SERIES.insert(conn, {"object_id": object_id, "key_id": key_id, "kind": series.kind, **series.row})
+    return _ADD_SERIES.insert(conn, {"object_id": object_id, "key_id": key_id, "kind": series.kind, **series.row()})
