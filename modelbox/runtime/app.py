@@ -143,7 +143,7 @@ class _Server:
         tracking_store = SqlTrackingStore(self._database)
         metric_service = MetricService(SqlMetricStore(self._database.metrics), tracking_store)
         services = Services(
-            registry=RegistryService(SqlRegistryStore(self._database), blobs),
+            registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
             artifacts=artifacts,
             feed=self._feed,
             fleet=FleetService(SqlFleetStore(self._database)),

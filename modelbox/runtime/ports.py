@@ -160,8 +160,8 @@ class RegistryStore(Protocol):
     async def update_model(self, namespace: str, name: str, patch: ModelPatch, *, actor: str, at: datetime) -> Model:
         """Applies a patch; one that changes nothing makes no revision."""
 
-    async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> None:
-        """Deletes a model with its versions, `latest` and artifacts."""
+    async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> tuple[str, ...]:
+        """Deletes a model with its versions, `latest` and artifacts; returns the ids of all that are no more."""
 
     async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
         """Models by namespace and name; all namespaces for an empty one. Key: (namespace, name)."""
@@ -180,8 +180,10 @@ class RegistryStore(Protocol):
     ) -> ModelVersion:
         """Applies a patch; one that changes nothing makes no revision."""
 
-    async def delete_version(self, namespace: str, model: str, version: int, *, actor: str, at: datetime) -> None:
-        """Deletes a version with its artifacts; `latest` moves to the next newest."""
+    async def delete_version(
+        self, namespace: str, model: str, version: int, *, actor: str, at: datetime
+    ) -> tuple[str, ...]:
+        """Deletes a version with its artifacts; `latest` moves to the next newest. Returns the ids that are no more."""
 
     async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
         """Versions, newest first. Key: (version,)."""

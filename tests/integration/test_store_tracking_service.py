@@ -13,10 +13,14 @@ import anyio
 import pytest
 
 from modelbox.errors import InvalidError, LimitError, NotFoundError
+from modelbox.objects import NewModel
+from modelbox.runtime.blobs.filesystem import FilesystemBlobs
 from modelbox.runtime.services.metrics import MetricService
+from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.services.tracking import MAX_IDS, MAX_OPERATIONS, TrackingService
 from modelbox.runtime.store.history import verify_chain
 from modelbox.runtime.store.metrics import SqlMetricStore
+from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.sqlite import SqliteDatabase
 from modelbox.runtime.store.tracking import SqlTrackingStore
 from modelbox.tracking import (
@@ -300,3 +304,18 @@ async def test_a_purge_takes_metrics_along(served: Served) -> None:
         await served.metrics.log([points(gone.id, 3)])
     assert await served.counts(kept.id) == {"loss": 2}
     assert await served.tracking.purge("", before, actor="op") == 0
+
+
+async def test_deleted_versions_take_metrics_along(served: Served, tmp_path: Path) -> None:
+    async with FilesystemBlobs(tmp_path / "blobs") as blobs:
+        registry = RegistryService(SqlRegistryStore(served.database), blobs, metrics=served.metrics)
+        await registry.create_model(NewModel(namespace="ns", name="m"), actor="ann")
+        model = (await registry.get_model("ns", "m")).id
+        await served.metrics.log([points("ns/m", 1), points(model, 2)])
+        assert await served.counts("ns/m") == {"loss": 2}
+        await registry.delete_model("ns", "m", actor="ann")
+        for name in ("ns/m", model):
+            with pytest.raises(NotFoundError):
+                await served.metrics.log([points(name, 3)])
+        await registry.create_model(NewModel(namespace="ns", name="m"), actor="ann")
+        assert await served.counts("ns/m") == {}

@@ -8,7 +8,7 @@ caller finds out by reading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from modelbox.errors import InvalidError, NotFoundError
@@ -31,6 +31,7 @@ from modelbox.refs import LATEST, ModelRef, check_alias, check_name, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics, check_text
 from modelbox.runtime.ports import BlobStore, RegistryStore
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
+from modelbox.runtime.tracking_ports import MetricSink
 from modelbox.tracking import ObjectKind, check_id
 
 __all__ = ("RegistryService",)
@@ -46,14 +47,23 @@ class RegistryService:
     Args:
         store: Where they are kept.
         blobs: Where the files must be before they can be published.
+        metrics: Where series of what is deleted are removed.
         clock: Gives the time of a change, aware and in UTC.
 
     Every method raises `InvalidError` for names and values that can never be right, `LimitError` for what is too large
     or when the disk is full, `ServerBusy` and `StorageError` when the database cannot answer.
     """
 
-    def __init__(self, store: RegistryStore, blobs: BlobStore, *, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        store: RegistryStore,
+        blobs: BlobStore,
+        *,
+        metrics: MetricSink | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
         self._store = store
+        self._metrics = metrics
         self._blobs = blobs
         self._clock = clock
 
@@ -96,7 +106,7 @@ class RegistryService:
             InUseError: An alias other than ``latest`` points to one of its versions; ``held_by`` lists them.
         """
         _check_path(namespace, name)
-        await self._store.delete_model(namespace, name, actor=_actor(actor), at=self._clock())
+        await self._forget(await self._store.delete_model(namespace, name, actor=_actor(actor), at=self._clock()))
 
     async def list_models(self, *, namespace: str = "", page_size: int = 0, page_token: str = "") -> Page[Model]:
         """Models by namespace and name; of all namespaces for an empty one."""
@@ -117,6 +127,11 @@ class RegistryService:
             scope,
             await self._store.list_namespaces(limit=page_size_of(page_size), after=decode_key(scope, page_token, str)),
         )
+
+    async def _forget(self, gone: Sequence[str]) -> None:
+        # Behind the deletion, so that nobody reads a series that is half gone.
+        if self._metrics is not None:
+            await self._metrics.delete_series(gone)
 
     # -- versions --------------------------------------------------------------------------------------------------
 
@@ -188,7 +203,9 @@ class RegistryService:
         """
         _check_path(namespace, model)
         _check_version(version)
-        await self._store.delete_version(namespace, model, version, actor=_actor(actor), at=self._clock())
+        await self._forget(
+            await self._store.delete_version(namespace, model, version, actor=_actor(actor), at=self._clock())
+        )
 
     async def list_versions(
         self, namespace: str, model: str, *, page_size: int = 0, page_token: str = ""

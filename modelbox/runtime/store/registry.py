@@ -125,15 +125,18 @@ class _Writing(AliasWriting):
         self.note(model.namespace, model.path, Kind.MODEL, action, model)
         return model
 
-    def drop_version(self, row: Any) -> None:
-        """Deletes a version's row (`VERSIONS`) with its artifacts, and notes it."""
+    def drop_version(self, row: Any) -> list[str]:
+        """Deletes a version's row (`VERSIONS`) with its artifacts, and notes it; returns the ids that are no more."""
+        gone = [row.uid]
         path = f"{row.namespace}/{row.model}@{row.version}"
         for artifact in delete_artifacts_of(self.conn, path):
             self.note(row.namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
+            gone.append(artifact.id)
         self.conn.execute(delete(version_blobs).where(version_blobs.c.version_id == row.id))
         self.conn.execute(delete(versions).where(versions.c.id == row.id))
         remove_objects(self.conn, [object_id(self.conn, row.uid)])
         self.note(row.namespace, path, Kind.VERSION, Action.DELETED, version_of(row))
+        return gone
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ def _held_by(conn: Connection, row: Any, *, version_id: int | None = None) -> li
     return [f"{alias.namespace}/{alias.model}@{alias.name}" for alias in conn.execute(query)]
 
 
-def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: datetime) -> None:
+def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: datetime) -> tuple[str, ...]:
     row = model_row(conn, namespace, name, lock=True)
     held_by = _held_by(conn, row)
     if held_by:
@@ -197,18 +200,21 @@ def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: d
         )
     latest = find_alias_row(conn, row, LATEST)
     writing = _Writing(conn, actor=actor, at=at)
+    gone = [row.uid]
     if latest is not None:
         writing.drop_alias(row, latest, "the model was deleted")
     query = VERSIONS.where(versions.c.model_id == row.id).order_by(versions.c.version)
     for version in conn.execute(query).all():
-        writing.drop_version(version)
+        gone.extend(writing.drop_version(version))
     for artifact in delete_artifacts_of(conn, f"{namespace}/{name}"):
         writing.note(namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
+        gone.append(artifact.id)
     conn.execute(delete(alias_moves).where(alias_moves.c.model_id == row.id))
     conn.execute(delete(models).where(models.c.id == row.id))
     remove_objects(conn, [object_id(conn, row.uid)])
     writing.note(namespace, f"{namespace}/{name}", Kind.MODEL, Action.DELETED, model_of(row))
     writing.finish()
+    return tuple(gone)
 
 
 def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
@@ -360,7 +366,9 @@ def update_version(
     return new
 
 
-def _delete_version(conn: Connection, namespace: str, model: str, version: int, actor: str, at: datetime) -> None:
+def _delete_version(
+    conn: Connection, namespace: str, model: str, version: int, actor: str, at: datetime
+) -> tuple[str, ...]:
     owner = model_row(conn, namespace, model, lock=True)
     row = version_row(conn, owner, version)
     held_by = _held_by(conn, owner, version_id=row.id)
@@ -380,7 +388,7 @@ def _delete_version(conn: Connection, namespace: str, model: str, version: int, 
         writing.drop_alias(owner, latest, f"version {version} was deleted")
     elif was_latest:
         writing.point(owner, LATEST, latest, successor, f"version {version} was deleted")
-    writing.drop_version(row)
+    gone = writing.drop_version(row)
     if was_latest:
         conn.execute(
             update(models)
@@ -389,6 +397,7 @@ def _delete_version(conn: Connection, namespace: str, model: str, version: int, 
         )
         writing.note_model(owner.id, Action.UPDATED)
     writing.finish()
+    return tuple(gone)
 
 
 def _list_versions(conn: Connection, namespace: str, model: str, limit: int, after: Key | None) -> Listed[ModelVersion]:
@@ -438,9 +447,9 @@ class SqlRegistryStore:
         """See the port."""
         return await self._db.write(lambda conn: update_model(conn, namespace, name, patch, actor, at))
 
-    async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> None:
+    async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> tuple[str, ...]:
         """See the port."""
-        await self._db.write(lambda conn: _delete_model(conn, namespace, name, actor, at))
+        return await self._db.write(lambda conn: _delete_model(conn, namespace, name, actor, at))
 
     async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
         """See the port."""
@@ -464,9 +473,11 @@ class SqlRegistryStore:
         """See the port."""
         return await self._db.write(lambda conn: update_version(conn, namespace, model, version, patch, actor, at))
 
-    async def delete_version(self, namespace: str, model: str, version: int, *, actor: str, at: datetime) -> None:
+    async def delete_version(
+        self, namespace: str, model: str, version: int, *, actor: str, at: datetime
+    ) -> tuple[str, ...]:
         """See the port."""
-        await self._db.write(lambda conn: _delete_version(conn, namespace, model, version, actor, at))
+        return await self._db.write(lambda conn: _delete_version(conn, namespace, model, version, actor, at))
 
     async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
         """See the port."""
