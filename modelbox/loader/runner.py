@@ -194,7 +194,7 @@ class Runner:
         Cancellation: a call that waits leaves its queue or batch; a run that has begun in a thread is stopped if nobody
         else waits for it, and keeps its lease until then.
         """
-        if timeout is not None:
+        if timeout is not None and not (timeout > 0 and self._runs_here()):
             return await self._predict_within(inputs, timeout)
         turn = _turn
         if turn.spent_ns > self._fairness_ns:
@@ -209,22 +209,31 @@ class Runner:
             generation = self.active
         if generation is None or not generation.acquire():
             generation = self._acquire()
-        return await self._predict_on(generation, inputs, start_ns)
+        return await self._predict_on(generation, inputs, start_ns, timeout)
 
-    async def _predict_on(self, generation: Generation, inputs: Mapping[str, Any], start_ns: int) -> Prediction:
+    def _runs_here(self) -> bool:
+        """Whether a call made now runs on the loop, where no timer could interrupt it."""
+        generation = self.active
+        return (
+            generation is not None
+            and self._guarded
+            and generation.average_ns < self._inline_below_ns
+            and not (generation.batching and generation.average_ns >= self._batch_from_ns)
+        )
+
+    async def _predict_on(
+        self, generation: Generation, inputs: Mapping[str, Any], start_ns: int, timeout: float | None = None
+    ) -> Prediction:
         """One call on its own, on a generation that was leased for it; ends that lease."""
         try:
             feed = generation.check(inputs)
             if generation.average_ns >= self._inline_below_ns:
-                # The pool takes over the lease.
-                generation.share()
-                return await self._predict_in_pool(generation, feed, start_ns)
+                return await self._predict_in_pool_within(generation, feed, start_ns, timeout)
             try:
                 outputs = generation.run_here(feed) if self._guarded else generation.run(feed)
             except RunStalled:
                 generation.slow_down(self._stalled_ns)
-                generation.share()
-                return await self._predict_in_pool(generation, feed, start_ns)
+                return await self._predict_in_pool_within(generation, feed, start_ns, timeout)
         except BaseException as exc:
             _record_failure(generation, exc, start_ns)
             raise
@@ -387,6 +396,18 @@ class Runner:
                 stalled_ns=self._stalled_ns if self._guarded else 0.0,
             )
         return collector
+
+    async def _predict_in_pool_within(
+        self, generation: Generation, feed: Feed, start_ns: int, timeout: float | None
+    ) -> Prediction:
+        """The same, ``timeout`` seconds after the start at most; on a lease of its own."""
+        generation.share()
+        if timeout is None:
+            return await self._predict_in_pool(generation, feed, start_ns)
+        left_s = timeout - (perf_counter_ns() - start_ns) / 1e9
+        with anyio.move_on_after(max(left_s, 0.0)):
+            return await self._predict_in_pool(generation, feed, start_ns)
+        raise _too_late(timeout)
 
     async def _predict_in_pool(self, generation: Generation, feed: Feed, start_ns: int) -> Prediction:
         """Runs a checked call in a thread, which ends the lease that it is given."""

@@ -140,15 +140,19 @@ class ServedModel:
 
         Cancellation: a call that waits leaves the queue; one that runs ends unseen.
         """
-        # What runs on the loop without waiting cannot be interrupted, so it needs no timer either.
-        if timeout is None or (timeout > 0 and self._at_once and self.gate.open):
+        if timeout is None:
             return await self._predict(inputs, priority, began_ns)
+        if timeout > 0 and self._at_once and self.gate.open:
+            # What runs on the loop without waiting needs no timer; the model sets one when it turns out to be long.
+            return await self._predict(inputs, priority, began_ns, timeout)
         if timeout > 0:
             with anyio.move_on_after(timeout):
                 return await self._predict(inputs, priority, began_ns)
         raise DeadlineExceeded(f"no answer from {self.name} within {timeout:g} s", timeout_s=timeout)
 
-    async def _predict(self, inputs: Mapping[str, Any], priority: int, began_ns: int) -> Prediction:
+    async def _predict(
+        self, inputs: Mapping[str, Any], priority: int, began_ns: int, timeout: float | None = None
+    ) -> Prediction:
         start_ns = perf_counter_ns()
         live = self.live
         if live is None:
@@ -176,7 +180,7 @@ class ServedModel:
                     self._meet(version)
                 if self._image is not None and is_encoded(inputs.get(self._image.name)):
                     inputs = await self._decode_images(self._image, inputs)
-                prediction = await live.predict(inputs)
+                prediction = await live.predict(inputs, timeout=timeout)
             finally:
                 gate.leave()
         except BaseException:

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import grpc
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -29,7 +30,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 import modelbox
 from modelbox._proto import inference as pb
 from modelbox.loader.pool import available_cores
-from tests.onnx_models import OPSET, add_constant, perceptron
+from tests.onnx_models import OPSET, add_constant, add_element, perceptron
 from tests.server import ServerProcess
 from tests.sidecar import SidecarProcess
 
@@ -83,9 +84,10 @@ def sidecar(shared_server: ServerProcess, tmp_path_factory: pytest.TempPathFacto
         await publish(shared_server.url, directory, "acme/tiny", add_constant(1.0))
         await publish(shared_server.url, directory, "acme/echo", echo_every_type())
         await publish(shared_server.url, directory, "acme/wide", add_constant(1.0, columns=160_000))
+        await publish(shared_server.url, directory, "acme/half", add_element(1.0, TensorProto.BFLOAT16))
 
     anyio.run(prepare)
-    models = ("acme/tiny@prod", "acme/echo@prod", "acme/wide@prod")
+    models = ("acme/tiny@prod", "acme/echo@prod", "acme/wide@prod", "acme/half@prod")
     with SidecarProcess(directory, shared_server.url, *models, max_request_mb=8) as process:
         yield process
 
@@ -161,6 +163,30 @@ def test_every_type_goes_there_and_back(client: Any) -> None:
         else:
             assert back.dtype == array.dtype
             np.testing.assert_array_equal(back, array)
+
+
+def test_bfloat16_travels_raw(sidecar: SidecarProcess, client: Any) -> None:
+    x = triton.InferInput("x", list(X.shape), "BF16")
+    x.set_data_from_numpy(X.astype(ml_dtypes.bfloat16))
+    result = client.infer("acme/half", [x])
+    assert result.get_output("y").datatype == "BF16"
+    np.testing.assert_array_equal(result.as_numpy("y").astype(np.float32), X + 1)
+    with grpc.insecure_channel(sidecar.grpc_address) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            service_pb2.ModelInferRequest.SerializeToString,
+            service_pb2.ModelInferResponse.FromString,
+        )
+        typed = service_pb2.ModelInferRequest(model_name="acme/half")
+        typed.inputs.add(name="x", datatype="BF16", shape=[1, 4]).contents.fp32_contents.extend([1, 2, 3, 4])
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(typed, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "raw_input_contents" in str(caught.value.details())
+        typed.inputs[0].datatype = "FP8"
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(typed, timeout=10)
+        assert "'FP8' is not a datatype" in str(caught.value.details())
 
 
 def test_large_tensors_pass(client: Any) -> None:

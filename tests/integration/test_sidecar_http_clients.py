@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -19,7 +21,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import modelbox
-from tests.onnx_models import OPSET, add_constant
+from tests.onnx_models import OPSET, add_constant, add_element, loop_as_told
 from tests.server import ServerProcess
 from tests.sidecar import SidecarProcess
 
@@ -77,9 +79,16 @@ async def publish(url: str, directory: Path, models: Mapping[str, bytes]) -> Non
 @pytest.fixture(scope="module")
 def sidecar(shared_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
     directory = tmp_path_factory.mktemp("sidecar")
-    models = {"acme/tiny": add_constant(1), "acme/echo": echo_every_type(), "acme/spare": add_constant(5)}
+    models = {
+        "acme/tiny": add_constant(1),
+        "acme/echo": echo_every_type(),
+        "acme/spare": add_constant(5),
+        "acme/half": add_element(1, TensorProto.BFLOAT16, also_float=True),
+        "acme/loop": loop_as_told(),
+    }
     anyio.run(publish, shared_server.url, directory, models)
-    with SidecarProcess(directory, shared_server.url, "acme/tiny@prod", "acme/echo@prod") as process:
+    refs = ("acme/tiny@prod", "acme/echo@prod", "acme/half@prod", "acme/loop@prod")
+    with SidecarProcess(directory, shared_server.url, *refs) as process:
         yield process
 
 
@@ -147,6 +156,55 @@ def test_every_type(client: triton.InferenceServerClient, binary_in: bool, binar
         back = result.as_numpy(f"{name}_out")
         assert _text(back) == array.tolist()
         assert back.dtype == array.dtype
+
+
+def test_bfloat16(client: triton.InferenceServerClient) -> None:
+    half = X.astype(ml_dtypes.bfloat16)
+    x = triton.InferInput("x", X.shape, "BF16").set_data_from_numpy(half)
+    result = client.infer("half", [x], outputs=[triton.InferRequestedOutput(name) for name in ("y", "wide")])
+    assert result.get_output("y")["datatype"] == "BF16"
+    assert result.as_numpy("y").astype(np.float32).tolist() == result.as_numpy("wide").tolist() == (X + 1).tolist()
+    assert client.get_model_metadata("half")["inputs"] == [{"name": "x", "datatype": "BF16", "shape": [-1, 4]}]
+    assert client.get_model_config("half")["input"][0]["data_type"] == "TYPE_BF16"
+    with pytest.raises(InferenceServerException, match="binary_data") as caught:
+        client.infer("half", [x], outputs=[triton.InferRequestedOutput("y", binary_data=False)])
+    assert caught.value.status() == "400"
+    with pytest.raises(InferenceServerException, match="expected bfloat16") as caught:
+        client.infer("half", [_input("x", X)])
+    assert caught.value.status() == "400"
+
+
+def test_bfloat16_in_shared_memory(client: triton.InferenceServerClient) -> None:
+    region = shm.create_shared_memory_region("half", "/modelbox_test_half", 16)
+    try:
+        half = np.array([[1, 2, 3, 4]], ml_dtypes.bfloat16)
+        shm.set_shared_memory_region(region, [half.view(np.uint16)])
+        client.register_system_shared_memory("half", "/modelbox_test_half", 16)
+        x = triton.InferInput("x", X.shape, "BF16")
+        x.set_shared_memory("half", 8)
+        y = triton.InferRequestedOutput("y")
+        y.set_shared_memory("half", 8, offset=8)
+        client.infer("half", [x], outputs=[y])
+        got = shm.get_contents_as_numpy(region, np.uint16, [1, 4], 8).view(ml_dtypes.bfloat16)
+        assert got.astype(np.float32).tolist() == [[2, 3, 4, 5]]
+    finally:
+        client.unregister_system_shared_memory()
+        shm.destroy_shared_memory_region(region)
+
+
+def test_a_call_without_end_hurts_its_caller_only(client: triton.InferenceServerClient) -> None:
+    def ask(times: int, **kwargs: Any) -> Any:
+        return client.infer("loop", [_input("x", X), _input("n", np.array([times]))], **kwargs).as_numpy("y").tolist()
+
+    assert ask(2) == (X + 2).tolist()
+    for _ in range(10):
+        with pytest.raises(InferenceServerException) as caught:
+            ask(10**15, timeout=700_000)
+        assert caught.value.status() == "504"
+        began = time.monotonic()
+        assert ask(3) == (X + 3).tolist()
+        assert client.infer("tiny", [_input("x", X)]).as_numpy("y").tolist() == (X + 1).tolist()
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("sent", [None, "gzip", "deflate"])

@@ -75,6 +75,18 @@ async def test_a_call_without_end_holds_up_neither_the_loop_nor_others(tmp_path:
     runner.close()
 
 
+async def test_a_timeout_counts_for_a_call_that_began_on_the_loop(tmp_path: Path) -> None:
+    runner = make(tmp_path)
+    for _ in range(3):
+        runner.active.average_ns = 1000.0  # type: ignore[union-attr]
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await runner.predict(ask(EVER), timeout=2 * STALL_S)
+        assert time.monotonic() - began < 2 * STALL_S + 1.0
+    await settled(runner)
+    runner.close()
+
+
 async def test_a_long_call_is_answered_though_it_began_on_the_loop(tmp_path: Path) -> None:
     runner = make(tmp_path)
     began = time.monotonic()
