@@ -420,7 +420,7 @@ def keep_memory() -> None:
     """Has the C library keep what is freed, up to 64 MiB, until `trim_memory`: for a program that does nothing else.
 
     Otherwise it returns the memory of each large output to the system, and the next one is slower by the time in which
-    the kernel clears as many pages: half a millisecond for 640 KB.
+    the kernel clears as many pages: a third of a millisecond for 640 KB.
     """
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)
