@@ -106,7 +106,7 @@ async def _measure(run: Run, server: ServerProcess) -> dict[str, Series]:
         )
         logging = [await GrpcConnection.open(server.grpc_address, _LOG) for _ in range(CONNECTIONS)]
         creating = [await GrpcConnection.open(server.grpc_address, _CREATE_RUN) for _ in range(CONNECTIONS)]
-        steps = itertools.count()
+        steps = {key: itertools.count() for key in ("one", "eight", "batch")}
 
         def rate(
             connections: Sequence[GrpcConnection], exchange: Exchange, points: int = 1
@@ -129,11 +129,11 @@ async def _measure(run: Run, server: ServerProcess) -> dict[str, Series]:
             return await to_thread.run_sync(_select_s, database, run.choose(20, 3))
 
         try:
-            return await interleave(
+            taken = await interleave(
                 {
-                    "log.one": rate(logging[:1], _points(runs, 1, steps)),
-                    "log.eight": rate(logging, _points(runs, 1, steps)),
-                    "log.batch": rate(logging[:4], _points(runs, BATCH, steps), BATCH),
+                    "log.one": rate(logging[:1], _points(runs, "one", 1, steps["one"])),
+                    "log.eight": rate(logging, _points(runs, "eight", 1, steps["eight"])),
+                    "log.batch": rate(logging[:4], _points(runs, "batch", BATCH, steps["batch"]), BATCH),
                     "runs": rate(creating, _runs()),
                     "single": bare(1),
                     "group": bare(CONNECTIONS),
@@ -144,22 +144,25 @@ async def _measure(run: Run, server: ServerProcess) -> dict[str, Series]:
                 rounds=run.choose(6, 2),
                 seed=SEED,
             )
+            for key, made in steps.items():
+                stored = sum(one.count for one in await client.metric_summaries(*runs, keys=[key]))
+                # All but the few whose callers stopped before they sent them: rates of repeats would mean nothing.
+                assert stored >= 0.9 * next(made) * (BATCH if key == "batch" else 1), (key, stored)
+            return taken
         finally:
             for connection in (*logging, *creating):
                 connection.close()
 
 
-def _points(runs: Sequence[str], count: int, steps: itertools.count[int]) -> Exchange:
-    """Calls that each append ``count`` points to the series of the next run."""
+def _points(runs: Sequence[str], key: str, count: int, steps: itertools.count[int]) -> Exchange:
+    """Calls that each append ``count`` points to the series ``key`` of the next run."""
     values = np.random.default_rng(SEED).random(count).tobytes()
     offsets = np.arange(count, dtype="<i8")
 
     def body(at: int) -> bytes:
         step = (offsets + at * count).tobytes()
         time_us = (offsets + _TIME_US + at * count).tobytes()
-        columns = pb.MetricColumns(
-            object=runs[at % len(runs)], keys=["loss"], steps=step, times_us=time_us, values=values
-        )
+        columns = pb.MetricColumns(object=runs[at % len(runs)], keys=[key], steps=step, times_us=time_us, values=values)
         return bytes(pb.LogMetricsRequest(columns=[columns]))
 
     return Exchange(body(next(steps)), lambda _: body(next(steps)))
@@ -193,7 +196,7 @@ async def _measure_long(run: Run, server: ServerProcess) -> list[Figure]:
         before = rss_bytes(server.pid)
         memory = PeakMemory(server.pid)
         connection = await GrpcConnection.open(server.grpc_address, _LOG)
-        exchange = _points([one], LONG_BATCH, itertools.count())
+        exchange = _points([one], "loss", LONG_BATCH, itertools.count())
         began = perf_counter()
         body = exchange.first
         assert exchange.follow is not None
