@@ -96,7 +96,8 @@ class Connection:
     def caught_up(self) -> None:
         """See `Receiver.caught_up`."""
         came_ns, self._alone_ns = self._alone_ns, 0
-        if came_ns and self.socket is not None:
+        # Not while a call waits: it is the loop that it waits for.
+        if came_ns and self.socket is not None and not self.calls.waiting:
             self._linger.after_call(came_ns, self.socket.arrived)
 
     def lost(self, error: Exception | None) -> None:

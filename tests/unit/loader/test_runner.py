@@ -319,6 +319,44 @@ async def test_cancelled_inline_call_leaves_nothing(tmp_path: Path, runners: Any
     assert runner.active.leases == 0
 
 
+class _Direct:
+    """A call of `Runner.start` that keeps its outcome."""
+
+    def __init__(self) -> None:
+        self.generation: Any = None
+        self.entry: Any = None
+        self.outcome: Any = None
+
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def set_result(self, result: list[Any], /) -> None:
+        self.outcome = result
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self.outcome = exception
+
+    def __await__(self) -> Any:
+        raise AssertionError("never awaited")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_started_call_waits_for_others_only_where_there_may_be_any(
+    tmp_path: Path, runners: Any, alone: bool
+) -> None:
+    runner = runners()
+    active = generation(tmp_path, add_constant(1.0), batching=True)
+    runner.swap(active)
+    call = _Direct()
+    assert runner.start(ones(), call, alone=alone)
+    assert call.done() is alone
+    assert (call.entry is None) is alone
+    await _until(call.done)
+    assert call.outcome[0].tolist() == [[2, 2, 2, 2]]
+    assert call.generation is active
+    assert active.leases == 0
+
+
 def test_timeouts_of_synchronous_calls(tmp_path: Path, runners: Any) -> None:
     runner: Runner = runners(threads=1)
     runner.swap(generation(tmp_path, endless_loop(), 1, warm=False))
