@@ -203,7 +203,7 @@ def _walked(conn: Connection, plan: _Plan, limit: int, after: FindKey | None) ->
     term, *others = plan.terms
     walk = term.walk
     assert walk is not None
-    number = plan.source.base.c.id
+    number = plan.source.base.c.id if walk.number is None else walk.number
     probes = [one.probe for one in plan.conditions]
     rows: list[Any] = []
     if after is None or after[0] is not None:

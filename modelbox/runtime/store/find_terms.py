@@ -43,12 +43,14 @@ class Walk:
         value: The key, never NULL under ``where``.
         tables: With ``objects`` among them.
         missing: Holds for the objects that the walk does not meet.
+        number: The collection's number, where the index has it in order behind the value.
     """
 
     value: Expr
     tables: Any
     where: tuple[Predicate, ...]
     missing: Predicate
+    number: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,7 @@ class TermCompiler:
             tables=rows.join(objects, objects.c.id == rows.c.object_id),
             where=(rows.c.kind == kind, rows.c.key == field.name, rows.c[name].is_not(None)),
             missing=values[0].is_(None),
+            number=rows.c.object_id if self._source.same_id else None,
         )
         return Term(values[0], descending, walk)
 
