@@ -312,7 +312,7 @@ async def test_compressed_messages_are_refused(shared_server: ServerProcess) -> 
                 for event in await peer.events() or []:
                     if isinstance(event, ResponseReceived | TrailersReceived):
                         headers |= {str(key): str(value) for key, value in event.headers}
-        assert headers["grpc-status"] == "3"
+        assert headers["grpc-status"] == "12"
     _quiet(shared_server)
 
 

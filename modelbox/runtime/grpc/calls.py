@@ -6,6 +6,7 @@ service and encode. Unexpected exceptions are logged here, once, and leave as IN
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -13,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -25,7 +27,7 @@ from modelbox._serving.grpc import Servable
 from modelbox._serving.health import Health
 from modelbox._serving.messages import decode_google
 from modelbox._serving.unary import DirectMethod, Failure
-from modelbox._wire import ACTOR_KEY, ERROR_KEY, pack_error
+from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.status import statuses_of
@@ -166,14 +168,31 @@ class Boundary:
             self._ambient.discard(scope)
             self._metrics.observe_call("grpc", name, status, time.monotonic() - begun)
 
-    def direct(self, path: str, request: Any, call: Callable[[Any], Awaitable[Any]]) -> DirectMethod:
-        """A method that is answered without a stream, behind the boundary.
+    def direct(self, service: Servable) -> dict[str, DirectMethod]:
+        """The methods of ``service`` with one message each way, answered without a stream, behind the boundary."""
+        return {
+            path: self._direct(path, partial(_decode, method.request_type), partial(_call, method.func), bytes)
+            for path, method in service.__mapping__().items()
+            if method.cardinality is Cardinality.UNARY_UNARY
+        }
+
+    def direct_google(self, path: str, request: Any, call: Callable[[Any], Awaitable[Any]]) -> DirectMethod:
+        """A method that is answered without a stream, by google's codec, behind the boundary.
 
         Args:
             path: Of the method.
-            request: The class of its message, one of google's.
+            request: The class of its message.
             call: Takes such a message; its answer is one of google's, too.
         """
+        return self._direct(path, partial(decode_google, request), call, _encode_google)
+
+    def _direct(
+        self,
+        path: str,
+        decode: Callable[[bytes | memoryview], Any],
+        call: Callable[[Any], Awaitable[Any]],
+        encode: Callable[[Any], bytes],
+    ) -> DirectMethod:
         name = path.removeprefix("/")
         call_timeout_s = self._limits.call_timeout_s
 
@@ -186,11 +205,12 @@ class Boundary:
                         raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
                     limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
                     try:
-                        with anyio.fail_after(limit_s):
-                            found = await call(decode_google(request, message))
+                        # This task is the call's own, so asyncio's will do: it takes a quarter of the time of anyio's.
+                        async with asyncio.timeout(limit_s):
+                            found = await call(decode(message))
                     except TimeoutError as exc:
                         raise DeadlineExceeded(f"the call took longer than {limit_s:g} s") from exc
-                    encoded: bytes = found.SerializeToString()
+                    encoded = encode(found)
                 status = "OK"
                 return encoded
             except ModelBoxError as exc:
@@ -258,8 +278,39 @@ def _unexpected(name: str) -> ModelBoxError:
     return ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
 
 
+class _Once:
+    """One message in and one out, as the generated handlers use a stream."""
+
+    __slots__ = ("answer", "message")
+
+    def __init__(self, message: Any) -> None:
+        self.message = message
+        self.answer: Any = None
+
+    async def recv_message(self) -> Any:
+        return self.message
+
+    async def send_message(self, message: Any) -> None:
+        self.answer = message
+
+
+async def _call(handle: Callable[[Any], Awaitable[None]], message: Any) -> Any:
+    stream = _Once(message)
+    await handle(stream)
+    return stream.answer
+
+
+def _decode(cls: Any, data: bytes | memoryview) -> Any:
+    return decode_message(cls, bytes(data))
+
+
+def _encode_google(message: Any) -> bytes:
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
 def failure_of(error: Exception) -> Failure:
-    """How a method of `Boundary.direct` fails because of ``error``."""
+    """How a method that is answered directly fails because of ``error``."""
     if not isinstance(error, ModelBoxError):
         error = ModelBoxError("the server failed unexpectedly")
     return Failure(

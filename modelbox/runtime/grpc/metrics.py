@@ -19,7 +19,7 @@ class MetricAdapter(Streaming, pb.MetricServiceBase):
 
     Args:
         metrics: The service.
-        messages: The classes that frequent calls are answered with; those of google's codec for `Boundary.direct`.
+        messages: The classes that frequent calls are answered with; for `Boundary.direct_google` those of its codec.
     """
 
     def __init__(self, metrics: MetricService, messages: Any = pb) -> None:

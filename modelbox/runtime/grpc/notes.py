@@ -18,7 +18,7 @@ class NoteAdapter(pb.NoteServiceBase):
 
     Args:
         notes: The service.
-        messages: The classes that events are answered with; those of google's codec for `Boundary.direct`.
+        messages: The classes that events are answered with; for `Boundary.direct_google` those of its codec.
     """
 
     def __init__(self, notes: NoteService, messages: Any = pb) -> None:

@@ -20,7 +20,7 @@ class TrackingAdapter(pb.TrackingServiceBase):
 
     Args:
         tracking: The service.
-        messages: The classes that frequent calls are answered with; those of google's codec for `Boundary.direct`.
+        messages: The classes that frequent calls are answered with; for `Boundary.direct_google` those of its codec.
     """
 
     def __init__(self, tracking: TrackingService, messages: Any = pb) -> None:
