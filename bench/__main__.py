@@ -33,6 +33,7 @@ GROUPS: dict[str, str] = {
     "start": "start and idle memory of the server",
     "resolve": "one small call to the server",
     "feed": "commits per second through the server",
+    "spool": "what logging costs a training program",
     "tracking": "points of metrics and runs through the server, and reading them back",
     "find": "finding runs among a thousand to a hundred thousand of them",
     "watch": "a change on its way to many watchers",

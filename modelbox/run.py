@@ -38,7 +38,7 @@ from modelbox.series import MetricValue
 from modelbox.spool.checks import check_key, check_labels, json_text, metric_value
 from modelbox.spool.host import SpoolHost, open_host
 from modelbox.spool.log import SpoolLog
-from modelbox.spool.operations import attributes_data, operation_data
+from modelbox.spool.operations import attributes_data, event_data, operation_data
 from modelbox.spool.push import DATASET
 from modelbox.tracking import (
     AttributeKind,
@@ -46,7 +46,6 @@ from modelbox.tracking import (
     NewComment,
     NewEdge,
     NewEdges,
-    NewEvent,
     NewRun,
     ObjectKind,
     OperationPayload,
@@ -494,16 +493,9 @@ class LiveRun:
         """
         event = new_id(ObjectKind.EVENT)
         with self._guarded(name):
-            self._put(
-                NewEvent(
-                    id=event,
-                    object=self._id,
-                    name=check_key(name),
-                    source=source,
-                    at=datetime.now(UTC) if at is None else _aware(at),
-                    metadata=_plain(metadata),
-                )
-            )
+            texts = {key: json_text(check_key(key), value) for key, value in (metadata or {}).items()}
+            when = datetime.now(UTC) if at is None else _aware(at)
+            self._put_data(event_data(event, self._id, check_key(name), _text(source), when, texts))
         return event
 
     def log_checkpoint(

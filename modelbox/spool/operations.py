@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from modelbox.tracking import (
     RunEdit,
 )
 
-__all__ = ("attributes_data", "operation_data", "operations_of", "parts_of", "read_operation")
+__all__ = ("attributes_data", "event_data", "operation_data", "operations_of", "parts_of", "read_operation")
 
 _TYPES: dict[str, type[OperationPayload]] = {
     "experiment": NewExperiment,
@@ -64,6 +65,17 @@ def attributes_data(
     return (
         f'{{"type":"attributes","value":{{"object":{_encode(object_id)},"kind":"{kind.value}","values":{{{inner}}},'
         f'"remove":{_encode(list(remove))},"overwrite":{"true" if overwrite else "false"}}}}}'
+    ).encode()
+
+
+def event_data(
+    event_id: str, object_id: str, name: str, source: str, at: datetime, metadata: Mapping[str, str]
+) -> bytes:
+    """The same of a `NewEvent` whose ``metadata`` are JSON texts already."""
+    inner = ",".join([f"{_encode(key)}:{text}" for key, text in metadata.items()])
+    return (
+        f'{{"type":"event","value":{{"id":"{event_id}","object":{_encode(object_id)},"name":{_encode(name)},'
+        f'"source":{_encode(source)},"at":"{at.astimezone(UTC).isoformat()}","metadata":{{{inner}}}}}}}'
     ).encode()
 
 

@@ -20,7 +20,14 @@ from modelbox.spool.format import (
     encode_point,
     encode_points,
 )
-from modelbox.spool.operations import attributes_data, operation_data, operations_of, parts_of, read_operation
+from modelbox.spool.operations import (
+    attributes_data,
+    event_data,
+    operation_data,
+    operations_of,
+    parts_of,
+    read_operation,
+)
 from modelbox.tracking import (
     AttributeKind,
     AttributesEdit,
@@ -73,6 +80,12 @@ def test_attributes_whose_values_are_texts_are_the_same_operation() -> None:
     assert read_operation(data) == AttributesEdit(
         object=RUN, kind=AttributeKind.PARAM, values={'a "b"': [1, 2], "ü": "x"}, remove=("gone",), overwrite=True
     )
+
+
+def test_an_event_whose_metadata_are_texts_is_the_same_operation() -> None:
+    event = NewEvent(object=RUN, name='gpu "3"', source="ü", at=NOW, metadata={"a": [1]})
+    data = event_data(event.id, RUN, event.name, event.source, NOW, {"a": "[1]"})
+    assert read_operation(data) == event
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"type":"bomb"}', b'{"type":"run","value":{}}', b"[" * 100_000])
