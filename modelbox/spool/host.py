@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,9 @@ from modelbox.config import ClientConfig
 from modelbox.engine import Engine
 from modelbox.errors import ConfigError, ModelBoxError
 from modelbox.spool.log import SpoolLog
-from modelbox.spool.push import Destination, Refusal, deliver_all, end_open_runs
-from modelbox.spool.reader import Spool, adopt, find_spools
+from modelbox.spool.operations import operation_data
+from modelbox.spool.push import Destination, Refusal, deliver_all, end_open_runs, ended_unsaid
+from modelbox.spool.reader import Spool, adopt, find_spools, sweep
 
 if TYPE_CHECKING:
     from modelbox.spool.remote import Remote
@@ -138,6 +140,10 @@ class SpoolHost:
         if self._closed:
             return
         atexit.unregister(self._at_exit)
+        for run_id in self._spool.open_runs():
+            # Begun without a block, and never ended.
+            if self.log.append_operation(operation_data(ended_unsaid(run_id, datetime.now(UTC)))):
+                self.log.mark_ended(run_id)
         # Where the last attempt failed, the program has waited in its run already.
         self.wait(self.log.last_seq, _EXIT_GRACE_S if self._error is None else 0.0)
         self._closed = True
@@ -221,6 +227,7 @@ class SpoolHost:
         """
         self._orphans_at = time.monotonic() + _ORPHANS_S
         here = socket.gethostname()
+        await anyio.to_thread.run_sync(sweep, self.directory.parent)
         for about in await anyio.to_thread.run_sync(find_spools, self.directory.parent):
             if about.spool == self.log.id or about.url != self.config.url or about.host != here:
                 continue

@@ -48,7 +48,7 @@ from modelbox.tracking import (
     kind_of_id,
 )
 
-__all__ = ("DATASET", "Destination", "Refusal", "deliver_all", "end_open_runs")
+__all__ = ("DATASET", "Destination", "Refusal", "deliver_all", "end_open_runs", "ended_unsaid")
 
 _log = logging.getLogger(__name__)
 
@@ -254,16 +254,18 @@ async def end_open_runs(spool: Spool, to: Destination) -> None:
     for run_id in spool.open_runs():
         if kind_of_id(run_id) is None:
             continue
-        patch = RunPatch(
-            status=RunStatus.INTERRUPTED,
-            ended_at=datetime.fromtimestamp(_last_written(spool.directory), UTC),
-            reason="the program ended without saying so",
-        )
+        edit = ended_unsaid(run_id, datetime.fromtimestamp(_last_written(spool.directory), UTC))
         name = hashlib.sha256(f"{spool.id}:end:{run_id}".encode()).hexdigest()[:32]
         try:
-            await to.deliver(name, [Operation(seq=1, payload=RunEdit(id=run_id, patch=patch))])
+            await to.deliver(name, [Operation(seq=1, payload=edit)])
         except (InvalidError, NotFoundError, ConflictError, AuthError) as exc:
             _log.warning("the run %s could not be ended: %s", run_id, exc)
+
+
+def ended_unsaid(run_id: str, at: datetime) -> RunEdit:
+    """The end of a run whose program went without ending it."""
+    patch = RunPatch(status=RunStatus.INTERRUPTED, ended_at=at, reason="the program ended without saying so")
+    return RunEdit(id=run_id, patch=patch)
 
 
 def _last_written(directory: Path) -> float:

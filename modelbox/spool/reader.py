@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,13 +29,15 @@ from modelbox.spool.log import SpoolLog
 from modelbox.spool.operations import operations_of
 from modelbox.tracking import Operation
 
-__all__ = ("Batch", "Spool", "SpoolAbout", "adopt", "find_spools", "read_about")
+__all__ = ("Batch", "Spool", "SpoolAbout", "adopt", "find_spools", "read_about", "sweep")
 
 _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
 _CURSOR = struct.Struct("<QI")
 _FORMAT = 1
+_ID_CHARS = 32
+_STALE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +327,18 @@ def read_about(directory: Path) -> SpoolAbout:
         pid=int(read["pid"]),
         created_us=int(read["created_us"]),
     )
+
+
+def sweep(parent: Path) -> None:
+    """Removes what is left of spools whose making or removal was broken off more than an hour ago."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            directory = parent / name
+            if len(name) != _ID_CHARS or (directory / "about.json").exists():
+                continue
+            with contextlib.suppress(OSError):
+                if directory.stat().st_mtime < time.time() - _STALE_S:
+                    shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -238,6 +238,31 @@ def test_what_a_dead_program_left_comes_first_and_its_run_is_interrupted(
     assert other.directory.exists()
 
 
+def test_a_run_that_was_begun_without_a_block_and_never_ended_is_interrupted(
+    start: Hosts, server: MemoryServer
+) -> None:
+    host = start()
+    host.log.mark_open(RUN)
+    host.close()
+    (end,) = server.operations
+    assert isinstance(end, RunEdit)
+    assert (end.id, end.patch.status) == (RUN, RunStatus.INTERRUPTED)
+    assert not host.directory.exists()
+
+
+def test_half_made_spools_are_swept_away_after_a_while(start: Hosts, tmp_path: Path) -> None:
+    old, new = tmp_path / "spool" / ("0" * 32), tmp_path / "spool" / ("1" * 32)
+    for directory in (old, new):
+        directory.mkdir(parents=True)
+        (directory / "lock").touch()
+    os.utime(old, (1, 1))
+    host = start()
+    host.log.append_operation(comment("one"))
+    assert delivered(host)
+    assert not old.exists()
+    assert new.exists()
+
+
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     """Pushing happens on an engine's loop."""
