@@ -129,7 +129,7 @@ _WATCH = rpc("WatchService", "Watch", pb.WatchRequest, pb.WatchResponse, streami
 
 
 class _Codec(CodecBase):
-    """Messages as bytes; bytes that are no message are the peer's fault."""
+    """Messages as bytes, if they are none already; bytes that are no message are the peer's fault."""
 
     __content_subtype__ = "proto"
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._transport.grpc import Connection, page, rpc
 from modelbox._wire import datasets, find, lineage, metrics, notes, tracking
+from modelbox._wire.encode import encode_delivery, encode_log_metrics
 from modelbox._wire.values import pack_time
 from modelbox.objects import Created, Page
 from modelbox.tracking import (
@@ -77,9 +78,9 @@ _GET_ATTRIBUTES = rpc(_T, "GetAttributes", pb.GetAttributesRequest, pb.GetAttrib
 _LIST_ATTRIBUTE_HISTORY = rpc(
     _T, "ListAttributeHistory", pb.ListAttributeHistoryRequest, pb.ListAttributeHistoryResponse, idempotent=True
 )
-_DELIVER = rpc(_T, "Deliver", pb.DeliverRequest, pb.DeliverResponse, idempotent=True)
+_DELIVER = rpc(_T, "Deliver", bytes, pb.DeliverResponse, idempotent=True)
 _M = "MetricService"
-_LOG_METRICS = rpc(_M, "LogMetrics", pb.LogMetricsRequest, pb.LogMetricsResponse, idempotent=True)
+_LOG_METRICS = rpc(_M, "LogMetrics", bytes, pb.LogMetricsResponse, idempotent=True)
 _GET_METRIC_SUMMARIES = rpc(
     _M, "GetMetricSummaries", pb.GetMetricSummariesRequest, pb.GetMetricSummariesResponse, idempotent=True
 )
@@ -274,7 +275,7 @@ class TrackingCalls:
             operations: In order; together below the server's ``max_message_bytes``.
             timeout_s: For all attempts together; 0 for the setting ``request_timeout_s``.
         """
-        request = pb.DeliverRequest(spool=spool, operations=[tracking.pack_operation(one) for one in operations])
+        request = encode_delivery(spool, operations)
         return await self._connection.unary(_DELIVER, request, tracking.unpack_delivered, timeout_s)
 
     # --- metrics -------------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ class TrackingCalls:
         """Appends points; returns how many were stored, and how many were there already."""
         return await self._connection.unary(
             _LOG_METRICS,
-            pb.LogMetricsRequest(columns=[metrics.pack_columns(one) for one in columns]),
+            encode_log_metrics(columns),
             lambda answer: (answer.stored, answer.repeated_points),
             timeout_s,
         )

@@ -18,6 +18,7 @@ from modelbox import tracking as t
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._serving.messages import GoogleMessages, decode_google
 from modelbox._wire import datasets, decode_message, find, lineage, metrics, notes, tracking
+from modelbox._wire.encode import encode_delivery, encode_log_metrics
 from modelbox._wire.values import loads, unpack_object
 from modelbox.errors import InvalidError
 from modelbox.objects import Created
@@ -174,6 +175,40 @@ def test_google_s_codec_writes_the_same(run: t.Run, checkpoint: t.Checkpoint, ev
     assert tracking.unpack_checkpoint(decode_message(pb.Checkpoint, raw)) == checkpoint
     raw = notes.pack_event(event, GOOGLE.Event).SerializeToString()
     assert notes.unpack_event(decode_message(pb.Event, raw)) == event
+
+
+@given(
+    spool=text,
+    operations=st.lists(
+        st.builds(
+            t.Operation,
+            seq=st.integers(-(2**63), 2**63 - 1),
+            payload=st.one_of([whole(payload) for payload in typing.get_args(t.OperationPayload)]),
+        ),
+        max_size=3,
+    ),
+)
+def test_a_delivery_is_encoded_as_the_codec_does(spool: str, operations: list[t.Operation]) -> None:
+    read = decode_message(pb.DeliverRequest, encode_delivery(spool, operations))
+    assert (read.spool, [tracking.unpack_operation(one) for one in read.operations]) == (spool, operations)
+
+
+@given(columns=st.lists(whole(t.MetricColumns), max_size=3))
+def test_points_are_encoded_as_the_codec_does(columns: list[t.MetricColumns]) -> None:
+    read = decode_message(pb.LogMetricsRequest, encode_log_metrics(columns))
+    assert [metrics.unpack_columns(one) for one in read.columns] == columns
+
+
+def test_half_a_character_stays_with_the_caller() -> None:
+    broken = t.MetricColumns(object="run", keys=("\ud800",), steps=b"", times_us=b"", values=b"")
+    with pytest.raises(InvalidError, match="holds half of a character"):
+        encode_log_metrics([broken])
+
+
+def test_a_long_column_is_encoded_as_the_codec_does() -> None:
+    wide = t.MetricColumns(object="run", keys=("a",), steps=b"x" * 70_000, times_us=b"y" * 128, values=b"z" * 127)
+    (read,) = decode_message(pb.LogMetricsRequest, encode_log_metrics([wide])).columns
+    assert metrics.unpack_columns(read) == wide
 
 
 def test_what_a_request_leaves_out_is_made_up() -> None:
