@@ -66,6 +66,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     with ServerProcess(tmp_path / "server") as server:
         monkeypatch.setenv("MODELBOX_URL", server.url)
         monkeypatch.setenv("MODELBOX_CACHE_DIR", str(tmp_path / "cache"))
+        monkeypatch.setenv("MODELBOX_SPOOL_DIR", str(tmp_path / "spool"))
         monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
