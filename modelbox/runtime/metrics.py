@@ -34,6 +34,9 @@ class Metrics:
         self._running = Gauge(
             "modelbox_api_running", "Calls that run now, streams included.", ["protocol"], registry=self._registry
         )
+        # Finding a series by its labels costs more than counting in it.
+        self._call_series: dict[tuple[str, str, str], Histogram] = {}
+        self._running_series = {protocol: self._running.labels(protocol) for protocol in ("grpc", "http")}
         self._database = Histogram(
             "modelbox_database_duration_seconds",
             "Time of a database operation: a function that reads or writes, or a commit.",
@@ -63,7 +66,11 @@ class Metrics:
 
     def observe_call(self, protocol: str, method: str, status: str, seconds: float) -> None:
         """Counts a call."""
-        self._calls.labels(protocol, method, status).observe(seconds)
+        labels = (protocol, method, status)
+        series = self._call_series.get(labels)
+        if series is None:
+            series = self._call_series[labels] = self._calls.labels(*labels)
+        series.observe(seconds)
 
     def observe_database(self, operation: str, seconds: float, succeeded: bool) -> None:
         """Counts a database operation."""
@@ -80,7 +87,7 @@ class Metrics:
     @contextmanager
     def running(self, protocol: str) -> Iterator[None]:
         """Counts a call while it runs."""
-        gauge = self._running.labels(protocol)
+        gauge = self._running_series[protocol]
         gauge.inc()
         try:
             yield
