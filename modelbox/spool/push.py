@@ -35,6 +35,8 @@ from modelbox.spool.format import FilesRecord
 from modelbox.spool.operations import parts_of
 from modelbox.spool.reader import Batch, Spool
 from modelbox.tracking import (
+    AttributeKind,
+    AttributesEdit,
     Delivered,
     MetricColumns,
     NewEdges,
@@ -116,10 +118,15 @@ class _Delivery:
             batch = await anyio.to_thread.run_sync(self._spool.next_batch)
             if batch is None:
                 return count
-            await self._deliver(batch)
+            try:
+                await self._deliver(batch)
+            except BaseException:
+                self._spool.doubtful = True
+                raise
             # Not in a thread: a few system calls, and nothing may come between the answer and the cursor.
             self._spool.advance(batch)
             self._spool.limit_tries = 0
+            self._spool.doubtful = False
             count += batch.count
             self._advanced(batch.count)
 
@@ -145,6 +152,8 @@ class _Delivery:
                 raise
             self._refuse(operations[0].seq, exc, _object_of(operations[0].payload), _kind_of(operations[0].payload))
             return
+        if self._spool.doubtful:
+            await self._send_doubtful(operations)
         by_seq = {operation.seq: operation.payload for operation in operations}
         for rejection in delivered.rejections:
             payload = by_seq.get(rejection.seq)
@@ -159,6 +168,18 @@ class _Delivery:
                         what=_kind_of(payload) if payload is not None else "operation",
                     )
                 )
+
+    async def _send_doubtful(self, operations: Sequence[Operation]) -> None:
+        """Makes up for an answer that may have been lost: it may have said that one key of several was refused.
+
+        The server does not say that again, and took none of the other keys. Setting what is set changes nothing.
+        """
+        for operation in operations:
+            payload = operation.payload
+            if isinstance(payload, AttributesEdit) and payload.kind is AttributeKind.PARAM and not payload.overwrite:
+                parts = parts_of(payload)
+                if parts:
+                    await self._send_parts(operation.seq, parts)
 
     async def _send_parts(self, seq: int, parts: Sequence[OperationPayload]) -> None:
         name = hashlib.sha256(f"{self._spool.id}:{seq}".encode()).hexdigest()[:32]

@@ -88,6 +88,7 @@ class Spool:
 
     Attributes:
         damaged_bytes: What could not be read, so far.
+        doubtful: Whether the next batch may have been delivered before without an answer.
         limit_tries: How often the server refused the next batch as too large, or for want of room.
     """
 
@@ -96,6 +97,7 @@ class Spool:
         self.directory = directory
         self.damaged_bytes = 0
         self.limit_tries = 0
+        self.doubtful = log is None
         self._log = log
         self._segment = ""
         self._at = 0

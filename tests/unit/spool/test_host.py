@@ -147,6 +147,24 @@ def test_a_bad_key_does_not_take_the_others_with_it(start: Hosts, server: Memory
     assert [refusal.rejection.message for refusal in host.refusals] == ["lr is 1", "text holds numbers"]
 
 
+def test_a_bad_key_whose_refusal_was_lost_on_the_way_does_not_take_the_others_either(
+    start: Hosts, server: MemoryServer
+) -> None:
+    server.refuse = lambda one: (
+        ConflictError("lr is 1") if isinstance(one, AttributesEdit) and "lr" in one.values else None
+    )
+    server.lose_answers = 2
+    host = start()
+    host.log.append_operation(attributes_data(RUN, AttributeKind.PARAM, {"a": "1", "lr": "2"}, (), overwrite=False))
+    host.log.append_operation(comment("after"))
+    assert delivered(host)
+    assert [one.values for one in server.operations if isinstance(one, AttributesEdit)] == [{"a": 1}]
+    assert texts_of(server) == ["after"]
+    host.log.append_operation(attributes_data(RUN, AttributeKind.PARAM, {"b": "1", "c": "2"}, (), overwrite=False))
+    assert delivered(host)
+    assert server.operations[-1] == AttributesEdit(object=RUN, kind=AttributeKind.PARAM, values={"b": 1, "c": 2})
+
+
 def test_an_operation_that_fails_the_whole_call_is_found_and_passed_over(start: Hosts, server: MemoryServer) -> None:
     server.fail_call = lambda some: (
         InvalidError("poison") if any(getattr(one.payload, "text", "") == "37" for one in some) else None
