@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEPS   := $(VENV)/.dependencies
 STAMP  := $(VENV)/.installed
+TRAIN  := $(VENV)/.training
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
 # What the formatters and linters look at, as far as there is code in it.
@@ -40,7 +41,7 @@ bench-peers: $(STAMP)  ## Measure other model servers beside the sidecar (instal
 ##-- checking
 
 .PHONY: test check fmt docs
-test: check  ## Everything that CI runs: the checks, then all tests
+test: check $(TRAIN)  ## Everything that CI runs: the checks, then all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, directions of imports, generated code
@@ -54,7 +55,7 @@ fmt: $(STAMP)  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-docs: $(STAMP)  ## Run every snippet of README and docs, and look for what is undocumented
+docs: $(STAMP) $(TRAIN)  ## Run every snippet of README and docs, and look for what is undocumented
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
 # Minutes of `make soak`.
@@ -93,6 +94,7 @@ lock: $(STAMP)  ## Resolve dev.txt and the images' locks in requirements/ again 
 	$(COMPILE) -c requirements/dev.txt --extra sidecar --extra images pyproject.toml -o requirements/sidecar.txt
 	$(COMPILE) -c requirements/dev.txt --extra server pyproject.toml -o requirements/server.txt
 	$(COMPILE) -c requirements/dev.txt --extra otel pyproject.toml requirements/example.in -o requirements/example.txt
+	$(BIN)/python -m tools.lock_training
 
 ##-- the environment
 
@@ -110,6 +112,11 @@ $(DEPS): requirements/dev.txt
 	  echo "make: '$(PYTHON)' cannot make virtual environments (on Debian: apt install python3-venv)." >&2; exit 1; }
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# The libraries that train models: only the tests and the tutorials need them. What both files pin, both pin alike.
+$(TRAIN): requirements/training.txt $(DEPS)
+	$(PIP) -r requirements/training.txt
 	@touch $@
 
 $(STAMP): $(DEPS) pyproject.toml
