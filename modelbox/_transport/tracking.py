@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime
 
+import anyio
+import numpy as np
+
 from modelbox._proto.modelbox import v1 as pb
+from modelbox._transport.faults import backoff_s
 from modelbox._transport.grpc import Connection, page, rpc
 from modelbox._wire import datasets, find, lineage, metrics, notes, tracking
 from modelbox._wire.encode import encode_delivery, encode_log_metrics
 from modelbox._wire.values import pack_time
+from modelbox.errors import ModelBoxError
 from modelbox.objects import Created, Page
 from modelbox.tracking import (
     Attribute,
@@ -52,6 +58,8 @@ from modelbox.tracking import (
 
 __all__ = ("TrackingCalls",)
 
+_ATTEMPTS = 6
+"""To go on reading a series, one after the other, without a point between them; a restart takes a second or two."""
 _T = "TrackingService"
 _CREATE_EXPERIMENT = rpc(
     _T, "CreateExperiment", pb.CreateExperimentRequest, pb.CreateExperimentResponse, idempotent=True
@@ -302,19 +310,36 @@ class TrackingCalls:
     ) -> AsyncGenerator[MetricColumns, None]:
         """One series by step and time, in parts of at most 65,536 points. Close the iterator if you leave it early.
 
+        When the connection breaks, it goes on from the last point.
+
         Args:
             object: Any object.
             key: The metric.
             from_step: The first step.
             to_step: The last step.
         """
-        request = pb.ReadSeriesRequest(object=object, key=key, from_step=from_step, to_step=to_step)
-        parts = self._connection.stream(
-            _READ_SERIES, request, lambda message: metrics.unpack_series(message, object, key)
-        )
-        async with aclosing(parts):
-            async for part in parts:
-                yield part
+        last: tuple[int, int] | None = None
+        failures = 0
+        while True:
+            begin = from_step if last is None else last[0]
+            request = pb.ReadSeriesRequest(object=object, key=key, from_step=begin, to_step=to_step)
+            parts = self._connection.stream(
+                _READ_SERIES, request, lambda message: metrics.unpack_series(message, object, key)
+            )
+            try:
+                async with aclosing(parts):
+                    async for part in parts:
+                        failures = 0
+                        rest = part if last is None else _after(part, last)
+                        if len(rest):
+                            last = _last(rest.steps), _last(rest.times_us)
+                            yield rest
+                return
+            except ModelBoxError as exc:
+                failures += 1
+                if not exc.retryable or failures == _ATTEMPTS:
+                    raise
+            await anyio.sleep(backoff_s(failures))
 
     async def sample_series(
         self, object: str, key: str, *, from_step: int | None = None, to_step: int | None = None, buckets: int = 0
@@ -487,6 +512,25 @@ class TrackingCalls:
             ),
             find.unpack_found,
         )
+
+
+def _after(part: MetricColumns, last: tuple[int, int]) -> MetricColumns:
+    """What comes after a point in a part that may begin before it."""
+    steps, times = np.frombuffer(part.steps, "<i8"), np.frombuffer(part.times_us, "<i8")
+    seen = int(np.count_nonzero((steps < last[0]) | ((steps == last[0]) & (times <= last[1]))))
+    return replace(
+        part,
+        steps=part.steps[seen * 8 :],
+        times_us=part.times_us[seen * 8 :],
+        values=part.values[seen * 8 :],
+        kinds=part.kinds[seen:],
+        # A series is of one kind: there is a payload for every point, or none.
+        payloads=part.payloads[seen:],
+    )
+
+
+def _last(column: bytes) -> int:
+    return int.from_bytes(column[-8:], "little", signed=True)
 
 
 def _aware(at: datetime) -> datetime:

@@ -430,6 +430,25 @@ async def test_what_is_acknowledged_survives_a_kill(server: ServerProcess) -> No
         assert (await calls.deliver("a" * 32, [operation])).rejections == ()
 
 
+async def test_reading_a_series_goes_on_after_a_kill(server: ServerProcess) -> None:
+    async with _source(server) as source:
+        calls = source.tracking
+        run = (await _run(calls, "killed")).id
+        steps = np.arange(500_000)
+        for begin in range(0, 500_000, 100_000):
+            some = steps[begin : begin + 100_000]
+            await calls.log_metrics([number_columns(run, "loss", some // 10, some / 7, some % 10)])
+        parts = []
+        async for part in calls.read_series(run, "loss"):
+            parts.append(part)
+            if len(parts) == 1:
+                server.kill()
+                server.restart()
+        series = join_series(run, "loss", parts)
+        assert (series.values == steps / 7).all()
+        assert (series.times_us == steps % 10).all()
+
+
 async def test_changes_are_in_the_feed_with_their_actor(shared_server: ServerProcess) -> None:
     async with _source(shared_server) as source:
         run = await _run(source.tracking, "fed")
