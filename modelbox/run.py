@@ -35,10 +35,21 @@ from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, Usage
 from modelbox.objects import JsonValue
 from modelbox.refs import ModelRef, shown
 from modelbox.series import MetricValue
-from modelbox.spool.checks import check_key, check_labels, json_text, metric_value
+from modelbox.spool.checks import (
+    aware,
+    check_key,
+    check_labels,
+    int64,
+    json_text,
+    metric_value,
+    micros,
+    plain_json,
+    unicode_text,
+)
 from modelbox.spool.host import SpoolHost, open_host
 from modelbox.spool.log import SpoolLog
 from modelbox.spool.operations import attributes_data, event_data, operation_data
+from modelbox.spool.outcome import one_line, outcome_of
 from modelbox.spool.push import DATASET
 from modelbox.tracking import (
     AttributeKind,
@@ -73,7 +84,6 @@ _AWAY_S = 2.0
 """How long the end of a run waits for a server that was away before."""
 _SYSTEM_EVERY_S = 10.0
 _MAX_WARNED_KEYS = 1000
-_INTERRUPTED_CODES = frozenset([130, 143])
 _NUMBER, _TEXT, _BYTES = 0, 1, 2
 _KIND_NAMES = ("numbers", "text", "bytes")
 _time_ns = time.time_ns
@@ -248,7 +258,7 @@ class LiveRun:
                 source="modelbox",
                 metadata={"dropped_points": self._dropped, "skipped_values": self._skipped},
             )
-        patch = RunPatch(status=RunStatus(status), ended_at=datetime.now(UTC), reason=_line(reason))
+        patch = RunPatch(status=RunStatus(status), ended_at=datetime.now(UTC), reason=one_line(reason))
         self._put(RunEdit(id=self._id, patch=patch))
         self._spool().mark_ended(self._id)
 
@@ -296,7 +306,7 @@ class LiveRun:
         """What the end of the block does; blocks."""
         if self._pid != os.getpid():
             return
-        self.finish(*_outcome(error))
+        self.finish(*outcome_of(error))
         host = self._host
         if host is None or self._flush_timeout_s <= 0:
             return
@@ -346,7 +356,7 @@ class LiveRun:
                     self._steps[key] = step = self._steps.get(key, -1) + 1
             else:
                 self._steps[key] = step
-            time_us = _time_ns() // 1000 if at is None else _micros(at)
+            time_us = _time_ns() // 1000 if at is None else micros(at)
             log = self._log or self._spool()
             if type(value) is float:
                 kept = log.append_point(self._id, key, step, time_us, value)
@@ -388,7 +398,7 @@ class LiveRun:
                     step = max((steps.get(key, -1) for key in values), default=-1) + 1
                 steps.update(dict.fromkeys(numbers, step))
                 steps.update(dict.fromkeys(others, step))
-            time_us = _time_ns() // 1000 if at is None else _micros(at)
+            time_us = _time_ns() // 1000 if at is None else micros(at)
             log = self._log or self._spool()
             if numbers and not log.append_points(self._id, step, time_us, numbers):
                 self._dropped += len(numbers)
@@ -494,8 +504,8 @@ class LiveRun:
         event = new_id(ObjectKind.EVENT)
         with self._guarded(name):
             texts = {key: json_text(check_key(key), value) for key, value in (metadata or {}).items()}
-            when = datetime.now(UTC) if at is None else _aware(at)
-            self._put_data(event_data(event, self._id, check_key(name), _text(source), when, texts))
+            when = datetime.now(UTC) if at is None else aware(at)
+            self._put_data(event_data(event, self._id, check_key(name), unicode_text(source), when, texts))
         return event
 
     def log_checkpoint(
@@ -534,7 +544,7 @@ class LiveRun:
                     id=checkpoint,
                     parent_id=self._id,
                     epoch=number,
-                    step=None if step is None else _int64(step),
+                    step=None if step is None else int64(step),
                     path=str(path),
                     metrics=kept,
                 )
@@ -565,19 +575,19 @@ class LiveRun:
         """
         with self._guarded(name):
             check_labels(labels or {})
-            self._put_files(self._id, check_key(name), files, labels or {}, _plain(metadata))
+            self._put_files(self._id, check_key(name), files, labels or {}, plain_json(metadata))
 
     def add_comment(self, text: str) -> str:
         """Says something about the run, in Markdown; returns the comment's id."""
         comment = new_id(ObjectKind.COMMENT)
         with self._guarded("comment"):
-            self._put(NewComment(id=comment, object=self._id, text=_text(text)))
+            self._put(NewComment(id=comment, object=self._id, text=unicode_text(text)))
         return comment
 
     def set_readme(self, text: str) -> None:
         """Writes the run's page, in Markdown; an empty text removes it."""
         with self._guarded("readme"):
-            self._put(ReadmeEdit(object=self._id, text=_text(text)))
+            self._put(ReadmeEdit(object=self._id, text=unicode_text(text)))
 
     def use_dataset(self, version: str) -> None:
         """Records that the run reads a dataset version.
@@ -742,66 +752,7 @@ class LiveRun:
             _log.warning("metrics of the system end for the run %s", self._id, exc_info=True)
 
 
-# --- values --------------------------------------------------------------------------------------------------------
-
-
 def _append_payload(log: SpoolLog, object_id: str, key: str, step: int, time_us: int, value: MetricValue) -> bool:
     kind, payload = (_TEXT, value.encode()) if isinstance(value, str) else (_BYTES, value)
     assert isinstance(payload, bytes)
-    return log.append_payload(object_id, key, _int64(step), time_us, kind, payload)
-
-
-def _int64(step: int) -> int:
-    number = operator.index(step)
-    if not -(2**63) <= number < 2**63:
-        raise InvalidError(f"the step {shown(step)} does not fit into 64 bits")
-    return number
-
-
-def _micros(at: datetime) -> int:
-    return round(_aware(at).timestamp() * 1e6)
-
-
-def _aware(at: datetime) -> datetime:
-    if at.tzinfo is None:
-        raise InvalidError(f"{at} says no time zone: expected an aware datetime, such as datetime.now(UTC)")
-    return at
-
-
-def _plain(metadata: Mapping[str, Any] | None) -> dict[str, JsonValue]:
-    """Metadata as plain JSON."""
-    import json
-
-    return {key: json.loads(json_text(check_key(key), value)) for key, value in (metadata or {}).items()}
-
-
-def _text(text: str) -> str:
-    if not isinstance(text, str):
-        raise InvalidError(f"{shown(text)} is no text")
-    text.encode()
-    return text
-
-
-def _line(text: str) -> str:
-    line = " ".join(str(text).split())
-    return line.encode(errors="replace").decode()[:1000]
-
-
-def _outcome(error: BaseException | None) -> tuple[RunStatus, str]:
-    """How a run ended whose block was left with ``error``."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if error is None or isinstance(error, GeneratorExit):
-        return RunStatus.FINISHED, ""
-    if isinstance(error, SystemExit):
-        code = error.code
-        if code is None or code == 0:
-            return RunStatus.FINISHED, ""
-        if code in _INTERRUPTED_CODES:
-            return RunStatus.INTERRUPTED, f"the program was told to end (exit code {code})"
-        return RunStatus.FAILED, f"the program ended with {code!r}"
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, Exception):
-        return RunStatus.FAILED, said
-    # KeyboardInterrupt, and what the event loops cancel tasks with.
-    return RunStatus.INTERRUPTED, said
+    return log.append_payload(object_id, key, int64(step), time_us, kind, payload)

@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -14,9 +15,21 @@ from enum import Enum
 from typing import Any
 
 from modelbox.errors import InvalidError, LimitError
+from modelbox.objects import JsonValue
 from modelbox.refs import shown
 
-__all__ = ("MAX_PAYLOAD_BYTES", "check_key", "check_labels", "json_text", "metric_value")
+__all__ = (
+    "MAX_PAYLOAD_BYTES",
+    "aware",
+    "check_key",
+    "check_labels",
+    "int64",
+    "json_text",
+    "metric_value",
+    "micros",
+    "plain_json",
+    "unicode_text",
+)
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """Of text or bytes as the value of a metric."""
@@ -153,3 +166,49 @@ def _depth(text: str) -> int:
         elif ch in "]}":
             depth -= 1
     return deepest
+
+
+def int64(step: int) -> int:
+    """A whole number of any library that fits into 64 bits.
+
+    Raises:
+        InvalidError: It does not.
+        TypeError: It is none.
+    """
+    number = operator.index(step)
+    if not -(2**63) <= number < 2**63:
+        raise InvalidError(f"the step {shown(step)} does not fit into 64 bits")
+    return number
+
+
+def micros(at: datetime) -> int:
+    """An aware time as microseconds since 1970 in UTC."""
+    return round(aware(at).timestamp() * 1e6)
+
+
+def aware(at: datetime) -> datetime:
+    """Returns ``at`` if it says its time zone.
+
+    Raises:
+        InvalidError: It does not.
+    """
+    if at.tzinfo is None:
+        raise InvalidError(f"{at} says no time zone: expected an aware datetime, such as datetime.now(UTC)")
+    return at
+
+
+def plain_json(metadata: Mapping[str, Any] | None) -> dict[str, JsonValue]:
+    """Metadata as plain JSON."""
+    return {key: json.loads(json_text(check_key(key), value)) for key, value in (metadata or {}).items()}
+
+
+def unicode_text(text: str) -> str:
+    """Returns ``text`` if it is text that can be written.
+
+    Raises:
+        InvalidError: It is something else, or holds lone surrogates.
+    """
+    if not isinstance(text, str):
+        raise InvalidError(f"{shown(text)} is no text")
+    text.encode()
+    return text
