@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import Cli
 from tests.server import ServerProcess
 
 
@@ -22,3 +23,14 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     """One server for all tests of a module: name your own namespaces, and leave it running."""
     with ServerProcess(tmp_path_factory.mktemp("shared") / "server") as process:
         yield process
+
+
+@pytest.fixture
+def cli(
+    shared_server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Cli:
+    """The command line, with settings for `shared_server`."""
+    monkeypatch.setenv("MODELBOX_URL", shared_server.url)
+    monkeypatch.setenv("MODELBOX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MODELBOX_ACTOR", "ada@test")
+    return Cli(capsys)

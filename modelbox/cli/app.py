@@ -16,12 +16,33 @@ from typing import Annotated, Any
 
 import typer
 
-from modelbox.cli import artifacts, cache, changes, doctor, models, predict, settings
+from modelbox.cli import (
+    artifacts,
+    attributes,
+    cache,
+    changes,
+    checkpoints,
+    datasets,
+    doctor,
+    events,
+    experiments,
+    finding,
+    lineage,
+    metrics,
+    models,
+    notes,
+    objects,
+    predict,
+    runs,
+    settings,
+    spool,
+)
 from modelbox.cli.exits import Exit, exit_code
 from modelbox.cli.output import OutputFormat, note, print_error, print_line
 from modelbox.cli.server import server_app
 from modelbox.cli.sidecar import sidecar_app
 from modelbox.errors import InvalidError, ModelBoxError
+from modelbox.tracking import AttributeKind
 
 __all__ = ("app", "run")
 
@@ -40,6 +61,23 @@ def _version(show: bool) -> None:
 def _add_commands(group: typer.Typer) -> None:
     group.add_typer(models.app, name="models")
     group.add_typer(artifacts.app, name="artifacts")
+    group.add_typer(experiments.app, name="experiments")
+    group.add_typer(runs.app, name="runs")
+    group.add_typer(checkpoints.app, name="checkpoints")
+    group.add_typer(metrics.app, name="metrics")
+    group.add_typer(datasets.app, name="datasets")
+    group.add_typer(lineage.app, name="lineage")
+    group.add_typer(attributes.group_of(AttributeKind.PARAM), name="params")
+    group.add_typer(attributes.group_of(AttributeKind.TAG), name="tags")
+    group.add_typer(attributes.group_of(AttributeKind.LABEL), name="labels")
+    group.add_typer(attributes.group_of(AttributeKind.METADATA), name="metadata")
+    group.add_typer(attributes.attributes, name="attributes")
+    group.add_typer(events.app, name="events")
+    group.add_typer(notes.comments, name="comments")
+    group.add_typer(notes.readme, name="readme")
+    group.command("find")(finding.find)
+    group.add_typer(spool.app, name="spool")
+    group.command("purge")(objects.purge)
     group.add_typer(cache.app, name="cache")
     group.command("watch")(changes.watch)
     group.command("fleet")(changes.fleet)
@@ -50,7 +88,7 @@ def _add_commands(group: typer.Typer) -> None:
 def _build() -> typer.Typer:
     root = typer.Typer(
         name="modelbox",
-        help="Publish models, point aliases at them, and watch who serves what.",
+        help="Record training, publish models, point aliases at them, and watch who serves what.",
         epilog="Example: modelbox models publish langtech/wav2vec model.onnx --alias prod",
         no_args_is_help=True,
         add_completion=False,
@@ -134,6 +172,7 @@ def _trace() -> None:
 def _wants_json(argv: Sequence[str]) -> bool:
     # Also where the command line itself is wrong and nothing was parsed.
     return any(
-        arg in ("--output=json", "-ojson") or (arg in ("--output", "-o") and after == "json")
+        arg in ("--output=json", "--format=json", "-ojson")
+        or (arg in ("--output", "--format", "-o") and after == "json")
         for arg, after in itertools.pairwise((*argv, ""))
     )

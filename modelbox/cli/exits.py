@@ -29,7 +29,7 @@ MEANINGS: Mapping[Exit, str] = {
     Exit.OK: "Done.",
     Exit.FAILED: "Failed for another reason: the server's storage, the local disk, an error in ModelBox.",
     Exit.USAGE: "The command cannot be right: arguments, names, inputs, settings, or a missing extra.",
-    Exit.NOT_FOUND: "The model, version, alias or artifact does not exist; the error says what does.",
+    Exit.NOT_FOUND: "What was named does not exist; the error says what does.",
     Exit.CONFLICT: "Somebody else was faster, or the object is still in use.",
     Exit.UNAVAILABLE: "The server cannot be reached, is busy, or did not answer in time. Trying again may help.",
     Exit.INTEGRITY: "Bytes are not what their digest says.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelbox.cli.objects import path_of
 from modelbox.cli.output import (
     OutputFormat,
     OutputOption,
@@ -73,13 +74,7 @@ def create(
 
     Example: modelbox models create langtech/wav2vec --owner speech-team --task asr
     """
-    if path is None:
-        if not name or not namespace:
-            raise InvalidError("name the model as NAMESPACE/MODEL, or with both --name and --namespace")
-        path = f"{namespace}/{name}"
-    elif name or namespace:
-        raise InvalidError("name the model either as NAMESPACE/MODEL or with --name and --namespace")
-    target = path
+    target = path_of("model", path, name, namespace)
 
     async def run(client: Client) -> None:
         created = await client.create_model(

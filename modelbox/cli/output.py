@@ -10,37 +10,44 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelbox.errors import ModelBoxError
-from modelbox.objects import to_json
+from modelbox.errors import FindError, ModelBoxError
+from modelbox.objects import JsonValue, to_json
 
 if TYPE_CHECKING:
     from modelbox._local_files import Progress
 
 __all__ = (
+    "CsvOutput",
     "OutputFormat",
     "OutputOption",
     "UrlOption",
     "fields",
     "local_time",
     "note",
+    "number_text",
     "pairs_text",
     "plain",
     "print_error",
     "print_json",
     "print_line",
     "print_table",
+    "print_text",
     "progress_bar",
     "short_digest",
     "size_text",
+    "time_text",
+    "value_text",
 )
+
+_NUMBERS = frozenset(["COUNT", "EPOCH", "FILES", "LATEST", "MAX", "MIN", "POINTS", "RECORDS", "REV", "SIZE", "STEP"])
 
 
 class OutputFormat(StrEnum):
@@ -76,6 +83,13 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def print_text(text: str) -> None:
+    """Text of several lines on stdout, such as a readme."""
+    for line in text.splitlines():
+        sys.stdout.write(f"{plain(line).rstrip()}\n")
+    sys.stdout.flush()
+
+
 def print_json(value: object, *, lines: bool = False) -> None:
     """A value of the library, or plain JSON, on stdout; with ``lines`` on one line of its own."""
     indent = None if lines else 2
@@ -83,8 +97,22 @@ def print_json(value: object, *, lines: bool = False) -> None:
     sys.stdout.flush()
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """A table on stdout; ``empty`` says on stderr that there is nothing."""
+class CsvOutput:
+    """Where a `csv.writer` writes to for stdout: lines end as every line here does."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+
+    def write(self, row: str) -> int:
+        """One row with its end."""
+        line = row.removesuffix("\r\n")
+        return sys.stdout.write(f"{plain(line) if self._terminal else line}\n")
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str, numbers: Collection[str] = _NUMBERS
+) -> None:
+    """A table on stdout; ``empty`` says on stderr that there is nothing, ``numbers`` are columns set to the right."""
     if not rows:
         note(empty)
         return
@@ -94,7 +122,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
-        table.add_column(name, overflow="fold", justify="right" if name in ("SIZE", "FILES", "REV") else "left")
+        table.add_column(Text(plain(name)), overflow="fold", justify="right" if name in numbers else "left")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     if sys.stdout.isatty():
@@ -124,9 +152,14 @@ def note(text: str) -> None:
 
 
 def print_error(error: ModelBoxError, output: OutputFormat) -> None:
-    """An error on stderr: one line, or a JSON object."""
+    """An error on stderr: one line (and where a query is wrong, the place in it below), or a JSON object."""
     if output is OutputFormat.JSON:
         sys.stderr.write(json.dumps(to_json(error.to_dict()), ensure_ascii=False, default=str) + "\n")
+    elif isinstance(error, FindError):
+        for line in f"error: {error}".splitlines():
+            # The last one is blanks and a caret.
+            sys.stderr.write(f"{plain(line)}\n")
+        sys.stderr.flush()
     else:
         note(f"error: {error}")
 
@@ -167,6 +200,29 @@ def size_text(size_bytes: int) -> str:
 def local_time(value: datetime) -> str:
     """A time in the local zone, to the second."""
     return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def time_text(value: timedelta) -> str:
+    """A duration as people read it."""
+    seconds = value.total_seconds()
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def number_text(value: float | None) -> str:
+    """A number to six digits; empty for None."""
+    return "" if value is None else f"{value:.6g}"
+
+
+def value_text(value: JsonValue, *, max_chars: int = 100) -> str:
+    """A JSON value on one line; what is longer is cut and says so."""
+    text = value if isinstance(value, str) else json.dumps(to_json(value), ensure_ascii=False)
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
 def short_digest(digest: str) -> str:

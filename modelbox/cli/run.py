@@ -1,10 +1,12 @@
-"""From a command to the library: runs one coroutine with a client, and reads ``KEY=VALUE`` arguments."""
+"""From a command to the library: runs one coroutine with a client, and reads arguments with a form of their own."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from modelbox.errors import InvalidError
@@ -14,7 +16,10 @@ from modelbox.refs import shown
 if TYPE_CHECKING:
     from modelbox.client import Client
 
-__all__ = ("json_pairs", "number_pairs", "text_pairs", "with_client")
+__all__ = ("json_pairs", "number_pairs", "text_pairs", "time_of", "with_client")
+
+_AGO = re.compile(r"(?:now-)?(\d{1,9})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 T = TypeVar("T")
 
@@ -76,3 +81,24 @@ def number_pairs(values: Sequence[str], option: str) -> dict[str, float]:
         if not math.isfinite(numbers[key]):
             raise InvalidError(f"{option} is {shown(f'{key}={text}')}: expected a finite number")
     return numbers
+
+
+def time_of(text: str, option: str) -> datetime:
+    """A time as people write it: ``2026-05-03``, ``2026-05-03T10:00``, with or without an offset, or ``7d`` for ago.
+
+    Without an offset it is local time.
+
+    Raises:
+        InvalidError: It is neither.
+    """
+    if match := _AGO.fullmatch(text):
+        try:
+            return datetime.now().astimezone() - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        except OverflowError as exc:
+            raise InvalidError(f"{option} is {shown(text)}, longer ago than there are dates") from exc
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as exc:
+        raise InvalidError(
+            f"{option} is {shown(text)}: expected a time such as 2026-05-03T10:00:00+02:00, or how long ago, such as 7d"
+        ) from exc

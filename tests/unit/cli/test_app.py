@@ -23,6 +23,7 @@ def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
         yield from _commands(sub, (*path, name))
 
 
+ROOT = Path(__file__).parents[3]
 COMMANDS = list(_commands(typer.main.get_command(app)))
 
 
@@ -50,9 +51,23 @@ def test_the_commands_are_all_there() -> None:
     below_artifacts = ["upload", "download", "track", "list"]
     expected = {f"models {name}" for name in below_models} | {f"artifacts {name}" for name in below_artifacts}
     expected |= {"models delete", "watch", "fleet", "predict", "doctor", "cache list", "cache verify", "cache prune"}
+    expected |= {f"experiments {name}" for name in ("create", "list", "show", "update", "delete", "restore")}
+    expected |= {f"runs {name}" for name in ("list", "show", "compare", "delete", "restore", "export")}
+    expected |= {"checkpoints create", "checkpoints list", "metrics show", "metrics log", "lineage show", "lineage add"}
+    expected |= {f"datasets {name}" for name in ("create", "add", "list", "show")}
+    expected |= {f"{group} {name}" for group in ("params", "tags", "labels", "metadata") for name in ("show", "set")}
+    expected |= {"attributes show", "events list", "events log", "comments list", "comments add", "readme show"}
+    expected |= {"readme set", "find", "spool status", "spool push", "purge"}
     assert expected <= names
     assert {f"client {name}" for name in expected} | {"client init-config"} <= names
     assert {"server start", "server init-config", "sidecar start", "sidecar init-config"} <= names
+
+
+def test_the_documentation_names_every_command() -> None:
+    rows = [line for line in (ROOT / "docs" / "cli.md").read_text().splitlines() if line.startswith("| `")]
+    for path in COMMANDS:
+        if len(path) == 2 and path[0] != "client":
+            assert any(f"`{path[0]}" in row and path[1] in row for row in rows), " ".join(path)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +93,22 @@ def test_the_commands_are_all_there() -> None:
         ["predict", "a/b", "--input", "x"],
         ["predict", "a/b", "--input", "x=/does/not/exist.npy"],
         ["watch", "--kind", "colour"],
+        ["experiments", "create", "a/b", "--name", "x"],
+        ["experiments", "create", "--namespace", "x"],
+        ["runs", "compare", "run_" + "0" * 24],
+        ["metrics", "show", "a/b", "--metric", "loss", "--width", "1"],
+        ["metrics", "log", "a/b", "loss"],
+        ["events", "list", "a", "--since", "yesterday"],
+        ["events", "list", "a", "--since", "999999999w"],
+        ["datasets", "add", "a/b"],
+        ["datasets", "add", "a/b", "--s3", "s3://x", "--source", "db"],
+        ["lineage", "add", "a/b@1"],
+        ["attributes", "history", "a/b", "colour"],
+        ["find"],
+        ["find", "runs", "--format", "xml"],
+        ["purge"],
+        ["purge", "--before", "30d"],
+        ["purge", "--before", "soon", "--yes"],
         ["cache", "prune", "--all", "--max-bytes", "1 GiB"],
         ["cache", "prune", "--max-bytes", "much"],
     ],
