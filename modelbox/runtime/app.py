@@ -152,7 +152,7 @@ class _Server:
             notes=NoteService(SqlNoteStore(self._database)),
             datasets=DatasetService(SqlDatasetStore(self._database)),
             lineage=LineageService(SqlLineageStore(self._database)),
-            find=FindService(SqlFindStore(self._database)),
+            find=FindService(SqlFindStore(self._database, limit_s=config.find_timeout_s)),
         )
         tasks = await self._stack.enter_async_context(task_group())
         tasks.start_soon(_sweep_for_ever, artifacts, name="upload sweeper")

@@ -86,6 +86,11 @@ class ServerConfig:
         number(0.1, 3600, "seconds", whole=False),
         "Seconds that a call may take that is neither a transfer nor a watch.",
     )
+    find_timeout_s: float = setting(
+        10.0,
+        number(0.1, 3600, "seconds", whole=False),
+        "Seconds that a query of find may run; then it is ended. call_timeout_s holds for it too.",
+    )
     hello_timeout_s: float = setting(
         5.0, number(0.1, 60, "seconds", whole=False), "Seconds that a new gRPC connection has to say hello."
     )

@@ -50,5 +50,7 @@ class FindStore(Protocol):
         Raises:
             NotFoundError: There is no object ``within``.
             InvalidError: ``after`` is no key of this query.
-            LimitError: The page has more values than an answer takes: ask for fewer objects, or name the columns.
+            LimitError: It took too long and was ended; or the page has more values than an answer takes: ask for fewer
+                objects, or name the columns.
+            ServerBusy: Others' queries kept it waiting.
         """

@@ -75,7 +75,10 @@ class FindService:
             FindError: The query does not parse.
             NotFoundError: There is no object ``within``.
             InvalidError: The page token is not of this query.
-            LimitError: The page has more values than an answer takes.
+            LimitError: It took too long and was ended, or the page has more values than an answer takes.
+            ServerBusy: Others' queries kept it waiting.
+
+        Cancellation: ends the query.
         """
         check_text(within, "object to look within", max_chars=255)
         limit = page_size_of(page_size)

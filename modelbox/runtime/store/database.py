@@ -44,5 +44,18 @@ class Database(AbstractAsyncContextManager[Any, None], Protocol):
     async def scan(self, fn: Callable[[Connection], T]) -> T:
         """`read` for pages of lists, which may take long: however many of them wait, no `read` waits for them."""
 
+    async def search(self, fn: Callable[[Connection], T], *, limit_s: float) -> T:
+        """`read` for questions that come from outside and may be as hard as they like.
+
+        However many searches run or wait, no `read` and no `scan` waits for them. A search that has run for ``limit_s``
+        seconds is ended inside of its statement, and so is one whose caller is cancelled; what it occupied is free for
+        the next one then. (SQLite: an interrupt. PostgreSQL: ``statement_timeout`` and a cancel request, MySQL:
+        ``max_execution_time`` and ``KILL QUERY``; and for both a pool apart from that of `read`.)
+
+        Raises:
+            TimeoutError: It has run for ``limit_s``.
+            ServerBusy: Others' searches kept it waiting for as long as that.
+        """
+
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has ``callback`` called on the event loop after commits: a hint that there is something new to read."""

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import anyio
 from sqlalchemy import Connection, Select, and_, case, func, or_, select
 
-from modelbox.errors import InvalidError, NotFoundError
+from modelbox.errors import InvalidError, LimitError, NotFoundError
 from modelbox.find import And, Comparison, Expression
 from modelbox.runtime.find_ports import FindKey, FindQuery, FoundColumns
 from modelbox.runtime.store.database import Database
@@ -36,8 +35,6 @@ __all__ = ("SqlFindStore", "find_page")
 
 _FEW = 2000
 """Up to so many objects are looked at one by one."""
-_MAX_FINDS = 2
-"""At once; the other reader threads stay free for short reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +248,26 @@ def _behind(terms: Sequence[Term], after: FindKey, number: Expr) -> Predicate:
 
 
 class SqlFindStore:
-    """`modelbox.runtime.find_ports.FindStore` over a `Database` that has the metrics' tables too."""
+    """`modelbox.runtime.find_ports.FindStore` over a `Database` that has the metrics' tables too.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: Where the objects are.
+        limit_s: Seconds that one page may take.
+    """
+
+    def __init__(self, database: Database, *, limit_s: float = 10.0) -> None:
         self._database = database
-        self._finding = anyio.CapacityLimiter(_MAX_FINDS)
+        self._limit_s = limit_s
 
     async def find(self, query: FindQuery, *, limit: int, after: FindKey | None) -> FoundColumns:
         """See `FindStore.find`."""
-        async with self._finding:
-            return await self._database.read(lambda conn: find_page(conn, query, limit, after))
+        try:
+            return await self._database.search(lambda conn: find_page(conn, query, limit, after), limit_s=self._limit_s)
+        except TimeoutError as exc:
+            raise LimitError(
+                f"the query took more than {self._limit_s:g} s and was ended: look `within` less, sort by the latest "
+                "value of a metric or by a key, add a condition that few objects fulfil, or raise find_timeout_s of "
+                "the server",
+                what="time",
+                limit_s=self._limit_s,
+            ) from exc

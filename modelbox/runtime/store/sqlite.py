@@ -32,6 +32,7 @@ __all__ = ("DatabaseObserver", "SqliteDatabase")
 T = TypeVar("T")
 
 _METRIC_READERS = 2
+_METRIC_SEARCHERS = 1
 _NETWORK_FILESYSTEMS = frozenset(["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "9p", "afs"])
 
 
@@ -59,7 +60,13 @@ class SqliteDatabase:
     ) -> None:
         self._directory = directory
         metrics = directory / "metrics.db"
-        self.metrics = SqliteFile(metrics, prepare=_prepare_metrics, readers=_METRIC_READERS, observe=observe_metrics)
+        self.metrics = SqliteFile(
+            metrics,
+            prepare=_prepare_metrics,
+            readers=_METRIC_READERS,
+            searchers=_METRIC_SEARCHERS,
+            observe=observe_metrics,
+        )
         self._main = SqliteFile(
             directory / "modelbox.db", prepare=_prepare_main, attached={"metrics": metrics}, observe=observe
         )
@@ -114,6 +121,10 @@ class SqliteDatabase:
     async def scan(self, fn: Callable[[Connection], T]) -> T:
         """See `Database.scan`."""
         return await self._main.scan(fn)
+
+    async def search(self, fn: Callable[[Connection], T], *, limit_s: float) -> T:
+        """See `Database.search`."""
+        return await self._main.search(fn, limit_s=limit_s)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See `Database.on_commit`; not told of metrics."""

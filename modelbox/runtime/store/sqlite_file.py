@@ -11,7 +11,8 @@ Owns the connections to one file, and what SQLite's errors mean. Invariants:
 
 Short reads run whole in one of a few threads: one hop for a transaction, where aiosqlite hops for every statement (five
 times the latency). Scans, for which that does not matter, have a connection of their own through aiosqlite, so that
-they never keep a short read waiting. See docs/adr/0006-reads-on-sqlite.md.
+they never keep a short read waiting. Searches, whose questions come from outside, have threads of their own and can be
+stopped: `modelbox.runtime.store.sqlite_search`. See docs/adr/0006-reads-on-sqlite.md.
 
 Whoever opens a `SqliteFile` has the lock of its directory; `modelbox.runtime.store.sqlite` does.
 """
@@ -19,7 +20,6 @@ Whoever opens a `SqliteFile` has the lock of its directory; `modelbox.runtime.st
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import sqlite3
 import threading
@@ -27,17 +27,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, cast
-from urllib.parse import quote
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from modelbox.errors import ConfigError, LimitError, ModelBoxError, ServerBusy, StorageError
+from modelbox.errors import ConfigError, ServerBusy, StorageError
+from modelbox.runtime.store.sqlite_connection import (
+    close_connection,
+    describe,
+    is_fatal,
+    open_connection,
+    raw_of,
+    scan_engine,
+    translate,
+)
+from modelbox.runtime.store.sqlite_jobs import Job, Outcome, copy_of, deliver
+from modelbox.runtime.store.sqlite_search import Searches
 
 __all__ = ("DatabaseObserver", "SqliteFile")
 
@@ -46,24 +55,11 @@ T = TypeVar("T")
 DatabaseObserver = Callable[[Literal["read", "write", "commit"], float, bool], None]
 """Told, in a database thread, of each function's run ("read", "write") or commit: seconds, and whether it succeeded."""
 
-_BUSY_TIMEOUT_S = 5.0
 _MAX_GROUP = 256
 _MAX_GROUP_S = 0.05
 
 
-class _Job(Generic[T]):
-    """A function on its way to a thread, and where its result goes."""
-
-    __slots__ = ("fn", "future", "loop")
-
-    def __init__(self, fn: Callable[[Connection], T], loop: asyncio.AbstractEventLoop) -> None:
-        self.fn = fn
-        self.loop = loop
-        self.future: asyncio.Future[T] = loop.create_future()
-
-
-_Queue = queue.SimpleQueue["_Job[Any] | None"]
-_Outcome = tuple[_Job[Any], Any, BaseException | None]
+_Queue = queue.SimpleQueue[Job[Any] | None]
 
 
 class SqliteFile:
@@ -77,6 +73,7 @@ class SqliteFile:
         attached: Other files that readers see, by the name under which they are attached. They are there already, and
             their own `SqliteFile` closes after this one.
         readers: Threads for short reads.
+        searchers: Threads for searches.
         observe: Told how long functions and commits take.
 
     Raises:
@@ -91,6 +88,7 @@ class SqliteFile:
         prepare: Callable[[Connection], None],
         attached: Mapping[str, Path] | None = None,
         readers: int = 4,
+        searchers: int = 2,
         observe: DatabaseObserver | None = None,
     ) -> None:
         self._path = path
@@ -104,6 +102,7 @@ class SqliteFile:
         self._readers: list[threading.Thread] = []
         self._connections: list[Connection] = []
         self._callbacks: list[Callable[[], None]] = []
+        self._searches = Searches(self._connect_searcher, threads=searchers, seen=self._seen)
         self._scans: AsyncEngine | None = None
         self._scanning = anyio.CapacityLimiter(1)
         self._open = False
@@ -131,7 +130,7 @@ class SqliteFile:
         self._loop = asyncio.get_running_loop()
         try:
             await to_thread.run_sync(self._start)
-            self._scans = _scan_engine(self.path, self._attached)
+            self._scans = scan_engine(self.path, self._attached)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._stop)
@@ -170,9 +169,15 @@ class SqliteFile:
             succeeded = True
             return result
         except (SQLAlchemyError, sqlite3.Error) as exc:
-            raise _translate(exc) from exc
+            raise translate(exc) from exc
         finally:
             self._seen("read", began, succeeded)
+
+    async def search(self, fn: Callable[[Connection], T], *, limit_s: float) -> T:
+        """See `Database.search`."""
+        if not self._open:
+            raise ServerBusy("the database is closed", retry_after_s=1.0)
+        return await self._searches.run(fn, limit_s=limit_s)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See `Database.on_commit`."""
@@ -181,7 +186,7 @@ class SqliteFile:
     async def _run(self, target: _Queue, fn: Callable[[Connection], T]) -> T:
         if not self._open:
             raise ServerBusy("the database is closed", retry_after_s=1.0)
-        job = _Job(fn, asyncio.get_running_loop())
+        job = Job(fn, asyncio.get_running_loop())
         target.put(job)
         return await job.future
 
@@ -195,7 +200,7 @@ class SqliteFile:
         except OSError as exc:
             raise ConfigError(f"cannot use {self._path} for data: {exc.strerror}") from exc
         except (SQLAlchemyError, sqlite3.Error) as exc:
-            raise _translate(exc) from exc
+            raise translate(exc) from exc
         self._writer = threading.Thread(target=self._write_for_ever, args=(writer,), name="sqlite writer", daemon=True)
         self._readers = [
             threading.Thread(target=self._read_for_ever, args=(reader,), name=f"sqlite reader {number}", daemon=True)
@@ -203,9 +208,11 @@ class SqliteFile:
         ]
         for thread in (self._writer, *self._readers):
             thread.start()
+        self._searches.start()
         self._open = True
 
     def _stop(self) -> None:
+        self._searches.stop()
         for _ in self._readers:
             self._reads.put(None)
         if self._writer is not None:
@@ -216,61 +223,36 @@ class SqliteFile:
         self._readers, self._writer = [], None
         # The writer's is the first and closes last: the last connection checkpoints, and only the writer may.
         for connection in reversed(self._connections):
-            raw = _raw(connection)
-            connection.detach()
-            connection.close()
-            raw.close()
+            close_connection(connection)
         self._connections.clear()
 
     def _connect(self, *, writer: bool) -> Connection:
-        # Transactions are begun and ended by hand, below SQLAlchemy: it has no BEGIN IMMEDIATE, and its own would cost
-        # more than the statements.
-        engine = create_engine(
-            URL.create("sqlite", database=str(self.path)),
-            poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
-            connect_args={
-                "check_same_thread": False,
-                "timeout": _BUSY_TIMEOUT_S,
-                "cached_statements": 256,
-                "uri": True,
-            },
-        )
-        connection = engine.connect()
+        connection = open_connection(self.path, writer=writer, attached=self._attached)
         self._connections.append(connection)
-        raw = _raw(connection)
-        if writer:
-            os.chmod(self.path, 0o600)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "journal_size_limit=67108864"):
-                raw.execute(f"PRAGMA {pragma}")
-        else:
-            for pragma in ("query_only=ON", "wal_autocheckpoint=0"):
-                raw.execute(f"PRAGMA {pragma}")
-            for name, path in self._attached.items():
-                raw.execute(_attach(name), [_read_only(path)])
-        for pragma in ("foreign_keys=ON", "temp_store=MEMORY"):
-            raw.execute(f"PRAGMA {pragma}")
         return connection
+
+    def _connect_searcher(self) -> Connection:
+        return open_connection(self.path, writer=False, attached=self._attached)
 
     # -- the reader threads ----------------------------------------------------------------------------------------
 
     def _read_for_ever(self, connection: Connection) -> None:
-        raw = _raw(connection)
+        raw = raw_of(connection)
         while (job := self._reads.get()) is not None:
             if job.future.cancelled():
                 continue
             began = time.perf_counter()
-            outcome: _Outcome
+            outcome: Outcome
             try:
                 raw.execute("BEGIN")
                 outcome = (job, job.fn(connection), None)
             except Exception as exc:
-                outcome = (job, None, _translate(exc))
+                outcome = (job, None, translate(exc))
             finally:
                 if raw.in_transaction:
                     raw.execute("ROLLBACK")
             self._seen("read", began, outcome[2] is None)
-            _deliver([outcome], ())
+            deliver([outcome], ())
 
     # -- the writer thread -----------------------------------------------------------------------------------------
 
@@ -293,11 +275,11 @@ class SqliteFile:
             while group:
                 group = self._commit(connection, group)
 
-    def _commit(self, connection: Connection, group: Sequence[_Job[Any]]) -> list[_Job[Any]]:
+    def _commit(self, connection: Connection, group: Sequence[Job[Any]]) -> list[Job[Any]]:
         """Runs jobs in one transaction and tells them; returns those that were left for the next one."""
-        raw = _raw(connection)
-        done: list[_Outcome] = []
-        left: list[_Job[Any]] = []
+        raw = raw_of(connection)
+        done: list[Outcome] = []
+        left: list[Job[Any]] = []
         try:
             if self._failure is not None:
                 raise self._failure
@@ -321,12 +303,12 @@ class SqliteFile:
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
             failed = [job for job in group if job not in left]
-            _deliver([(job, None, _copy(error)) for job in failed], ())
+            deliver([(job, None, copy_of(error)) for job in failed], ())
         else:
-            _deliver(done, self._callbacks)
+            deliver(done, self._callbacks)
         return left
 
-    def _savepoint(self, connection: Connection, raw: sqlite3.Connection, job: _Job[Any]) -> _Outcome:
+    def _savepoint(self, connection: Connection, raw: sqlite3.Connection, job: Job[Any]) -> Outcome:
         began = time.perf_counter()
         raw.execute("SAVEPOINT job")
         try:
@@ -343,10 +325,10 @@ class SqliteFile:
 
     def _failed_with(self, exc: Exception) -> BaseException:
         """The error to tell, and the end of all writing if the disk or the file is broken."""
-        error = _translate(exc)
-        if self._failure is None and _primary_code(exc) in _FATAL:
+        error = translate(exc)
+        if self._failure is None and is_fatal(exc):
             self._failure = StorageError(
-                f"the database stopped after {_describe(exc)}: check the disk, then start the server again"
+                f"the database stopped after {describe(exc)}: check the disk, then start the server again"
             )
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._failed.set)
@@ -356,106 +338,3 @@ class SqliteFile:
     def _seen(self, operation: Literal["read", "write", "commit"], began: float, succeeded: bool) -> None:
         if self._observe is not None:
             self._observe(operation, time.perf_counter() - began, succeeded)
-
-
-def _attach(name: str) -> str:
-    return f'ATTACH DATABASE ? AS "{name}"'
-
-
-def _read_only(path: Path) -> str:
-    return f"file:{quote(str(path.absolute()))}?mode=ro"
-
-
-def _scan_engine(path: Path, attached: Mapping[str, Path]) -> AsyncEngine:
-    engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)), poolclass=StaticPool, connect_args={"uri": True}
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def prepare(connection: Any, _: object) -> None:
-        for pragma in ("query_only=ON", "wal_autocheckpoint=0", f"busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}"):
-            connection.execute(f"PRAGMA {pragma}")
-        for name, other in attached.items():
-            connection.execute(_attach(name), (_read_only(other),))
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        # The driver begins nothing for a SELECT; without a transaction, each statement would see another snapshot.
-        connection.exec_driver_sql("BEGIN")
-
-    return engine
-
-
-def _raw(connection: Connection) -> sqlite3.Connection:
-    return cast(sqlite3.Connection, connection.connection.dbapi_connection)
-
-
-def _deliver(outcomes: Sequence[_Outcome], callbacks: Sequence[Callable[[], None]]) -> None:
-    """Hands results to their loops, all of one loop in one wake-up."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
-    for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
-    for loop, some in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, some, tuple(callbacks))
-        except RuntimeError:
-            # The loop was closed with its callers still waiting; there is nobody to tell.
-            continue
-
-
-def _resolve(outcomes: Sequence[_Outcome], callbacks: Sequence[Callable[[], None]]) -> None:
-    for job, result, error in outcomes:
-        if job.future.done():
-            continue
-        if error is None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
-    for callback in callbacks:
-        callback()
-
-
-def _copy(error: BaseException) -> BaseException:
-    """An error of the caller's own: one that several tasks raise would gather all their tracebacks."""
-    if not isinstance(error, ModelBoxError):
-        return error
-    copied = type(error)(error.message, **error.fields)
-    copied.__cause__ = error.__cause__
-    return copied
-
-
-# -- errors --------------------------------------------------------------------------------------------------------
-
-_FATAL = frozenset([sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB])
-_WAITING = frozenset([sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED])
-
-
-def _cause(exc: BaseException) -> BaseException:
-    return exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-
-
-def _primary_code(exc: BaseException) -> int | None:
-    code = getattr(_cause(exc), "sqlite_errorcode", None)
-    return None if code is None else int(code) & 0xFF
-
-
-def _describe(exc: BaseException) -> str:
-    cause = _cause(exc)
-    return f"{getattr(cause, 'sqlite_errorname', type(cause).__name__)} ({cause})"
-
-
-def _translate(exc: BaseException) -> BaseException:
-    """Our error for what a function or SQLite raised; bugs (other exceptions) stay what they are."""
-    if isinstance(exc, ModelBoxError):
-        return exc
-    code = _primary_code(exc)
-    if code == sqlite3.SQLITE_FULL:
-        error: ModelBoxError = LimitError("the disk of the database is full: make room, then try again")
-    elif code in _WAITING:
-        error = ServerBusy("another program holds the database's lock: try again", retry_after_s=1.0)
-    elif isinstance(exc, SQLAlchemyError | sqlite3.Error):
-        error = StorageError(f"the database failed with {_describe(exc)}")
-    else:
-        return exc
-    error.__cause__ = exc
-    return error
