@@ -83,6 +83,16 @@ class FindPage:
         more = ", and more behind it" if self.next_token else ""
         return f"<FindPage: {len(self)} objects x {len(self.columns)} columns{more}>"
 
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        # What no object has is of no interest to a reader.
+        names = [name for name, values in self.columns.items() if any(value is not None for value in values)]
+        rows = zip(*(self.columns[name] for name in names), strict=True)
+        shown = display.table(names, rows, numbers=self.number_columns)
+        more = ", and more behind this page" if self.next_token else ""
+        return display.card(f"{len(self)} objects{more}", {}, shown)
+
     def rows(self) -> list[dict[str, JsonValue]]:
         """All objects, each as a mapping from column to value."""
         return list(self)

@@ -92,6 +92,23 @@ class Model:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
 
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        return display.card(
+            f"Model {self.path}",
+            {
+                "id": self.id,
+                "owner": self.owner,
+                "task": self.task,
+                "description": self.description,
+                "labels": self.labels,
+                "metadata": self.metadata,
+                "latest version": self.latest_version or "none yet",
+                "created": self.created_at,
+            },
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
@@ -115,6 +132,33 @@ class ModelVersion:
     def ref(self) -> ModelRef:
         """The reference that pins this version."""
         return ModelRef(namespace=self.namespace, model=self.model, version=self.version)
+
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        files = display.table(
+            ("file", "bytes", "digest"),
+            ((file.path, file.size_bytes, file.digest) for file in self.manifest.files),
+            numbers=("bytes",),
+        )
+        signature = self.manifest.signature
+        return display.card(
+            f"Version {self.ref}",
+            {
+                "id": self.id,
+                "digest": self.digest,
+                "framework": self.manifest.framework,
+                "inputs": ", ".join(str(spec) for spec in signature.inputs) if signature else "",
+                "outputs": ", ".join(str(spec) for spec in signature.outputs) if signature else "",
+                "description": self.description,
+                "labels": self.labels,
+                "metrics": self.metrics,
+                "metadata": self.metadata,
+                "published": self.created_at,
+                "by": self.created_by,
+            },
+            files,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

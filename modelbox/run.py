@@ -210,6 +210,24 @@ class LiveRun:
         state = "ended" if self._ended else "not started" if not self._pid else "running"
         return f"<LiveRun {self._new.experiment} {self._new.name or self._id} {state}>"
 
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        host = self._host
+        return display.card(
+            f"Run {self._new.name or self._id}",
+            {
+                "id": self._id,
+                "experiment": self._new.experiment,
+                "status": "ended" if self._ended else "running" if self._pid else "not started",
+                "parent": self._new.parent_id,
+                "not delivered yet": f"about {host.left} log calls" if host is not None and host.left else "",
+                "refused by the server": len(self.rejections) or "",
+                "left out, as it cannot be kept": self._skipped or "",
+                "points without room in the spool": self._dropped or "",
+            },
+        )
+
     # --- beginning and end -----------------------------------------------------------------------------------------
 
     def start(self) -> Self:

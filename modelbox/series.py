@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import numpy.typing as npt
 from modelbox.errors import InvalidError
 from modelbox.refs import shown
 from modelbox.tracking import MetricColumns, MetricKind, SampledSeries
+
+if TYPE_CHECKING:
+    from modelbox.display import Curve
 
 __all__ = ("MetricValue", "Point", "Sample", "Series", "columns_of", "join_series", "number_columns", "sample_of")
 
@@ -67,6 +70,53 @@ class Series:
         """The times as aware datetimes."""
         return [datetime.fromtimestamp(int(us) / 1e6, UTC) for us in self.times_us]
 
+    def sample(self, buckets: int = 500) -> Sample:
+        """The series in at most ``buckets`` buckets of equal width over its steps, as `Client.sample_series` gives it.
+
+        Raises:
+            InvalidError: There is no bucket, or these are no numbers.
+        """
+        if buckets < 1 or self.kind is not MetricKind.NUMBER:
+            raise InvalidError(
+                f"a series of {self.kind} has no {buckets} buckets: expected numbers, in 1 bucket or more"
+            )
+        if not len(self):
+            return _EMPTY
+        first, last = int(self.steps[0]), int(self.steps[-1])
+        # As unsigned numbers: the distance of two steps may not fit into a signed one.
+        place = self.steps.view(np.uint64) - np.uint64(first % 2**64)
+        place = place // np.uint64((last - first) // buckets + 1) if buckets > 1 else np.zeros_like(place)
+        begins = np.flatnonzero(np.concatenate(([True], place[1:] != place[:-1])))
+        ends = np.append(begins[1:], len(self))
+        missing = np.isnan(self.values)
+        numbers = np.add.reduceat(~missing, begins, dtype=np.int64)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            means = np.add.reduceat(np.where(missing, 0.0, self.values), begins) / numbers
+        return Sample(
+            first_steps=self.steps[begins],
+            last_steps=self.steps[ends - 1],
+            counts=ends - begins,
+            mins=np.fmin.reduceat(self.values, begins),
+            maxs=np.fmax.reduceat(self.values, begins),
+            means=means,
+            lasts=self.values[ends - 1],
+        )
+
+    def curve(self, name: str = "") -> Curve:
+        """For `modelbox.display.plot`; ``name`` is what the legend says, empty for the key."""
+        remark = f"{len(self)} points" + (f", the last {float(self.values[-1]):.6g}" if len(self) else "")
+        return self.sample().curve(name or self.key, remark=remark)
+
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        if self.kind is MetricKind.NUMBER:
+            return display.plot(self.curve(f"{self.key} of {self.object}")).html
+        newest = zip(reversed(self.steps.tolist()), reversed(self.times), reversed(self.payloads), strict=True)
+        rows = ((step, at, value if isinstance(value, str) else f"{len(value)} bytes") for step, at, value in newest)
+        title = f"Metric {self.key} of {self.object}: {len(self)} points, the newest first"
+        return display.card(title, {}, display.table(("step", "time", "value"), rows, numbers=("step",)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
@@ -89,6 +139,40 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def curve(self, name: str = "", *, remark: str = "") -> Curve:
+        """For `modelbox.display.plot`.
+
+        Args:
+            name: For the legend.
+            remark: Behind it.
+        """
+        from modelbox.display import Curve
+
+        return Curve(
+            name=name,
+            steps=(self.first_steps / 2 + self.last_steps / 2).tolist(),
+            lows=self.mins.tolist(),
+            highs=self.maxs.tolist(),
+            means=self.means.tolist(),
+            remark=remark,
+        )
+
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        return display.plot(self.curve(f"{self.counts.sum()} points")).html
+
+
+_EMPTY = Sample(
+    first_steps=np.array([], np.int64),
+    last_steps=np.array([], np.int64),
+    counts=np.array([], np.int64),
+    mins=np.array([]),
+    maxs=np.array([]),
+    means=np.array([]),
+    lasts=np.array([]),
+)
 
 
 def columns_of(object_id: str, points: Iterable[Point]) -> MetricColumns:

@@ -161,6 +161,24 @@ class Experiment:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
 
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        return display.card(
+            f"Experiment {self.path}",
+            {
+                "id": self.id,
+                "owner": self.owner,
+                "framework": self.framework,
+                "task": self.task,
+                "external id": self.external_id,
+                "description": self.description,
+                "created": self.created_at,
+                "by": self.created_by,
+                "deleted": self.deleted_at,
+            },
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExperiment:
@@ -231,6 +249,25 @@ class Run:
     created_by: str = ""
     deleted_at: datetime | None = None
     mod_rev: int
+
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        return display.card(
+            f"Run {self.name}",
+            {
+                "id": self.id,
+                "experiment": f"{self.namespace}/{self.experiment}",
+                "status": f"{self.status}: {self.reason}" if self.reason else self.status,
+                "started": self.started_at,
+                "ended": self.ended_at,
+                "duration": None if self.ended_at is None else self.ended_at - self.started_at,
+                "by": self.created_by,
+                "parent": self.parent_id,
+                "cloned from": self.cloned_from,
+                "deleted": self.deleted_at,
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,6 +448,23 @@ class MetricSummary:
     latest_step: int
     latest_at: datetime
     first_step: int
+
+    def _repr_html_(self) -> str:
+        import modelbox.display as display
+
+        return display.card(
+            f"Metric {self.key}",
+            {
+                "object": self.object,
+                "kind": self.kind,
+                "latest": self.latest,
+                "at step": self.latest_step,
+                "min": self.min,
+                "max": self.max,
+                "points": self.count,
+                "time": self.latest_at,
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,8 @@ from modelbox.errors import InvalidError, NotFoundError
 from modelbox.tracking import MetricKind, MetricSummary, ObjectKind, kind_of_id
 
 if TYPE_CHECKING:
-    from modelbox.cli.plot import Curve
     from modelbox.client import Client
+    from modelbox.display import Curve
     from modelbox.series import Sample
 
 __all__ = ("app", "print_summaries")
@@ -147,19 +147,8 @@ async def _name(client: Client, object_id: str) -> str:
 
 
 def _curve(summary: MetricSummary, sample: Sample, name: str) -> Curve:
-    from modelbox.cli.plot import Curve
-
-    return Curve(
-        name=name,
-        steps=[
-            (first + last) / 2
-            for first, last in zip(sample.first_steps.tolist(), sample.last_steps.tolist(), strict=True)
-        ],
-        lows=sample.mins.tolist(),
-        highs=sample.maxs.tolist(),
-        means=sample.means.tolist(),
-        remark=f"latest {number_text(summary.latest)} at step {summary.latest_step}  points {summary.count}",
-    )
+    remark = f"latest {number_text(summary.latest)} at step {summary.latest_step}  points {summary.count}"
+    return sample.curve(name, remark=remark)
 
 
 def _draw(curves: list[Curve], width: int, height: int, log: bool) -> None:

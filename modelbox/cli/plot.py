@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from modelbox.cli.output import number_text, plain
+from modelbox.display import Curve
 
-__all__ = ("Curve", "draw")
+__all__ = ("draw",)
 
 _COLOURS = (36, 33, 35, 32, 31, 34, 96, 93)
 _MARKS = "●○■□▲△◆◇"
@@ -22,27 +22,6 @@ _ASCII_MARKS = "*o+x#@%&"
 _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _LABEL_EVERY = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A curve; all sequences have one length.
-
-    Attributes:
-        name: For the legend.
-        steps: Where on the x axis, ascending.
-        lows: Least value there; NaN for none.
-        highs: Greatest value.
-        means: Where the line goes through.
-        remark: Behind the name in the legend.
-    """
-
-    name: str
-    steps: Sequence[float]
-    lows: Sequence[float]
-    highs: Sequence[float]
-    means: Sequence[float]
-    remark: str = ""
 
 
 def draw(
