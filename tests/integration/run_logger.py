@@ -1,7 +1,7 @@
 """A program that logs until it is killed: prints a line for every call that returned.
 
-Run as ``python -m tests.integration.run_logger URL SPOOL_DIR``; the first line is the run's id. Each line says what was
-logged: a step of the metric ``loss`` (its value is half the step), a parameter, or an artifact's name.
+Run as ``python -m tests.integration.run_logger URL SPOOL_DIR [EXPERIMENT]``; the first line is the run's id. Each line
+says what was logged: a step of the metric ``loss`` (its value is half the step), a parameter, or an artifact's name.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from modelbox import sync
 
 
-def main(url: str, spool_dir: Path) -> None:
+def main(url: str, spool_dir: Path, experiment: str) -> None:
     file = spool_dir.parent / f"file-{os.getpid()}"
     with sync.Client(url, spool_dir=spool_dir, spool_max_bytes=64 << 20) as client:
-        with client.start_run("lab/killed", capture=False, metadata={"pid": os.getpid()}) as run:
+        with client.start_run(experiment, capture=False, metadata={"pid": os.getpid()}) as run:
             _say(run.id)
             for step in itertools.count():
                 run.log_metric("loss", step / 2, step=step)
@@ -41,4 +41,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *(sys.argv[3:] or ["lab/killed"]))

@@ -8,10 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,60 +18,8 @@ from modelbox import sync
 from modelbox.errors import ModelBoxError
 from modelbox.spool import spool_status
 from modelbox.tracking import RunStatus
+from tests.logging_process import ROOT, Logger, logging_to
 from tests.server import ServerProcess
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Logger:
-    """A running `tests.integration.run_logger`, and what it said."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as output:
-            for line in output:
-                self.lines.append(line.strip())
-
-    def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 30
-        while len(self.lines) < count:
-            assert time.monotonic() < deadline, "the program did not get there"
-            time.sleep(0.001)
-
-    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        self.process.send_signal(how)
-        self.process.wait()
-        self._reader.join()
-
-    @property
-    def run(self) -> str:
-        return self.lines[0]
-
-    def said(self, what: str) -> list[int]:
-        return [int(line.split()[1]) for line in self.lines if line.startswith(f"{what} ")]
-
-
-@contextmanager
-def logging_to(url: str, spool_dir: Path) -> Iterator[Logger]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.run_logger", url, str(spool_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    logger = Logger(process)
-    try:
-        yield logger
-    finally:
-        if process.poll() is None:
-            logger.kill()
 
 
 def check_complete(client: sync.Client, logger: Logger) -> None:
