@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy.sql import ColumnElement
 
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
@@ -37,7 +38,7 @@ from modelbox.runtime.store.titles import titles_of
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import ObjectKind, kind_of_id
 
-__all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs")
+__all__ = ("SqlArtifactStore", "delete_artifacts_of", "held_blobs", "not_binned")
 
 _IN_CHUNK = 500
 
@@ -54,7 +55,6 @@ _DOWNLOAD = select(downloads.c.id).where(
     downloads.c.model == bindparam("name"),
     downloads.c.version == bindparam("number"),
 )
-_IN_BIN = objects.c.deleted_at_us.is_not(None)
 _ARTIFACT = ARTIFACTS.where(artifacts.c.uid == bindparam("the_uid"))
 
 
@@ -66,6 +66,12 @@ def held_blobs(conn: Connection, namespace: str, digests: Sequence[Digest]) -> d
         rows = conn.execute(_HELD, {"ns": namespace, "digests": unique[start : start + _IN_CHUNK]})
         held |= {Digest(row.digest): (row.id, row.size_bytes) for row in rows}
     return held
+
+
+def not_binned() -> ColumnElement[bool]:
+    """That an artifact is not in the bin, where it lies with what it belongs to."""
+    binned = select(objects.c.id).where(objects.c.uid == artifacts.c.uid, objects.c.deleted_at_us.is_not(None))
+    return ~binned.exists()
 
 
 def delete_artifacts_of(conn: Connection, parent: str) -> list[Artifact]:
@@ -344,7 +350,7 @@ def _list_artifacts(conn: Connection, parent: str, namespace: str, limit: int, a
             return Listed(items=(), next_key=None)
     else:
         # What is in the bin shows on its own object alone.
-        query = query.where(~select(objects.c.id).where(objects.c.uid == artifacts.c.uid, _IN_BIN).exists())
+        query = query.where(not_binned())
     if namespace:
         query = query.where(namespaces.c.name == namespace)
     if after is not None:
@@ -375,7 +381,7 @@ class SqlArtifactStore:
 
     async def namespace_of(self, object_id: str) -> str:
         """See the port."""
-        return await self._db.read(lambda conn: object_row(conn, object_id).namespace)
+        return await self._db.read(lambda conn: object_row(conn, object_id, deleted_ok=True).namespace)
 
     async def find_held(self, namespace: str, digest: Digest) -> int | None:
         """See the port."""

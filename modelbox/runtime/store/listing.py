@@ -17,6 +17,7 @@ from sqlalchemy.sql import ColumnElement
 from modelbox.feed import Action, Change, Filter, Kind
 from modelbox.objects import to_json
 from modelbox.runtime.ports import FeedListing, Key
+from modelbox.runtime.store.artifacts import not_binned
 from modelbox.runtime.store.attributes import METRIC
 from modelbox.runtime.store.datasets import DATASET_VERSIONS, DATASETS, dataset_of, dataset_version_of
 from modelbox.runtime.store.experiments import EXPERIMENTS, experiment_of
@@ -263,7 +264,13 @@ _LISTINGS: tuple[_Listing | _AttributeListing, ...] = (
     _Listing(kind=Kind.MODEL, base=MODELS, key=models.c.id, objects=_of_models, make=_model),
     _Listing(kind=Kind.VERSION, base=VERSIONS, key=versions.c.id, objects=_of_models, make=_version),
     _Listing(kind=Kind.ALIAS, base=ALIASES, key=aliases.c.id, objects=_of_models, make=_alias),
-    _Listing(kind=Kind.ARTIFACT, base=ARTIFACTS, key=artifacts.c.id, objects=_of_artifacts, make=_by_id(artifact_of)),
+    _Listing(
+        kind=Kind.ARTIFACT,
+        base=ARTIFACTS.where(not_binned()),
+        key=artifacts.c.id,
+        objects=_of_artifacts,
+        make=_by_id(artifact_of),
+    ),
     _Listing(
         kind=Kind.EXPERIMENT,
         base=EXPERIMENTS,
