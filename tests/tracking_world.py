@@ -309,6 +309,8 @@ class World:
         self._settle(item)
         self.sure(lambda: self.client.update_run(item.uid, status=status))
         item.about["status"] = status.value
+        if status is RunStatus.RUNNING:
+            item.about["reason"] = ""
 
     def _below(self, item: Item) -> list[Item]:
         found, rest = [], [item]
