@@ -1,0 +1,59 @@
+"""The run of a callback: one that the program has begun, or the callback's own.
+
+Owns who begins and ends it: a run that was handed in is its owner's to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelbox.config import load_client_config
+from modelbox.errors import ModelBoxError, UsageError
+from modelbox.objects import JsonValue
+from modelbox.run import LiveRun
+from modelbox.tracking import RunStatus
+
+__all__ = ("CallbackRun",)
+
+_FLUSH_S = 10.0
+
+
+class CallbackRun:
+    """A run, from the first call of `begin` to `end`.
+
+    Args:
+        experiment: ``namespace/name`` of a run of its own.
+        run: One that has begun.
+        url: Of the server.
+        **settings: For `LiveRun`.
+
+    Raises:
+        UsageError: Neither an experiment nor a run, or both.
+    """
+
+    def __init__(self, experiment: str, run: LiveRun | None, url: str | None, **settings: Any) -> None:
+        if (run is None) == (not experiment):
+            raise UsageError("name the experiment of a new run, or hand in a run that has begun: one of them")
+        self._own = run is None
+        self._began = False
+        self.live = run or LiveRun(experiment, None if url is None else load_client_config(url=url), **settings)
+
+    def begin(self, params: Mapping[str, JsonValue]) -> LiveRun:
+        """Begins the run where it has not begun, and records hyperparameters."""
+        if self._own and not self._began:
+            self._began = True
+            self.live.start()
+        self.live.log_params(params)
+        return self.live
+
+    def end(self) -> str:
+        """Ends an own run; returns why not everything is on the server yet, empty if it is."""
+        if not self._own or not self._began:
+            return ""
+        self.live.finish(RunStatus.FINISHED)
+        try:
+            self.live.flush(timeout=_FLUSH_S)
+        except ModelBoxError as exc:
+            return str(exc)
+        return ""
