@@ -40,6 +40,7 @@ from modelbox.find import (
 from modelbox.runtime.find_ports import FindKey, FindQuery, FoundColumns
 from modelbox.runtime.store import find_columns
 from modelbox.runtime.store.attributes import AttributeWrites
+from modelbox.runtime.store.event_values import add_event_values
 from modelbox.runtime.store.find import find_page
 from modelbox.runtime.store.find_terms import KINDS
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_series
@@ -176,6 +177,24 @@ class World:
             writes.add(number, "metric", key, value)
         writes.write(self.conn)
         return self._thing("checkpoints", number, uid, {"epoch": epoch, "step": step}, False, metrics, None)
+
+    def event(self, of: Thing, name: str, metadata: Mapping[str, Any], *, at_us: int = 0) -> None:
+        made = self.conn.execute(
+            insert(events).values(
+                uid=new_id(ObjectKind.EVENT),
+                namespace_id=1,
+                object_id=of.number,
+                name=name,
+                source="scheduler",
+                at_us=at_us,
+                received_at_us=9,
+                metadata=json.dumps(metadata),
+                created_by="",
+                mod_rev=1,
+            )
+        )
+        assert made.inserted_primary_key is not None
+        add_event_values(self.conn, made.inserted_primary_key[0], metadata)
 
     def _thing(
         self,
@@ -619,27 +638,58 @@ class FindStoreContract:
     def test_events(self, world: World) -> None:
         run, gone = world.run(), world.run(deleted=True)
         for number, of in enumerate((run, run, gone)):
-            world.conn.execute(
-                insert(events).values(
-                    uid=new_id(ObjectKind.EVENT),
-                    namespace_id=1,
-                    object_id=of.number,
-                    name=f"event {number}",
-                    source="scheduler",
-                    at_us=number,
-                    received_at_us=9,
-                    metadata=json.dumps({"n": number}),
-                    created_by="",
-                    mod_rev=1,
-                )
-            )
+            world.event(of, f"event {number}", {"n": number}, at_us=number)
         page = ask(world.conn, "source = scheduler", ["at desc"], collection="events", columns=[])
         columns = columns_of(page)
         assert columns["name"] == ["event 1", "event 0"]
         assert columns["object"] == [run.uid, run.uid]
-        assert columns["metadata"] == [{"n": 1}, {"n": 0}]
+        assert columns["metadata.n"] == [1, 0]
         assert ids(ask(world.conn, collection="events", within="one", limit=1)) == columns["id"][:1]
         assert len(ids(ask(world.conn, collection="events", within=run.uid))) == 2
+
+    @pytest.mark.parametrize("few", [0, 2000])
+    def test_metadata_of_events(self, world: World, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("modelbox.runtime.store.find._FEW", few)
+        run = world.run()
+        job: dict[str, Any] = {"id": 7, "hosts": ["a", {"name": "größe"}], "ok": True, "left": None, "a.b": {"c": 1}}
+        world.event(run, "first", {"job": job, "cost": 2.5})
+        world.event(run, "second", {"job": {"id": 10}, "cost": "much"})
+        world.event(run, "third", {"cost": None, "job": []})
+        world.event(run, "fourth", {"x" * 251: 1, "many": list(range(2000))})
+
+        def found(where: str, *order: str) -> list[str]:
+            page = ask(world.conn, where, order or ["at"], collection="events", columns=["name"])
+            names: list[str] = columns_of(page)["name"]
+            return names
+
+        assert found("metadata.job.id > 7") == ["second"]
+        assert found("metadata.job.id in (7, 10)") == ["first", "second"]
+        assert found("metadata.job.id = '7'") == []
+        assert found("metadata.job.hosts.1.name ~ GR*E and metadata.job.ok = 'true'") == ["first"]
+        assert found("metadata.job.a.b.c = 1") == ["first"]
+        assert found("metadata.job.left = null") == ["first", "second", "third", "fourth"]
+        assert found("metadata.cost != null") == ["first", "second"]
+        assert found("metadata.cost != 2.5") == ["second"]
+        assert found("not (metadata.cost = 2.5)") == ["second", "third", "fourth"]
+        assert found("metadata.job != null and metadata.job != 3") == ["first", "second", "third"]
+        assert found("metadata.many.500 = 500 and metadata.many.1999 = null") == ["fourth"]
+        assert found("metadata.cost > 1 or metadata.job.id = 10") == ["first", "second"]
+        assert found("", "metadata.cost") == ["first", "second", "third", "fourth"]
+        assert found("", "metadata.job.id desc") == ["second", "first", "third", "fourth"]
+        first = ask(world.conn, order=["metadata.job.id"], collection="events", columns=["name"], limit=1)
+        rest = ask(world.conn, order=["metadata.job.id"], collection="events", columns=["name"], after=first.next_key)
+        assert columns_of(first)["name"] + columns_of(rest)["name"] == ["first", "second", "third", "fourth"]
+        some = ["name", "metadata.job.hosts.1.name", "metadata.job.a.b", "metadata.none"]
+        page = ask(world.conn, "metadata.job != null", ["at"], collection="events", columns=some)
+        assert {name: column for name, column in columns_of(page).items() if name != "id"} == {
+            "name": ["first", "second", "third"],
+            "metadata.job.hosts.1.name": ["größe", None, None],
+            "metadata.job.a.b": [{"c": 1}, None, None],
+            "metadata.none": [None, None, None],
+        }
+        page = ask(world.conn, "metadata.cost != null", ["at"], collection="events", columns=["metadata"])
+        assert columns_of(page)["metadata.cost"] == [2.5, "much"]
+        assert columns_of(page)["metadata.job"] == [job, {"id": 10}]
 
     def test_every_attribute_of_every_collection(self, world: World) -> None:
         from modelbox.find import COLLECTIONS

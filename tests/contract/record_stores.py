@@ -226,6 +226,19 @@ class NoteStoreContract:
         kept = await notes.list_comments(run, include_deleted=True, limit=9, after=None)
         assert [comment.text for comment in kept.items] == ["0", "2", "late"]
 
+    async def test_events_go_with_their_object_and_what_is_known_of_them_too(self, database: Database) -> None:
+        notes, tracking = SqlNoteStore(database), SqlTrackingStore(database)
+        gone, kept = await make_run(database), await make_model(database)
+        for of in (gone, kept):
+            new = NewEvent(object=of, name="cost", at=AT, metadata={"eur": 1.5, "by": [{"host": "a"}]})
+            await notes.log_event(new, actor="", at=AT)
+        paths = select(schema.event_values.c.path).order_by(schema.event_values.c.path)
+        every = ["by", "by.0", "by.0.host", "eur"]
+        assert await database.read(lambda conn: conn.execute(paths).scalars().all()) == sorted([*every, *every])
+        await tracking.delete_objects([gone], actor="", at=AT)
+        await tracking.purge("", LATER, batch=10, actor="", at=LATER)
+        assert await database.read(lambda conn: conn.execute(paths).scalars().all()) == every
+
     async def test_comments_come_in_order_and_in_pages(self, database: Database) -> None:
         await make_model(database)
         store = SqlNoteStore(database)

@@ -15,10 +15,11 @@ from modelbox.runtime.store import schema
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.history import create_head
 from modelbox.runtime.store.migrate import HEAD
+from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.sqlite import SqliteDatabase
 from modelbox.runtime.store.tracking import SqlTrackingStore
-from modelbox.tracking import AttributeKind
+from modelbox.tracking import AttributeKind, NewEvent
 from tests.contract.metadata_stores import AT, manifest
 
 MANY = 1203
@@ -198,3 +199,48 @@ async def test_an_old_database_goes_on_as_a_new_one(tmp_path: Path, old: bytes) 
         left = await database.read(lambda conn: conn.execute(select(schema.attributes.c.kind)).scalars().all())
         assert left == ["label"]
         assert HEAD > "0001"
+
+
+async def test_events_that_are_there_are_found_by_their_metadata(tmp_path: Path) -> None:
+    """Made before find knew metadata of events: more of them than a batch of the migration."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'modelbox.db'}", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        _upgrade(connection, "0002")
+        create_head(connection)
+        connection.execute(insert(schema.namespaces).values(id=1, name="ns", created_at_us=0, mod_rev=1))
+        connection.execute(
+            insert(schema.objects).values(
+                id=1, uid="nsp_1", kind="namespace", namespace_id=1, created_at_us=0, created_by="", mod_rev=1
+            )
+        )
+        metadata = [{"n": number, "job": {"hosts": ["a", None, True]}, "x" * 300: 1} for number in range(MANY)]
+        connection.execute(
+            insert(schema.events),
+            [
+                {
+                    "uid": f"evt_{number}",
+                    "namespace_id": 1,
+                    "object_id": 1,
+                    "name": "e",
+                    "source": "",
+                    "at_us": number,
+                    "received_at_us": number,
+                    "metadata": json.dumps(one),
+                    "created_by": "",
+                    "mod_rev": 1,
+                }
+                for number, one in enumerate(metadata)
+            ],
+        )
+        connection.exec_driver_sql("COMMIT")
+    engine.dispose()
+    values = select(schema.event_values).order_by(schema.event_values.c.event_id, schema.event_values.c.path)
+    async with SqliteDatabase(tmp_path) as database:
+        migrated = await database.read(lambda conn: conn.execute(values).all())
+        assert len(migrated) == MANY * 5
+        new = NewEvent(object="ns", name="e", at=AT, metadata=metadata[3])
+        await SqlNoteStore(database).log_event(new, actor="", at=AT)
+        rows = await database.read(lambda conn: conn.execute(values).all())
+    # What is made now has the same rows as what was there.
+    assert [row[1:] for row in rows[-5:]] == [row[1:] for row in migrated[15:20]]

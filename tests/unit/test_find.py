@@ -227,7 +227,7 @@ def test_order() -> None:
 
 def test_columns() -> None:
     assert parse_columns("runs", []) == tuple(Scope)
-    assert parse_columns("events", []) == (Scope.ATTRIBUTE,)
+    assert parse_columns("events", []) == (Scope.ATTRIBUTE, Scope.METADATA)
     assert parse_columns("runs", ["attributes", "metrics"]) == (Scope.ATTRIBUTE, Scope.METRIC)
     (loss,) = parse_columns("runs", ["metrics.loss"])
     assert isinstance(loss, Field)

@@ -22,14 +22,27 @@ from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import attribute_history, attribute_leaves, attributes, objects
 from modelbox.tracking import Attribute, AttributeChange, AttributeKind
 
-__all__ = ("METRIC", "AttributeWrites", "encode", "list_history", "project", "read_attributes", "read_values", "same")
+__all__ = (
+    "MAX_LEAVES",
+    "MAX_PATH_CHARS",
+    "METRIC",
+    "AttributeWrites",
+    "compared",
+    "encode",
+    "list_history",
+    "project",
+    "read_attributes",
+    "read_values",
+    "same",
+)
 
 METRIC = "metric"
 """The kind under which metrics of versions and checkpoints are projected; nobody else sees it."""
 
 MAX_LEAVES = 1000
 """Scalars of one value that `find` knows."""
-_MAX_PATH_CHARS = 250
+MAX_PATH_CHARS = 250
+"""Of a path that `find` knows."""
 _MAX_TEXT_CHARS = 255
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
@@ -91,7 +104,7 @@ def same(one: JsonValue, other: JsonValue) -> bool:
     return encode(one) == encode(other)
 
 
-def _compared(value: JsonValue) -> tuple[float | None, str | None]:
+def compared(value: JsonValue) -> tuple[float | None, str | None]:
     """What find compares: a number, or the beginning of a text."""
     if value is True or value is False:
         return None, "true" if value else "false"
@@ -136,14 +149,14 @@ class AttributeWrites:
 
     def add(self, object_id: int, kind: str, key: str, value: JsonValue) -> None:
         """A key that the object has not yet."""
-        number, text = _compared(value)
+        number, text = compared(value)
         encoded = encode(value)
         self._new += (object_id, kind, key, encoded, number, text, self._at_us, self._actor)
         self._remember(object_id, kind, key, value, encoded)
 
     def set(self, object_id: int, kind: str, key: str, value: JsonValue) -> None:
         """Another value for a key that the object has."""
-        number, text = _compared(value)
+        number, text = compared(value)
         encoded = encode(value)
         place = {"the_object": object_id, "the_kind": kind, "the_key": key}
         self._set.append(
@@ -175,10 +188,10 @@ class AttributeWrites:
         for path, leaf in _leaves(key, value):
             if len(found) == MAX_LEAVES:
                 break
-            if len(path) <= _MAX_PATH_CHARS:
+            if len(path) <= MAX_PATH_CHARS:
                 found.setdefault(path, leaf)
         for path, leaf in found.items():
-            number, text = _compared(leaf)
+            number, text = compared(leaf)
             self._leaves += (object_id, kind, key, path, encode(leaf), number, text)
 
     def write(self, conn: Connection) -> None:

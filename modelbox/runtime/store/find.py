@@ -164,7 +164,8 @@ def _rows(conn: Connection, plan: _Plan, limit: int, after: FindKey | None) -> l
         return _walked(conn, plan, limit, after)
     where = [one.begin if one is first and one.begin is not None else one.probe for one in plan.conditions]
     # What an index begins with is met in `objects`; else the collection is walked by its own table.
-    tables = plan.source.tables(plan.needs, begin=objects if first is not None else None)
+    begins_in_objects = first is not None and plan.source.kind is not None
+    tables = plan.source.tables(plan.needs, begin=objects if begins_in_objects else None)
     return list(conn.execute(_page(plan, tables, plan.terms, where, limit, after)).all())
 
 

@@ -151,6 +151,8 @@ def read_columns(conn: Connection, collection: str, wanted: Sequence[Field | Sco
         if Scope.METRIC in wanted or parts:
             _metric_columns(conn, page, parts, everything=Scope.METRIC in wanted)
         _value_columns(conn, page, wanted)
+    elif ids:
+        _event_columns(conn, page, everything=Scope.METADATA in wanted, fields=fields)
     size = sum(map(len, page.encoded.values()))
     for name in sorted(page.numbers):
         page.encoded[name] = json.dumps(page.numbers[name], separators=(",", ":"))
@@ -188,9 +190,6 @@ def _own_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope])
     cells = list(zip(*ordered, strict=True))[2:] if ordered else [()] * len(names)
     for name, values in zip(names, cells, strict=True):
         page.encoded[name] = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    if source.base is events and Scope.ATTRIBUTE in wanted and page.ids:
-        kept = dict(_EVENT_METADATA.rows(conn, page.ids))
-        page.texts["metadata"] = [kept[one] for one in page.ids]
     times = [name for name in names if page.types[name] is FieldType.TIME]
     return times, [name for name in names if page.types[name] is FieldType.NUMBER]
 
@@ -262,3 +261,35 @@ def _value_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope
                 column = page.column(page.texts, str(one), "null")
                 if column[places[object_id]] == "null":
                     column[places[object_id]] = value
+
+
+def _event_columns(conn: Connection, page: _Page, *, everything: bool, fields: Sequence[Field]) -> None:
+    """Reads what is in the metadata of events: every key, and paths into it."""
+    named = [one for one in fields if one.scope is Scope.METADATA]
+    if not everything and not named:
+        return
+    kept = dict(_EVENT_METADATA.rows(conn, page.ids))
+    for place, number in enumerate(page.ids):
+        values = json.loads(kept[number])
+        if everything:
+            for key, value in values.items():
+                page.column(page.texts, f"{Scope.METADATA.value}.{key}", "null")[place] = _text(value)
+        for one in named:
+            page.column(page.texts, str(one), "null")[place] = _text(_inside(values, one.name))
+
+
+def _inside(value: Any, path: str) -> Any:
+    """What is at a path, whose keys may hold dots themselves; None if there is nothing."""
+    if isinstance(value, list):
+        value = {str(place): one for place, one in enumerate(value)}
+    if not isinstance(value, dict):
+        return None
+    if path in value:
+        return value[path]
+    dots = [place for place, char in enumerate(path) if char == "."]
+    found = (_inside(value[path[:dot]], path[dot + 1 :]) for dot in dots if path[:dot] in value)
+    return next((one for one in found if one is not None), None)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -19,7 +19,7 @@ from sqlalchemy.sql.selectable import NamedFromClause
 from modelbox.find import And, Comparison, Expression, Field, FieldType, Not, Op, Or, Order, Scalar, Scope, wildcards
 from modelbox.runtime.store.find_sources import Expr, Source
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_series
-from modelbox.runtime.store.schema import attribute_leaves, attributes, objects
+from modelbox.runtime.store.schema import attribute_leaves, attributes, event_values, events, objects
 
 __all__ = ("KINDS", "Predicate", "Term", "TermCompiler", "Walk", "metric_ids", "metric_names")
 
@@ -128,7 +128,7 @@ class TermCompiler:
             found = _matches(op, values, present, number=None if is_text else column, text=column if is_text else None)
             return and_(present, found)
         absent = values == (None,) and op is Op.EQ
-        somewhere = or_(false(), *(exists(rows.correlate(objects)) for rows in self._rows(one)))
+        somewhere = or_(false(), *(exists(rows.correlate(objects, events)) for rows in self._rows(one)))
         return not_(somewhere) if absent else somewhere
 
     def _attribute(self, name: str) -> Expr:
@@ -164,6 +164,9 @@ class TermCompiler:
                 rows = attributes.alias()
                 yield self._of_key(rows, _METRIC_KIND, field.name, one, apart=apart, is_text=False)
             return
+        if self._source.kind is None:
+            yield self._of_event(field.name, one, apart=apart)
+            return
         kind = KINDS[field.scope]
         is_json = field.type is FieldType.JSON
         yield self._of_key(attributes.alias(), kind, field.name, one, apart=apart)
@@ -192,6 +195,14 @@ class TermCompiler:
             _matches(one.op, one.values, present, number=rows.c.number, text=rows.c.text if is_text else None),
         )
 
+    def _of_event(self, path: str, one: Comparison, *, apart: bool) -> Select[Any]:
+        rows = event_values.alias()
+        return select(rows.c.event_id).where(
+            true() if apart else rows.c.event_id == events.c.id,
+            rows.c.path == path,
+            _matches(one.op, one.values, true(), number=rows.c.number, text=rows.c.text),
+        )
+
     # -- drivers ---------------------------------------------------------------------------------------------------
 
     def driver(self, one: Comparison) -> tuple[Predicate, Select[Any]] | None:
@@ -200,13 +211,13 @@ class TermCompiler:
         Returns:
             What an object of the set fulfils, for a query that begins there; and the rows of the set, to count.
         """
-        if one.op not in _POSITIVE or one.values == (None,) or self._source.kind is None:
+        if one.op not in _POSITIVE or one.values == (None,):
             return None
         if any(isinstance(value, float) and math.isnan(value) for value in one.values):
             return None
         field = one.field
         if field.scope is Scope.ATTRIBUTE:
-            if field.name != "id" or one.op not in (Op.EQ, Op.IN):
+            if self._source.kind is None or field.name != "id" or one.op not in (Op.EQ, Op.IN):
                 return None
             found = objects.c.uid.in_(one.values)
             return found, select(objects.c.id).where(found)
@@ -216,6 +227,8 @@ class TermCompiler:
         if len(sets) != 1:
             return None
         (rows,) = sets
+        if self._source.kind is None:
+            return events.c.id.in_(rows), rows
         column = objects.c.uid if field.scope is Scope.METRIC and field.name in self._metrics else objects.c.id
         return column.in_(rows), rows
 
@@ -264,6 +277,10 @@ class TermCompiler:
         return Term(_first_of(values), descending, walk)
 
     def _key_term(self, field: Field, name: str, descending: bool) -> Term:
+        if self._source.kind is None:
+            of_event = event_values.alias()
+            value = select(of_event.c[name]).where(of_event.c.event_id == events.c.id, of_event.c.path == field.name)
+            return Term(value.correlate(events).scalar_subquery(), descending)
         kind = KINDS[field.scope]
         values = [self._scalar(attributes.alias(), kind, field.name, name)]
         if field.type is FieldType.JSON and "." in field.name:

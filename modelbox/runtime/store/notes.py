@@ -18,7 +18,9 @@ from modelbox.objects import Created, to_json
 from modelbox.refs import shown
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.event_values import add_event_values
 from modelbox.runtime.store.objects import find_object, object_row
+from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import dump, from_us, to_us
 from modelbox.runtime.store.schema import comments, events, namespaces, objects, readmes
 from modelbox.runtime.store.writing import Writing
@@ -57,7 +59,7 @@ READMES = (
 )
 
 _EVENT = EVENTS.where(events.c.uid == bindparam("the_uid"))
-_ADD_EVENT = insert(events)
+_ADD_EVENT = Prepared(insert(events), [column.name for column in events.c if column.name != "id"])
 _COMMENT = COMMENTS.where(comments.c.uid == bindparam("the_uid"))
 _COMMENT_LOCKED = _COMMENT.with_for_update(of=comments)
 _ADD_COMMENT = insert(comments)
@@ -132,8 +134,8 @@ def log_event(conn: Connection, new: NewEvent, *, actor: str, at: datetime) -> C
         created_by=actor,
         mod_rev=writing.rev,
     )
-    conn.execute(
-        _ADD_EVENT,
+    event_id = _ADD_EVENT.insert(
+        conn,
         {
             "uid": new.id,
             "namespace_id": target.namespace_id,
@@ -147,6 +149,7 @@ def log_event(conn: Connection, new: NewEvent, *, actor: str, at: datetime) -> C
             "mod_rev": writing.rev,
         },
     )
+    add_event_values(conn, event_id, new.metadata)
     writing.note(target.namespace, new.id, Kind.EVENT, Action.CREATED, event)
     writing.finish()
     return Created(item=event, existed=False)

@@ -21,6 +21,7 @@ from modelbox.runtime.store.schema import (
     attribute_leaves,
     attributes,
     comments,
+    event_values,
     events,
     lineage_edges,
     namespaces,
@@ -202,6 +203,8 @@ def remove_objects(conn: Connection, ids: Sequence[int]) -> None:
         conn.execute(
             delete(lineage_edges).where(or_(lineage_edges.c.source_id.in_(some), lineage_edges.c.target_id.in_(some)))
         )
+        of_objects = select(events.c.id).where(events.c.object_id.in_(some))
+        conn.execute(delete(event_values).where(event_values.c.event_id.in_(of_objects)))
         for table in (attribute_leaves, attributes, attribute_history, events, comments, readmes):
             conn.execute(delete(table).where(table.c.object_id.in_(some)))
         conn.execute(delete(objects).where(objects.c.id.in_(some)))

@@ -42,6 +42,7 @@ __all__ = (
     "dataset_versions",
     "datasets",
     "downloads",
+    "event_values",
     "events",
     "experiments",
     "feed_changes",
@@ -455,6 +456,19 @@ events = Table(
     Column("mod_rev", BigInteger, nullable=False),
     Index(None, "object_id", "at_us"),
     Index(None, "namespace_id", "at_us"),
+)
+
+# What is in the metadata of events, by path ("splits.0.name"), for find; `number` and `text` are as in attributes.
+event_values = Table(
+    "event_values",
+    metadata,
+    Column("event_id", _Id, ForeignKey("events.id"), primary_key=True),
+    Column("path", String(250), primary_key=True),
+    Column("number", Double),
+    Column("text", String(255)),
+    Index(None, "path", "number", "event_id"),
+    Index(None, "path", "text", "event_id"),
+    sqlite_with_rowid=False,
 )
 
 comments = Table(
