@@ -50,8 +50,10 @@ def _print(outcome: Outcome, seed: int) -> None:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"  {'this process':32} {'':19} {own:9.1f}")
     print(f"violations: {len(outcome.violations)}")
-    for text in outcome.violations:
+    for text in dict.fromkeys(outcome.violations):
         print(f"  {text}")
+    for name, text in outcome.output.items():
+        print(f"--- the last that the {name} printed\n{text}")
 
 
 def _say(text: str) -> None:

@@ -27,6 +27,7 @@ from tools.soak.bad_requests import BAD_REQUESTS, LostError
 
 __all__ = ("Outcome", "soak")
 
+_OUTPUT_CHARS = 20_000
 _MODEL = "soak/model"
 _CONSTANTS = {1: 10.0, 2: 20.0, 3: 30.0}
 _BROKEN = 4
@@ -45,6 +46,7 @@ class Outcome:
         refused: Bad requests that were refused, by kind.
         faults: Done, by kind.
         violations: What must not be.
+        output: The last of what the programs printed, if there were any.
         memory: Resident bytes by process: at the start, at the end, and the most that was seen.
     """
 
@@ -54,6 +56,7 @@ class Outcome:
     refused: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    output: dict[str, str] = field(default_factory=dict)
     memory: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
@@ -143,6 +146,8 @@ class _Run:
         outcome.violations += [
             f"{name} printed a traceback" for name, one in self._processes().items() if "Traceback" in one.output
         ]
+        if outcome.violations:
+            outcome.output = {name: one.output[-_OUTPUT_CHARS:] for name, one in self._processes().items()}
         outcome.answered.update({name: sum(seen.values()) for name, seen in traffic.calls.items()})
         outcome.failed.update(traffic.failed)
         outcome.memory = {key: (start[key], end[key], max(most[key], end[key])) for key in start}
