@@ -6,7 +6,7 @@ outside of int64, values that are neither numbers nor text nor bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -16,12 +16,22 @@ import numpy.typing as npt
 
 from modelbox.errors import InvalidError
 from modelbox.refs import shown
-from modelbox.tracking import MetricColumns, MetricKind, SampledSeries
+from modelbox.tracking import MetricColumns, MetricKind, MetricSummary, SampledSeries
 
 if TYPE_CHECKING:
     from modelbox.display import Curve
 
-__all__ = ("MetricValue", "Point", "Sample", "Series", "columns_of", "join_series", "number_columns", "sample_of")
+__all__ = (
+    "MetricValue",
+    "Point",
+    "Sample",
+    "Series",
+    "columns_of",
+    "join_series",
+    "number_columns",
+    "sample_of",
+    "step_ranges",
+)
 
 MetricValue = SupportsFloat | str | bytes
 """What a point holds; numpy and torch scalars count as numbers."""
@@ -274,6 +284,19 @@ def sample_of(sampled: SampledSeries) -> Sample:
         means=_joined([sampled.means], _FLOAT64),
         lasts=_joined([sampled.lasts], _FLOAT64),
     )
+
+
+def step_ranges(summary: MetricSummary, *, points: int = 250_000) -> Iterator[tuple[int, int]]:
+    """Ranges of steps, in order, in which a whole series can be read part by part with little memory.
+
+    Args:
+        summary: Of the series.
+        points: About how many in each range, where the steps are spread evenly.
+    """
+    width = summary.latest_step - summary.first_step + 1
+    parts = min(-(-summary.count // points), width)
+    for part in range(parts):
+        yield summary.first_step + width * part // parts, summary.first_step + width * (part + 1) // parts - 1
 
 
 def _joined(parts: Sequence[bytes], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

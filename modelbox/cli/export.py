@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
-from modelbox.tracking import MetricSummary
-
 if TYPE_CHECKING:
     from modelbox.client import Client
     from modelbox.series import Series
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ("COLUMNS", "export_points")
 
 COLUMNS = ("run", "key", "step", "time", "value")
-_POINTS_PER_READ = 250_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -43,23 +40,18 @@ async def export_points(client: Client, runs: Sequence[str], keys: Sequence[str]
     Raises:
         NotFoundError: A run does not exist.
     """
+    from modelbox.series import step_ranges
+
     writer = csv.writer(target)
     writer.writerow(COLUMNS)
     count = 0
     for run in runs:
         for summary in await client.metric_summaries(run, keys=keys):
-            for first, last in _ranges(summary):
+            for first, last in step_ranges(summary):
                 series = await client.read_series(run, summary.key, from_step=first, to_step=last)
                 writer.writerows(_rows(run, series))
                 count += len(series)
     return count
-
-
-def _ranges(summary: MetricSummary) -> Iterator[tuple[int, int]]:
-    parts = min(-(-summary.count // _POINTS_PER_READ), summary.latest_step - summary.first_step + 1)
-    width = summary.latest_step - summary.first_step + 1
-    for part in range(parts):
-        yield summary.first_step + width * part // parts, summary.first_step + width * (part + 1) // parts - 1
 
 
 def _rows(run: str, series: Series) -> Iterator[tuple[str, str, int, str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,7 @@ from modelbox.tracking import Attribute, AttributeKind, ObjectKind, Run, RunStat
 
 if TYPE_CHECKING:
     from modelbox.client import Client
+    from modelbox.integrations.tensorboard import ImportedRun
 
 __all__ = ("app",)
 
@@ -254,5 +256,76 @@ def export(
             print_json({"path": str(file), "points": count})
         else:
             print_line(f"wrote {count} points to {file}")
+
+    with_client(url, run)
+
+
+@app.command("import-tensorboard")
+def import_tensorboard(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `tensorboard --logdir` is given.")],
+    experiment: Annotated[
+        str, typer.Option("--experiment", metavar="NAMESPACE/NAME", help="Where to; made where it is new.")
+    ],
+    url: UrlOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Make runs of TensorBoard's event files, one for each directory; again, it adds what is new.
+
+    Example: modelbox runs import-tensorboard lightning_logs --experiment langtech/wav2vec-lid
+    """
+    from modelbox.integrations.tensorboard import import_directory
+
+    async def run(client: Client) -> None:
+        imported = await import_directory(client, directory, experiment)
+        if output is OutputFormat.JSON:
+            print_json([_imported(one) for one in imported])
+            return
+        rows = [
+            (one.run.id, one.run.name, "updated" if one.existed else "new", one.points, _counts(one.skipped))
+            for one in imported
+        ]
+        print_table(("ID", "NAME", "", "POINTS", "LEFT OUT"), rows, empty=f"the event files in {directory} are empty")
+
+    with_client(url, run)
+
+
+def _imported(one: ImportedRun) -> dict[str, object]:
+    return {
+        "run": one.run,
+        "directory": str(one.directory),
+        "existed": one.existed,
+        "points": one.points,
+        "skipped": one.skipped,
+    }
+
+
+def _counts(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{what}: {count}" for what, count in sorted(skipped.items()))
+
+
+@app.command("export-tensorboard")
+def export_tensorboard(
+    run_id: RunArgument,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the event file goes.")],
+    double_precision: Annotated[
+        bool, typer.Option("--double-precision", help="All 64 bits of numbers, which not every program reads.")
+    ] = False,
+    url: UrlOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Write a run's metrics and parameters as an event file of TensorBoard's.
+
+    Example: modelbox runs export-tensorboard run_5f0c2a7be91d34f608a1c2d3 logs/first
+    """
+    from modelbox.integrations.tensorboard import export_run
+
+    async def run(client: Client) -> None:
+        exported = await export_run(client, run_id, directory, double_precision=double_precision)
+        if output is OutputFormat.JSON:
+            print_json({"path": str(exported.path), "points": exported.points, "skipped": exported.skipped})
+            return
+        print_line(f"wrote {exported.points} points to {exported.path}")
+        if exported.skipped:
+            note(f"left out: {_counts(exported.skipped)}")
 
     with_client(url, run)

@@ -53,6 +53,7 @@ def test_the_commands_are_all_there() -> None:
     expected |= {"models delete", "watch", "fleet", "predict", "doctor", "cache list", "cache verify", "cache prune"}
     expected |= {f"experiments {name}" for name in ("create", "list", "show", "update", "delete", "restore")}
     expected |= {f"runs {name}" for name in ("list", "show", "compare", "delete", "restore", "export")}
+    expected |= {"runs import-tensorboard", "runs export-tensorboard"}
     expected |= {"checkpoints create", "checkpoints list", "metrics show", "metrics log", "lineage show", "lineage add"}
     expected |= {f"datasets {name}" for name in ("create", "add", "list", "show")}
     expected |= {f"{group} {name}" for group in ("params", "tags", "labels", "metadata") for name in ("show", "set")}
