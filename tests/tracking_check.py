@@ -77,11 +77,11 @@ class Checks:
         assert (found.deleted_at is not None) == bool(item.root), f"{item.uid} in the bin: {found.deleted_at}"
         events = [(one.id, one.name) for one in self._world.client.iter_events(item.uid)]
         known = [one for one in events if one[1] not in item.perhaps]
-        assert sorted(known) == sorted(item.events.items())
+        assert sorted(known) == sorted(item.events.items()), f"events of {item.uid}: {known}, not {item.events}"
         for name in item.perhaps:
             assert sum(one[1] == name for one in events) <= 1, f"the event {name} is there twice"
         comments = [(one.id, one.text) for one in self._world.client.iter_comments(item.uid)]
-        assert comments == list(item.comments.items())
+        assert comments == list(item.comments.items()), f"comments on {item.uid}: {comments}, not {item.comments}"
         if item.kind is not ObjectKind.CHECKPOINT:
             epochs = [one.epoch for one in self._world.client.iter_checkpoints(item.uid, include_deleted=True)]
             checkpoints = [one for one in self._world.of(ObjectKind.CHECKPOINT) if item.uid in one.above]
