@@ -1,4 +1,4 @@
-"""Reading series: what is known of them, their points in parts, and a sample for a plot."""
+"""Reading series: what is known of them, and their points in parts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, case, func, select, tuple_
+from sqlalchemy import Connection, Select, bindparam, select, tuple_
 
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_points, metric_series
-from modelbox.runtime.store.metric_values import MINUS_INF, NUMBER, PLUS_INF, number_of, numbers_of
+from modelbox.runtime.store.metric_values import MINUS_INF, PLUS_INF, number_of, numbers_of
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import from_us
-from modelbox.tracking import MetricColumns, MetricKind, MetricSummary, SampledSeries
+from modelbox.tracking import MetricColumns, MetricKind, MetricSummary
 
-__all__ = ("find_summary", "key_names", "read_chunk", "sample", "summaries")
+__all__ = ("find_summary", "key_names", "read_chunk", "series_id_of", "summaries")
 
 _KINDS = (MetricKind.NUMBER, MetricKind.TEXT, MetricKind.BYTES)
-_NO_COLUMNS = SampledSeries(first_steps=b"", last_steps=b"", counts=b"", mins=b"", maxs=b"", means=b"", lasts=b"")
 
 _SUMMARIES = (
     select(metric_series, metric_objects.c.uid.label("object"), metric_keys.c.name.label("key"))
@@ -80,7 +79,8 @@ def key_names(conn: Connection, object_id: str, limit: int) -> tuple[str, ...]:
     return tuple(row.key for row in conn.execute(query))
 
 
-def _series_id(conn: Connection, object_id: str, key: str) -> int | None:
+def series_id_of(conn: Connection, object_id: str, key: str) -> int | None:
+    """The number of a series; None where there is none."""
     row = _SERIES_ID.first(conn, {"the_uid": object_id, "the_name": key})
     return None if row is None else int(row[0])
 
@@ -105,7 +105,7 @@ def read_chunk(
     limit: int,
 ) -> MetricColumns:
     """See the port."""
-    series_id = _series_id(conn, object_id, key)
+    series_id = series_id_of(conn, object_id, key)
     rows: Sequence[Any] = ()
     if series_id is not None:
         query = _within(_POINTS, series_id, from_step if after is None else None, to_step).limit(limit)
@@ -127,78 +127,3 @@ def read_chunk(
         kinds=plain.tobytes() if plain.any() else b"",
         payloads=tuple(bytes(payload) for payload in payloads if payload is not None),
     )
-
-
-def sample(
-    conn: Connection, object_id: str, key: str, *, from_step: int | None, to_step: int | None, buckets: int
-) -> SampledSeries:
-    """See the port."""
-    series_id = _series_id(conn, object_id, key)
-    if series_id is None:
-        return _NO_COLUMNS
-    ends = select(func.min(metric_points.c.step), func.max(metric_points.c.step))
-    low, high = conn.execute(_within(ends, series_id, from_step, to_step)).one()
-    if low is None:
-        return _NO_COLUMNS
-    width = -(-(high - low + 1) // buckets)
-    ranges = [(low, high)]
-    if high - low >= 2**63 and buckets > 1:
-        # Their difference is beyond 64 bits, which databases count with: each half by itself.
-        width = min(-(-(high - low + 1) // (buckets - 1)), 2**63)
-        ranges = [(low, -1), (0, high)]
-    rows = [
-        row
-        for begin, end in ranges
-        for row in conn.execute(_buckets(series_id, begin, end, width if width <= end - begin else None)).all()
-    ]
-    firsts, lasts, counts, least, greatest, mean, plus, minus, values, kinds = zip(*rows, strict=True)
-    above, below = np.array(plus) > 0, np.array(minus) > 0
-    mins, maxs, means = (np.array(column, np.float64) for column in (least, greatest, mean))
-    mins[np.isnan(mins) & above] = np.inf
-    maxs[np.isnan(maxs) & below] = -np.inf
-    mins[below], maxs[above] = -np.inf, np.inf
-    means[above], means[below], means[above & below] = np.inf, -np.inf, np.nan
-    return SampledSeries(
-        first_steps=np.array(firsts, "<i8").tobytes(),
-        last_steps=np.array(lasts, "<i8").tobytes(),
-        counts=np.array(counts, "<i8").tobytes(),
-        mins=mins.astype("<f8").tobytes(),
-        maxs=maxs.astype("<f8").tobytes(),
-        means=means.astype("<f8").tobytes(),
-        lasts=numbers_of(values, np.array(kinds, np.uint8)).astype("<f8").tobytes(),
-    )
-
-
-def _buckets(series_id: int, begin: int, end: int, width: int | None) -> Select[Any]:
-    """Buckets that have points, in order; one for all where ``width`` is None."""
-    columns = metric_points.c
-    finite = case((columns.kind == NUMBER, columns.value))
-    grouped = (
-        select(
-            func.min(columns.step).label("first"),
-            func.max(columns.step).label("last"),
-            func.count().label("points"),
-            func.min(finite).label("least"),
-            func.max(finite).label("greatest"),
-            func.avg(finite).label("mean"),
-            func.sum(case((columns.kind == PLUS_INF, 1), else_=0)).label("plus"),
-            func.sum(case((columns.kind == MINUS_INF, 1), else_=0)).label("minus"),
-        )
-        .where(columns.series_id == series_id, columns.step.between(begin, end))
-        .having(func.count() > 0)
-    )
-    if width is not None:
-        grouped = grouped.group_by((columns.step - begin) // width)
-    bucket = grouped.subquery()
-    point = metric_points.alias()
-
-    def last(column: ColumnElement[Any]) -> ColumnElement[Any]:
-        return (
-            select(column)
-            .where(point.c.series_id == series_id, point.c.step == bucket.c.last)
-            .order_by(point.c.time_us.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
-
-    return select(*bucket.c, last(point.c.value), last(point.c.kind)).order_by(bucket.c.first)

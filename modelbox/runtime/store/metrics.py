@@ -9,9 +9,9 @@ from functools import partial
 
 from sqlalchemy import Connection, Select, delete, select, tuple_
 
-from modelbox.errors import ModelBoxError
+from modelbox.errors import DeadlineExceeded, ModelBoxError
 from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
-from modelbox.runtime.store import metric_reads
+from modelbox.runtime.store import metric_reads, metric_samples
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.metric_schema import metric_objects, metric_points, metric_series
 from modelbox.runtime.store.metric_writes import Appended, Name, Series, StaleSeriesError, append_points
@@ -23,6 +23,9 @@ _MAX_KNOWN = 200_000
 _MAX_GROUP_POINTS = 50_000
 """Of one transaction, so that nobody waits for long; a single call may have more."""
 _DELETE_POINTS = 20_000
+_SAMPLE_PART_S = 0.05
+"""After which another sample has its turn."""
+_SAMPLE_LIMIT_S = 20.0
 _IN_CHUNK = 500
 
 Outcome = LoggedPoints | ModelBoxError
@@ -166,9 +169,23 @@ class SqlMetricStore:
         self, object: str, key: str, *, from_step: int | None, to_step: int | None, buckets: int
     ) -> SampledSeries:
         """See the port."""
-        return await self._db.scan(
-            lambda conn: metric_reads.sample(conn, object, key, from_step=from_step, to_step=to_step, buckets=buckets)
+        extent = await self._db.read(
+            lambda conn: metric_samples.find_extent(conn, object, key, from_step=from_step, to_step=to_step)
         )
+        found: list[metric_samples.Bucket] = []
+        begin = None if extent is None else extent.low
+        while extent is not None and begin is not None:
+            part = partial(
+                metric_samples.sample_part, extent=extent, buckets=buckets, begin=begin, seconds=_SAMPLE_PART_S
+            )
+            try:
+                some, begin = await self._db.search(part, limit_s=_SAMPLE_LIMIT_S)
+            except TimeoutError as exc:
+                raise DeadlineExceeded(
+                    f"a bucket of {key} on {object} took more than {_SAMPLE_LIMIT_S:g} s to read: ask for fewer steps"
+                ) from exc
+            found += some
+        return metric_samples.sampled(found)
 
     async def delete_series(self, objects: Sequence[str]) -> int:
         """See the port."""
