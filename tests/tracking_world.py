@@ -320,13 +320,18 @@ class World:
             rest += [other for other in self.items.values() if one.uid in other.above and other not in found]
         return list({other.uid: other for other in found}.values())
 
+    def _artifacts_of(self, items: Sequence[Item]) -> int:
+        owners = {item.uid for item in items}
+        return sum(owner in owners for owner in self.artifacts.values())
+
     def delete(self, item: Item) -> None:
         """Puts something into the bin."""
         self.flush()
         taken = [] if item.root else [one for one in self._below(item) if not one.root]
         done = self.sure(lambda: self.client.delete_objects(item.uid))
         # A call whose answer was lost was carried out, and its repetition finds nothing to do.
-        assert done in (0, len(taken)), f"{done} objects went into the bin, not {len(taken)}"
+        count = len(taken) + self._artifacts_of(taken)
+        assert done in (0, count), f"{done} objects went into the bin, not {count}"
         for one in taken:
             one.root = item.uid
 
@@ -342,7 +347,8 @@ class World:
             return False
         assert not (item.root and above), f"{item.uid} came out of the bin below something in it"
         back = [one for one in self.items.values() if item.root and one.root == item.uid]
-        assert done in (0, len(back)), f"{done} objects came back, not {len(back)}"
+        count = len(back) + self._artifacts_of(back)
+        assert done in (0, count), f"{done} objects came back, not {count}"
         for one in back:
             one.root = ""
         return True
