@@ -6,6 +6,7 @@ outside of int64, values that are neither numbers nor text nor bytes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -199,9 +200,7 @@ def columns_of(object_id: str, points: Iterable[Point]) -> MetricColumns:
     kinds: list[int] = []
     payloads: list[bytes] = []
     for point in points:
-        if not -(2**63) <= point.step < 2**63:
-            raise InvalidError(f"the step {shown(point.step)} of {shown(point.key)} does not fit into 64 bits")
-        value = point.value
+        step, value = _step(point), point.value
         if isinstance(value, str):
             kind, number = _TEXT, 0.0
             payloads.append(value.encode())
@@ -211,7 +210,7 @@ def columns_of(object_id: str, points: Iterable[Point]) -> MetricColumns:
         else:
             kind, number = _NUMBER, _number(point.key, value)
         index.append(keys.setdefault(point.key, len(keys)))
-        steps.append(point.step)
+        steps.append(step)
         times.append(point.time_us)
         values.append(number)
         kinds.append(kind)
@@ -233,12 +232,14 @@ def number_columns(
     """Many numbers of one metric as columns; the arguments have one length, ``times_us`` may be one number for all.
 
     Raises:
-        InvalidError: Lengths differ, or they are no numbers.
+        InvalidError: Lengths differ, they are no numbers, or a step or time is no whole number of 64 bits.
     """
     try:
-        step_column = np.ascontiguousarray(steps, _INT64)
+        step_column = _whole(key, "step", steps)
         value_column = np.ascontiguousarray(values, _FLOAT64)
-        time_column = np.broadcast_to(np.asarray(times_us, _INT64), step_column.shape)
+        time_column = np.broadcast_to(_whole(key, "time", times_us), step_column.shape)
+    except InvalidError:
+        raise
     except (TypeError, ValueError, OverflowError) as exc:
         raise InvalidError(f"steps, values and times of {shown(key)} are not numbers of one length: {exc}") from exc
     if step_column.ndim != 1 or step_column.shape != value_column.shape:
@@ -252,6 +253,31 @@ def number_columns(
         times_us=time_column.tobytes(),
         values=value_column.tobytes(),
     )
+
+
+def _step(point: Point) -> int:
+    try:
+        step = operator.index(point.step)
+    except TypeError as exc:
+        raise InvalidError(
+            f"the step {shown(point.step)} of {shown(point.key)} is not valid: expected a whole number"
+        ) from exc
+    if not -(2**63) <= step < 2**63:
+        raise InvalidError(f"the step {shown(step)} of {shown(point.key)} does not fit into 64 bits")
+    return step
+
+
+def _whole(key: str, what: str, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Numbers as int64, where numpy alone would wrap and cut off what is none."""
+    given = np.asarray(numbers)
+    with np.errstate(invalid="ignore"):
+        column = np.ascontiguousarray(given, _INT64)
+    if given.dtype.kind != "i" and not np.array_equal(given, column):
+        wrong = given[np.asarray(given != column)]
+        raise InvalidError(
+            f"the {what} {shown(wrong.flat[0].item())} of {shown(key)} is not valid: expected a whole number of 64 bits"
+        )
+    return column
 
 
 def join_series(object_id: str, key: str, chunks: Sequence[MetricColumns]) -> Series:

@@ -19,7 +19,7 @@ from modelbox._transport.faults import backoff_s
 from modelbox._transport.grpc import Connection, page, rpc
 from modelbox._wire import datasets, find, lineage, metrics, notes, tracking
 from modelbox._wire.encode import encode_delivery, encode_log_metrics
-from modelbox._wire.values import pack_time
+from modelbox._wire.values import pack_int64, pack_optional_int64, pack_time
 from modelbox.errors import ModelBoxError
 from modelbox.objects import Created, Page
 from modelbox.tracking import (
@@ -58,6 +58,7 @@ from modelbox.tracking import (
 
 __all__ = ("TrackingCalls",)
 
+_MAX_INT32 = 2**31 - 1
 _ATTEMPTS = 6
 """To go on reading a series, one after the other, without a point between them; a restart takes a second or two."""
 _T = "TrackingService"
@@ -318,11 +319,12 @@ class TrackingCalls:
             from_step: The first step.
             to_step: The last step.
         """
+        first, end = pack_optional_int64(from_step, "step"), pack_optional_int64(to_step, "step")
         last: tuple[int, int] | None = None
         failures = 0
         while True:
-            begin = from_step if last is None else last[0]
-            request = pb.ReadSeriesRequest(object=object, key=key, from_step=begin, to_step=to_step)
+            begin = first if last is None else last[0]
+            request = pb.ReadSeriesRequest(object=object, key=key, from_step=begin, to_step=end)
             parts = self._connection.stream(
                 _READ_SERIES, request, lambda message: metrics.unpack_series(message, object, key)
             )
@@ -347,7 +349,13 @@ class TrackingCalls:
         """One series in at most so many buckets (1 to 10,000; 0 for 500)."""
         return await self._connection.unary(
             _SAMPLE_SERIES,
-            pb.SampleSeriesRequest(object=object, key=key, from_step=from_step, to_step=to_step, buckets=buckets),
+            pb.SampleSeriesRequest(
+                object=object,
+                key=key,
+                from_step=pack_optional_int64(from_step, "step"),
+                to_step=pack_optional_int64(to_step, "step"),
+                buckets=min(pack_int64(buckets, "number of buckets"), _MAX_INT32),
+            ),
             metrics.unpack_sampled,
         )
 

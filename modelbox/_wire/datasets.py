@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from modelbox._proto.modelbox import v1 as pb
-from modelbox._wire.values import given, pack_optional_time, pack_time, present, unpack_optional_time, unpack_time
+from modelbox._wire.values import (
+    given,
+    pack_optional_int64,
+    pack_optional_time,
+    pack_time,
+    present,
+    unpack_optional_time,
+    unpack_time,
+)
 from modelbox.objects import Created
 from modelbox.tracking import (
     Dataset,
@@ -81,9 +89,9 @@ def pack_component(value: DatasetComponent) -> pb.DatasetComponent:
         type=value.type,
         location=value.location,
         digest=value.digest,
-        size_bytes=value.size_bytes,
+        size_bytes=pack_optional_int64(value.size_bytes, "size"),
         source=value.source,
-        rows=value.rows,
+        rows=pack_optional_int64(value.rows, "number of rows"),
     )
 
 

@@ -14,7 +14,9 @@ from modelbox._wire.values import (
     given,
     loads,
     member,
+    pack_int64,
     pack_object,
+    pack_optional_int64,
     pack_optional_time,
     pack_time,
     present,
@@ -303,8 +305,8 @@ def pack_new_checkpoint(value: NewCheckpoint) -> pb.CreateCheckpointRequest:
     return pb.CreateCheckpointRequest(
         id=value.id,
         parent_id=value.parent_id,
-        epoch=value.epoch,
-        step=value.step,
+        epoch=pack_int64(value.epoch, "epoch"),
+        step=pack_optional_int64(value.step, "step"),
         path=value.path,
         metrics=dict(value.metrics),
     )

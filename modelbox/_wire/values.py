@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,26 @@ def decode_message(cls: type[M], data: bytes) -> M:
         return cls.parse(data)
     except Exception as exc:
         raise InvalidError(f"these {len(data)} bytes are not a valid {cls.__name__} message") from exc
+
+
+def pack_int64(value: int, what: str) -> int:
+    """A whole number of 64 bits; the codec would wrap a greater one without a word.
+
+    Raises:
+        InvalidError: It is none.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as exc:
+        raise InvalidError(f"{shown(value)} is not a {what}: expected a whole number", what=what) from exc
+    if not -(2**63) <= number < 2**63:
+        raise InvalidError(f"{shown(value)} is not a {what}: expected a whole number of 64 bits", what=what)
+    return number
+
+
+def pack_optional_int64(value: int | None, what: str) -> int | None:
+    """As `pack_int64`; None stays None."""
+    return None if value is None else pack_int64(value, what)
 
 
 def pack_time(value: datetime) -> int:
