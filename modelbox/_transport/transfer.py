@@ -254,10 +254,11 @@ async def _upload_all(
 
 
 async def _upload(source: RemoteSource, namespace: str, file: LocalFile, at: Callable[[int], None]) -> None:
-    held, breaks = -1, 0
+    held, breaks, begun = -1, 0, False
     while True:
         try:
             state = await source.grpc.begin_upload(namespace, file.digest, file.size_bytes)
+            begun = True
             if state.offset > held:
                 held, breaks = state.offset, 0
             if not state.complete:
@@ -271,6 +272,8 @@ async def _upload(source: RemoteSource, namespace: str, file: LocalFile, at: Cal
             error: ModelBoxError = Unavailable(f"the server took {state.offset} of {file.size_bytes} bytes")
         except (*_BROKEN, ConflictError, NotFoundError) as exc:
             # Conflict, not found: somebody else went on with this upload, or it was swept away. Ask anew.
+            if isinstance(exc, NotFoundError) and not begun:
+                raise
             error = exc
         breaks += 1
         if breaks == _BREAKS_IN_A_ROW:
