@@ -34,7 +34,7 @@ class Export:
         write: Writes the model's files into a directory.
         run: The run that made it, or its id.
         params: Hyperparameters that the run gets.
-        metrics: Of the version, and of the run.
+        metrics: Of the version, and of a live run.
         options: For `Client.publish`.
     """
 

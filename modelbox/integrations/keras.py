@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modelbox.errors import ConfigError
 from modelbox.integrations._missing import not_installed
 from modelbox.integrations._run import CallbackRun
 from modelbox.integrations._values import numbers, parameters
@@ -20,7 +21,12 @@ from modelbox.run import LiveRun
 try:
     import keras
 except ImportError as exc:
-    raise not_installed("ModelBoxCallback", "keras", exc) from exc
+    if exc.name in ("keras", None):
+        raise not_installed("ModelBoxCallback", "keras", exc) from exc
+    raise ConfigError(
+        f"Keras has no backend, since {exc.name} is not installed: set KERAS_BACKEND to one that is (torch, jax)",
+        extra="keras",
+    ) from exc
 
 __all__ = ("ModelBoxCallback",)
 

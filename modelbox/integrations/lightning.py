@@ -54,8 +54,8 @@ class ModelBoxLogger(Logger):
 
     Args:
         experiment: ``namespace/name``, made where it is new, or an experiment's id.
-        run: A run that the program has begun itself, and ends itself, instead of one of the logger's own; the arguments
-            below but for ``upload_checkpoints`` and ``prefix`` are then not used.
+        run: A run that the program has begun itself, and ends itself, instead of one of the logger's own; only
+            ``upload_checkpoints``, ``prefix`` and ``resume_file`` go with it.
         name: How people know the run.
         params: Hyperparameters beside those of the module.
         tags: Text by key.
@@ -65,7 +65,8 @@ class ModelBoxLogger(Logger):
         resume: Id of a run to go on with.
         resume_file: A file that remembers the run until the trainer has finished, so that a program that was killed and
             is started again goes on with its run; steps that are trained again (from a checkpoint,
-            ``ckpt_path="last"``) are the same points. See `modelbox.resume`.
+            ``ckpt_path="last"``) are the same points. With ``run``: a `modelbox.resume.ResumeFile`, which the program
+            begins and ends, too.
         system_metrics: Whether to log the machine's CPU, memory, disk, network and GPUs; a number: how often, in
             seconds.
         capture: Whether to record git commit, packages, command line and machine.
@@ -90,7 +91,7 @@ class ModelBoxLogger(Logger):
         upload_checkpoints: bool = False,
         prefix: str = "",
         resume: str | None = None,
-        resume_file: str | os.PathLike[str] | None = None,
+        resume_file: str | os.PathLike[str] | ResumeFile | None = None,
         system_metrics: bool | float = False,
         capture: bool = True,
         url: str | None = None,
@@ -99,7 +100,7 @@ class ModelBoxLogger(Logger):
         self._own = run is None
         self._prefix = prefix
         self._upload = upload_checkpoints
-        self._resume = ResumeFile(resume_file) if resume_file is not None else None
+        self._resume = resume_file if isinstance(resume_file, ResumeFile | None) else ResumeFile(resume_file)
         self._recorded: set[int] = set()
         self._module: weakref.ref[LightningModule] | None = None
         self._began = run is not None

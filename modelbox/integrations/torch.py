@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -166,7 +167,7 @@ def publish(
         module: An `torch.nn.Module`.
         example_inputs: One tensor, or a tuple of them.
         path: ``namespace/model``.
-        run: The run that made it, or its id: an edge of lineage; a live one gets the metrics, too.
+        run: The run that made it, or its id: an edge of lineage. Its metrics are those that the training logged.
         params: Hyperparameters that the run gets.
         metrics: Of the version.
         labels: Text by key.
@@ -191,8 +192,8 @@ def publish(
         write=lambda directory: export(module, example_inputs, directory / "model.onnx", **options),
         run=run,
         params=params or {},
-        metrics=metrics or {},
         options={
+            "metrics": metrics,
             "labels": labels,
             "metadata": about | dict(metadata or {}),
             "description": description,
@@ -239,12 +240,13 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress on stdout and its notes on operators of packages that are not installed."""
+    """Without the exporter's progress on stdout, its notes on packages, and its warnings about itself."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)

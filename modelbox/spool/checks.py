@@ -17,8 +17,10 @@ from typing import Any
 from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
+from modelbox.tracking import AttributeKind
 
 __all__ = (
+    "MAX_KEYS",
     "MAX_PAYLOAD_BYTES",
     "aware",
     "check_key",
@@ -33,6 +35,14 @@ __all__ = (
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """Of text or bytes as the value of a metric."""
+
+MAX_KEYS = {
+    AttributeKind.PARAM: 2000,
+    AttributeKind.TAG: 1000,
+    AttributeKind.LABEL: 256,
+    AttributeKind.METADATA: 1000,
+}
+"""Of each kind on one object. More would be refused one by one, which holds up everything behind them."""
 
 _MAX_KEY_CHARS = 250
 _MAX_VALUE_BYTES = 64 << 10
@@ -75,7 +85,8 @@ def metric_value(key: str, value: Any) -> float | str | bytes:
                 raise InvalidError(f"the value of {shown(key)} is not valid Unicode") from exc
         return kept
     try:
-        return float(value)
+        # A tensor that is being differentiated, as a loss is, warns when it is made a number.
+        return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as exc:
         raise InvalidError(
             f"the metric {shown(key)} is {shown(value)}: expected a number, text (a serialized tensor) or bytes"

@@ -1,0 +1,1 @@
+"""Training that survives being killed: the digits of scikit-learn, with PyTorch and with Lightning."""
