@@ -173,6 +173,8 @@ def _cells(page: Found) -> dict[str, list[JsonValue]]:
     columns: dict[str, list[JsonValue]] = json.loads(page.columns_json)
     for name in page.time_columns:
         columns[name] = [None if us is None else _EPOCH + timedelta(microseconds=us) for us in columns.get(name, ())]
+    if not any(f'"{text}"'.encode() in page.columns_json for text in _NOT_FINITE):
+        return columns
     for name in page.number_columns:
         columns[name] = [_NOT_FINITE[value] if isinstance(value, str) else value for value in columns.get(name, ())]
     return columns

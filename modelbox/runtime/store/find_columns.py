@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Select, literal_column, select
@@ -109,6 +110,7 @@ class Columns:
 class _Page:
     """A page in the making: cells are texts of JSON by column, or Python values for those of numbers."""
 
+    collection: str
     source: Source
     types: Mapping[str, FieldType]
     ids: Sequence[int]
@@ -143,7 +145,7 @@ def read_columns(conn: Connection, collection: str, wanted: Sequence[Field | Sco
         LimitError: It is too much for one answer.
     """
     source = SOURCES[collection]
-    page = _Page(source, COLLECTIONS[collection], ids)
+    page = _Page(collection, source, COLLECTIONS[collection], ids)
     times, numbers = _own_columns(conn, page, wanted)
     fields = [one for one in wanted if isinstance(one, Field)]
     if source.kind is not None and ids:
@@ -171,6 +173,19 @@ def read_columns(conn: Connection, collection: str, wanted: Sequence[Field | Sco
     return Columns(json=f"{{{body}}}".encode(), times=tuple(times), numbers=(*numbers, *sorted(page.numbers)))
 
 
+@lru_cache(maxsize=256)
+def _own_rows(collection: str, names: tuple[str, ...]) -> _OfMany:
+    source = SOURCES[collection]
+    number = source.base.c.id
+    return _OfMany(
+        lambda among: (
+            select(number, objects.c.id.label("object_number"), *(source.attributes[name][0] for name in names))
+            .select_from(source.tables({source.attributes[name][1] for name in names}))
+            .where(among(number))
+        )
+    )
+
+
 def _own_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope]) -> tuple[list[str], list[str]]:
     """Reads what is in the objects' own rows, and their ids; returns the columns of times and of numbers."""
     source = page.source
@@ -178,13 +193,7 @@ def _own_columns(conn: Connection, page: _Page, wanted: Sequence[Field | Scope])
     if Scope.ATTRIBUTE in wanted:
         names = list(source.attributes)
     names = list(dict.fromkeys(["id", *names]))
-    number = source.base.c.id
-    found = (
-        select(number, objects.c.id.label("object_number"), *(source.attributes[name][0] for name in names))
-        .select_from(source.tables({source.attributes[name][1] for name in names}))
-        .where(number.in_(page.ids))
-    )
-    rows = {row[0]: row for row in conn.execute(found).all()} if page.ids else {}
+    rows = {row[0]: row for row in _own_rows(page.collection, tuple(names)).rows(conn, page.ids)}
     ordered = [rows[one] for one in page.ids]
     page.object_ids = {row[1]: place for place, row in enumerate(ordered)}
     cells = list(zip(*ordered, strict=True))[2:] if ordered else [()] * len(names)
