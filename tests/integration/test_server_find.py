@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import anyio
@@ -96,3 +99,98 @@ async def test_hard_queries_hold_up_nobody_and_end_with_their_callers(data: Path
             assert page.count == 1
             assert time.perf_counter() - began < SOON_S
             assert server.terminate() == 0
+
+
+# -- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+async def _post(http: aiohttp.ClientSession, path: str, body: Any, *, status: int = 200) -> Any:
+    async with http.post(f"/api/v1/{path}", json=body) as response:
+        answer = await response.json()
+        assert response.status == status, answer
+        return answer
+
+
+async def _runs(http: aiohttp.ClientSession, namespace: str, count: int) -> list[str]:
+    made = []
+    for number in range(count):
+        new = {
+            "experiment": f"{namespace}/e",
+            "name": f"größe {number}",
+            "params": {"n": number, "net": {"a": ["ü", 1]}},
+        }
+        made.append(
+            (await _post(http, "runs", new | {"tags": {"team": "a,b"} if number else {}}, status=201))["item"]["id"]
+        )
+    return made
+
+
+async def test_pages_over_http(shared_server: ServerProcess) -> None:
+    async with aiohttp.ClientSession(shared_server.url) as http:
+        made = await _runs(http, "find-pages", 5)
+        query = {"collection": "runs", "within": "find-pages/e", "order_by": "params.n desc", "page_size": "2"}
+        by_get: list[str] = []
+        token = ""
+        for size in (2, 2, 1):
+            async with http.get("/api/v1/find", params=query | {"page_token": token}) as response:
+                page = await response.json()
+            assert (response.status, page["count"]) == (200, size)
+            by_get += page["columns"]["id"]
+            token = page["next_page_token"]
+        assert token == ""
+        assert by_get == made[::-1]
+
+        body = {"collection": "runs", "within": "find-pages/e", "order_by": ["params.n desc"], "page_size": 3}
+        first = await _post(http, "find", body | {"columns": ["id"]})
+        assert first["columns"] == {"id": made[:1:-1]}
+        rest = await _post(http, "find", body | {"page_token": first["next_page_token"], "columns": ["params.n"]})
+        assert rest["columns"] == {"id": made[1::-1], "params.n": [1, 0]}
+        other = body | {"page_token": first["next_page_token"], "where": "params.n > 0"}
+        assert (await _post(http, "find", other, status=400))["code"] == "invalid"
+
+
+async def test_csv_over_http(shared_server: ServerProcess) -> None:
+    async with aiohttp.ClientSession(shared_server.url) as http:
+        made = await _runs(http, "find-csv", 3)
+        points = [{"key": "loss", "value": value} for value in ("NaN",)]
+        await _post(http, "metrics", {"object": made[0], "points": points})
+        body = {"collection": "runs", "within": "find-csv", "order_by": ["params.n"], "page_size": 2, "format": "csv"}
+        lines: list[dict[str, str]] = []
+        token = ""
+        for turn in range(2):
+            async with http.post("/api/v1/find", json=body | {"page_token": token}) as response:
+                assert (response.content_type, response.charset) == ("text/csv", "utf-8")
+                assert response.headers["Content-Disposition"] == 'attachment; filename="runs.csv"'
+                lines += csv.DictReader(io.StringIO(await response.text(), newline=""))
+                token = response.headers.get("Modelbox-Next-Page-Token", "")
+                assert bool(token) is (turn == 0)
+        assert [line["id"] for line in lines] == made
+        assert [line["name"] for line in lines] == ["größe 0", "größe 1", "größe 2"]
+        assert [line["tags.team"] for line in lines] == ["", "a,b", "a,b"]
+        assert lines[0]["metrics.loss"] == "NaN"
+        assert lines[0]["params.net"] == '{"a": ["ü", 1]}'
+        assert lines[0]["ended_at"] == ""
+        assert lines[0]["started_at"].endswith("Z")
+        body = {"collection": "runs", "format": "xml"}
+        assert "expected json or csv" in (await _post(http, "find", body, status=400))["message"]
+        wrong = await _post(http, "find", {"collection": "runs", "where": "größe = 1"}, status=400)
+        assert (wrong["code"], wrong["fields"]["position"]) == ("invalid.find", 2)
+
+
+async def test_events_are_found_by_their_metadata(shared_server: ServerProcess) -> None:
+    async with aiohttp.ClientSession(shared_server.url) as http:
+        (run,) = await _runs(http, "find-events", 1)
+        for number in range(3):
+            metadata = {"job": {"id": number, "host": "größe"}}
+            await _post(http, "events", {"object": run, "name": "lost", "metadata": metadata}, status=201)
+        body = {
+            "collection": "events",
+            "where": "metadata.job.id >= 1 and metadata.job.host ~ 'gr*'",
+            "order_by": ["metadata.job.id desc"],
+            "within": run,
+            "columns": ["name", "metadata", "metadata.job.id"],
+        }
+        found = await _post(http, "find", body)
+        assert found["columns"]["metadata.job.id"] == [2, 1]
+        assert found["columns"]["metadata.job"] == [{"id": 2, "host": "größe"}, {"id": 1, "host": "größe"}]
+        assert (await _post(http, "find", body | {"where": "params.lr = 1"}, status=400))["code"] == "invalid.find"

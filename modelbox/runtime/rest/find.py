@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import anyio.to_thread
@@ -34,6 +34,7 @@ class _Query:
     include_deleted: bool = False
     page_size: int = 0
     page_token: str = ""
+    format: str = "json"
 
 
 class FindRoutes:
@@ -60,17 +61,18 @@ class FindRoutes:
             include_deleted=flag_of(request, "include_deleted"),
             page_size=int_of(request, "page_size", 0),
             page_token=text_of(request, "page_token"),
+            format=text_of(request, "format") or "json",
         )
-        return await self._answer(request, query)
+        return await self._answer(query)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """POST the same as one JSON object, for queries that are too long for an address."""
-        return await self._answer(request, await read_body(request, _Query))
+        query = await read_body(request, _Query)
+        return await self._answer(replace(query, format=text_of(request, "format") or query.format))
 
-    async def _answer(self, request: web.Request, query: _Query) -> web.StreamResponse:
-        kind = text_of(request, "format") or "json"
-        if kind not in ("json", "csv"):
-            raise InvalidError(f"the format {shown(kind)} is not known: expected json or csv", what="format")
+    async def _answer(self, query: _Query) -> web.StreamResponse:
+        if query.format not in ("json", "csv"):
+            raise InvalidError(f"the format {shown(query.format)} is not known: expected json or csv", what="format")
         found = await self._find.find(
             query.collection,
             where=query.where,
@@ -81,7 +83,7 @@ class FindRoutes:
             page_size=query.page_size,
             page_token=query.page_token,
         )
-        if kind == "csv":
+        if query.format == "csv":
             body = await anyio.to_thread.run_sync(_csv, found)
             headers = {"Content-Disposition": f'attachment; filename="{query.collection}.csv"'}
             if found.next_token:
@@ -112,7 +114,11 @@ def _csv(found: Found) -> bytes:
 def _cell(value: JsonValue) -> object:
     if value is None:
         return ""
-    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else _json(value)
+
+
+def _json(value: JsonValue) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _iso(us: int) -> str:
