@@ -173,8 +173,8 @@ async def test_csv_over_http(shared_server: ServerProcess) -> None:
         assert lines[0]["started_at"].endswith("Z")
         body = {"collection": "runs", "format": "xml"}
         assert "expected json or csv" in (await _post(http, "find", body, status=400))["message"]
-        wrong = await _post(http, "find", {"collection": "runs", "where": "größe = 1"}, status=400)
-        assert (wrong["code"], wrong["fields"]["position"]) == ("invalid.find", 2)
+        wrong = await _post(http, "find", {"collection": "runs", "where": "params.größe = "}, status=400)
+        assert (wrong["code"], wrong["fields"]["position"]) == ("invalid.find", 15)
 
 
 async def test_events_are_found_by_their_metadata(shared_server: ServerProcess) -> None:
