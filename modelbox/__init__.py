@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from modelbox.manifest import Manifest, ManifestFile
     from modelbox.model import LiveModel, ModelState
     from modelbox.refs import Digest, ModelRef
+    from modelbox.run import LiveRun
     from modelbox.signature import Compatibility, Signature, TensorSpec
+    from modelbox.tracking import RunStatus
 
 __all__ = (
     "Client",
@@ -44,6 +46,7 @@ __all__ = (
     "DownloadProgress",
     "Lease",
     "LiveModel",
+    "LiveRun",
     "LoadOptions",
     "Manifest",
     "ManifestFile",
@@ -56,6 +59,7 @@ __all__ = (
     "ReloadFailed",
     "ReloadStarted",
     "ReloadSucceeded",
+    "RunStatus",
     "RunnerOptions",
     "SessionFreed",
     "SessionOptions",
@@ -82,6 +86,7 @@ _HOME = {
     "DownloadProgress": "modelbox.events",
     "Lease": "modelbox.loader.runner",
     "LiveModel": "modelbox.model",
+    "LiveRun": "modelbox.run",
     "LoadOptions": "modelbox.loader.settings",
     "Manifest": "modelbox.manifest",
     "ManifestFile": "modelbox.manifest",
@@ -94,6 +99,7 @@ _HOME = {
     "ReloadFailed": "modelbox.events",
     "ReloadStarted": "modelbox.events",
     "ReloadSucceeded": "modelbox.events",
+    "RunStatus": "modelbox.tracking",
     "RunnerOptions": "modelbox.loader.runner",
     "SessionFreed": "modelbox.events",
     "SessionOptions": "modelbox.loader.session",

@@ -46,7 +46,8 @@ class RunCalls(ClientConnection):
             tags: Text by key.
             metadata: JSON by key.
             parent: A run, or the id of one, that this one is a part of.
-            resume: Id of a run to go on with instead of a new one. Steps that are left out count from 0 again.
+            resume: Id of a run to go on with instead of a new one. Steps that are left out go on from the last ones on
+                the server, which is waited for at most 2 s; if it does not answer, they count from 0 again.
             system_metrics: Whether to log the machine's CPU, memory, disk, network and GPUs, every 10 s or as many
                 seconds as given.
             capture: Whether to record git commit, uncommitted changes, packages, command line and machine.

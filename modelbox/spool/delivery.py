@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from modelbox.config import ClientConfig
 from modelbox.errors import ModelBoxError
-from modelbox.spool.push import Destination, Refusal, deliver_all, end_open_runs
+from modelbox.spool.push import Delivery, Destination, Refusal
 from modelbox.spool.reader import Spool, SpoolAbout, adopt, find_spools
 
 __all__ = ("PushedSpool", "SpoolStatus", "push_spools", "spool_status")
@@ -132,8 +132,10 @@ async def _push(
 
     error: ModelBoxError | None = None
     try:
-        await deliver_all(spool, to, refused=refused.append, advanced=advanced)
-        await end_open_runs(spool, to)
+        delivery = Delivery(spool, to, refused=refused.append, advanced=advanced)
+        await delivery.records()
+        await delivery.end_open_runs()
+        await delivery.uploads()
         await anyio.to_thread.run_sync(spool.remove)
     except ModelBoxError as exc:
         error = exc

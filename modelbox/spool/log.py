@@ -5,14 +5,15 @@ A spool is one directory, made by one process and locked by it for as long as it
     <id>/about.json          who writes, and for which server
     <id>/lock                held (flock) by the owner, later by whoever delivers what the owner left
     <id>/cursor              how far it was delivered
+    <id>/uploads             artifacts up to there that are not uploaded yet
     <id>/00000000000000000001.seg …    records; named after the number from which on they count
     <id>/files/<number>/…    copies of the files of artifacts
-    <id>/open/<run id>       a run that the owner began and did not end yet
+    <id>/open/<run id>       a run that the owner began and did not end yet; its end while that is being recorded
 
 Invariants: a record whose append returned is in the page cache: it outlives the process, however that ends; `sync`
 makes it outlive the machine. A record that could not be written whole is taken back. Points are refused when the spool
 is full, newest first; everything else has a reserve of an eighth. Trouble with the disk is counted and said, never
-raised.
+raised. No append waits for a disk to sync.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from modelbox._local_files import FilesArgument, collect
-from modelbox.errors import InvalidError
+from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import JsonValue
+from modelbox.spool.disk import make_private, replace_file, sync_directory, sync_file
 from modelbox.spool.format import (
     HEADER,
+    MAX_BODY_BYTES,
     FilesRecord,
     SpooledFile,
     encode_files,
@@ -47,7 +50,7 @@ from modelbox.spool.format import (
     encode_points,
 )
 
-__all__ = ("SpoolLog", "make_private")
+__all__ = ("SpoolLog",)
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +58,6 @@ _SEGMENT_BYTES = 4 << 20
 _RESERVE = 8  # one part of so many
 _RETRY_S = 1.0
 """How long to leave a disk alone that refused a new segment."""
-
-
-def make_private(directory: Path) -> None:
-    """Makes a directory that only this user can look into."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _nothing() -> None:
@@ -111,6 +109,10 @@ class SpoolLog:
         self._fd = -1
         self._segment = ""
         self._end = 0
+        # What `sync` has to do: segments that are full, copies of files, and directories with new names in them.
+        self._full: list[int] = []
+        self._copies: list[Path] = []
+        self._new_names = False
         make_private(parent)
         # The lock comes before the directory can be seen as a spool: `about.json` is what makes it one.
         self.directory.mkdir(mode=0o700)
@@ -128,9 +130,9 @@ class SpoolLog:
                 "pid": os.getpid(),
                 "created_us": time.time_ns() // 1000,
             }
-            staged = self.directory / "about.part"
-            staged.write_text(json.dumps(about, indent=1), encoding="utf-8")
-            os.replace(staged, self.directory / "about.json")
+            # A spool without it is not found after a power cut.
+            replace_file(self.directory / "about.json", json.dumps(about, indent=1).encode())
+            sync_directory(parent)
         except BaseException:
             self.abandon()
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -163,8 +165,12 @@ class SpoolLog:
                 self._deferred.append(lambda: self.append_point(object_id, key, step, time_us, value))
                 return True
             self._busy = True
-            names, written = self._names, False
+            written = False
             try:
+                if self._fd < 0 and not self._reopened():
+                    self._drop(1)
+                    return False
+                names = self._names
                 try:
                     object_index, key_index, before = names[object_id], names[key], b""
                 except KeyError:
@@ -172,12 +178,18 @@ class SpoolLog:
                 self._seq = seq = self._seq + 1
                 frame = before + encode_point(seq, object_index, key_index, step, time_us, value)
                 if self._used + len(frame) <= self._most_points:
-                    written = self._write(frame)
+                    written = self._write(frame, seq)
                 if not written:
                     self._drop(1)
                 return written
             finally:
-                self._leave(names, written)
+                # A signal's exception may come with any call: what must not be left out comes before the first.
+                self._busy = False
+                if not written:
+                    # What named them is not on disk. Places are never given twice, so that naming again does no harm.
+                    self._names = {}
+                if self._deferred:
+                    self._append_deferred()
 
     def append_points(self, object_id: str, step: int, time_us: int, values: Mapping[str, float]) -> bool:
         """Appends numbers of several keys at one step, all or none.
@@ -226,78 +238,92 @@ class SpoolLog:
         found = collect(files)
         # Outside of the lock: others go on logging while files are copied.
         place = Path("files", secrets.token_hex(8))
-        kept: list[SpooledFile] = []
-        copied = 0
-        for path, local in found:
-            try:
-                status = local.stat()
-            except OSError as exc:
-                raise InvalidError(f"{local} cannot be read: {exc.strerror}", path=str(local)) from exc
-            target = self.directory / place / path
-            fits = self._used + copied + status.st_size <= self._most_points and self._copied(local, target)
-            if fits:
-                copied += status.st_size
-            kept.append(
-                SpooledFile(
-                    path=path,
-                    local=str(place / path) if fits else str(local),
-                    size_bytes=status.st_size,
-                    mtime_ns=status.st_mtime_ns,
-                    copied=fits,
-                )
-            )
+        kept = [self._kept(path, local, place) for path, local in found]
         appended = self._append(
             lambda seq: encode_files(
                 FilesRecord(seq=seq, parent=parent, name=name, files=tuple(kept), labels=labels, metadata=metadata)
             ),
             points=0,
-            more_bytes=copied,
         )
         if not appended:
             shutil.rmtree(self.directory / place, ignore_errors=True)
+            self.released(sum(file.size_bytes for file in kept if file.copied))
         return appended
 
-    def _copied(self, local: Path, target: Path) -> bool:
+    def _kept(self, path: str, local: Path, place: Path) -> SpooledFile:
+        try:
+            status = local.stat()
+        except OSError as exc:
+            raise InvalidError(f"{local} cannot be read: {exc.strerror}", path=str(local)) from exc
+        target = self.directory / place / path
+        with self._lock:
+            fits = not self._closed and self._used + status.st_size <= self._most_points
+            if fits:
+                self._used += status.st_size
+        size_bytes = status.st_size
+        if fits:
+            copied_bytes = self._copied(local, target)
+            fits = copied_bytes is not None
+            # It may have grown meanwhile; what counts is what is there.
+            size_bytes = copied_bytes if copied_bytes is not None else status.st_size
+            self.released(status.st_size - (copied_bytes or 0))
+        return SpooledFile(
+            path=path,
+            local=str(place / path) if fits else str(local),
+            size_bytes=size_bytes,
+            mtime_ns=status.st_mtime_ns,
+            copied=fits,
+        )
+
+    def _copied(self, local: Path, target: Path) -> int | None:
+        """Size of the copy; None if there is none."""
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(local, target)
+            size_bytes = target.stat().st_size
         except OSError as exc:
             with contextlib.suppress(OSError):
                 target.unlink()
             self._tell(f"{local} could not be copied into the spool {self.directory}: {exc.strerror}")
-            return False
-        return True
+            return None
+        with self._lock:
+            self._copies.append(target)
+            self._dirty = True
+        return size_bytes
 
-    def _append(self, make: Callable[[int], bytes], *, points: int, more_bytes: int = 0) -> bool:
+    def _append(self, make: Callable[[int], bytes], *, points: int) -> bool:
         with self._lock:
             if self._busy:
-                self._deferred.append(lambda: self._append(make, points=points, more_bytes=more_bytes))
+                self._deferred.append(lambda: self._append(make, points=points))
                 return True
             self._busy = True
-            names, written = self._names, False
+            written = False
             try:
+                if self._fd < 0 and not self._reopened():
+                    self._drop(points)
+                    return False
                 self._seq = seq = self._seq + 1
                 frame = make(seq)
-                most = self._most_points if points or more_bytes else self.max_bytes
-                if self._used + len(frame) + more_bytes <= most:
-                    written = self._write(frame)
-                if written:
-                    self._used += more_bytes
-                else:
+                if len(frame) > MAX_BODY_BYTES:
+                    raise LimitError(f"a record of {len(frame)} bytes is too large for a spool: log an artifact")
+                if self._used + len(frame) <= (self._most_points if points else self.max_bytes):
+                    written = self._write(frame, seq)
+                if not written:
                     self._drop(points)
                 return written
             finally:
-                self._leave(names, written)
+                self._busy = False
+                if not written:
+                    # What named them is not on disk. Places are never given twice, so that naming again does no harm.
+                    self._names = {}
+                if self._deferred:
+                    self._append_deferred()
 
-    def _leave(self, names: dict[str, int], written: bool) -> None:
-        if not written:
-            # What named them is not on disk; places are never given twice, so naming them again does no harm.
-            names.clear()
-        self._busy = False
-        while self._deferred:
+    def _append_deferred(self) -> None:
+        while self._deferred and not self._busy:
             try:
                 self._deferred.pop(0)()
-            except struct.error:
+            except (struct.error, LimitError):
                 self._drop(1)
 
     def _name(self, *wanted: str) -> tuple[bytes, list[int]]:
@@ -312,12 +338,13 @@ class SpoolLog:
             places.append(place)
         return before, places
 
-    def _write(self, frame: bytes) -> bool:
-        if self._fd < 0:
-            if not self._closed and time.monotonic() >= self._retry_at:
-                self._rotate()
-            # The frame refers to names of a segment that was not there.
-            return False
+    def _reopened(self) -> bool:
+        """Whether there is a segment to write to again, after the disk had refused one."""
+        if not self._closed and time.monotonic() >= self._retry_at:
+            self._rotate()
+        return self._fd >= 0
+
+    def _write(self, frame: bytes, seq: int) -> bool:
         size = len(frame)
         try:
             written = os.write(self._fd, frame)
@@ -329,7 +356,7 @@ class SpoolLog:
             return False
         self._used += size
         self._end += size
-        self._written_seq = self._seq
+        self._written_seq = seq
         self._dirty = True
         if self._quiet:
             self._quiet = False
@@ -348,11 +375,10 @@ class SpoolLog:
         self._rotate()
 
     def _rotate(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._fd >= 0:
-                os.fdatasync(self._fd)
-                os.close(self._fd)
-        self._fd = -1
+        full, self._fd = self._fd, -1
+        if full >= 0:
+            self._full.append(full)
+            self._dirty = True
         try:
             self._open_segment()
         except OSError as exc:
@@ -375,13 +401,16 @@ class SpoolLog:
             raise
         self._fd, self._end, self._names, self._segment = fd, len(HEADER), {}, name
         self._used += len(HEADER)
+        self._new_names = True
 
     def _drop(self, points: int) -> None:
         if points:
             self.dropped += points
         else:
             self.failed += 1
-        if self._fd >= 0:
+        if self._closed:
+            self._tell(f"the spool {self.directory} is closed: what is logged after the program's end is dropped")
+        elif self._fd >= 0:
             self._tell(
                 f"the spool {self.directory} has no room ({self.max_bytes} bytes, see spool_max_bytes):"
                 f" {'points of metrics are' if points else 'an operation is'} dropped until the server has taken more"
@@ -402,8 +431,15 @@ class SpoolLog:
         except OSError as exc:
             self._tell(f"the spool {self.directory} cannot be written: {exc.strerror}")
 
+    def mark_ending(self, run_id: str, data: bytes) -> None:
+        """Notes how it ended, before `append_operation` is called with that: should the owner die between the two."""
+        staged = self.directory / "open" / f"{run_id}.part"
+        with contextlib.suppress(OSError):
+            staged.write_bytes(data)
+            os.replace(staged, self.directory / "open" / run_id)
+
     def mark_ended(self, run_id: str) -> None:
-        """Takes that back."""
+        """Takes the note back."""
         with contextlib.suppress(OSError):
             (self.directory / "open" / run_id).unlink()
 
@@ -423,39 +459,68 @@ class SpoolLog:
             self._used -= size_bytes
 
     def sync(self) -> None:
-        """Waits until everything appended is on disk."""
+        """Waits until everything appended is on disk; blocks for as long as the disk takes."""
         if not self._dirty:
             return
         with self._lock:
             self._dirty = False
-            fd = os.dup(self._fd) if self._fd >= 0 else -1
-        if fd >= 0:
+            full, self._full = self._full, []
+            copies, self._copies = self._copies, []
+            new_names, self._new_names = self._new_names, False
             try:
-                os.fdatasync(fd)
-            except OSError as exc:
+                fds = [*full, os.dup(self._fd)] if self._fd >= 0 else [fd for fd in full if fd >= 0]
+            except OSError:  # too many files are open
+                fds, self._dirty = full, True
+        try:
+            # Files before the records that speak of them.
+            for copy in copies:
+                sync_file(copy, self.directory)
+            if new_names:
+                sync_directory(self.directory)
+            while fds:
+                os.fdatasync(fds[0])
+                os.close(fds.pop(0))
+        except OSError as exc:
+            if not self._closed:
                 self._tell(f"the spool {self.directory} is not safe on disk: {exc.strerror}")
-            finally:
-                os.close(fd)
+        finally:
+            for fd in fds:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
-    def close(self, *, remove: bool) -> None:
-        """Ends the spool; ``remove`` takes the directory away, which says that all was delivered."""
+    def close(self, *, delivered_seq: int | None = None) -> bool:
+        """Ends the spool: what is appended from now on is refused.
+
+        Args:
+            delivered_seq: Up to where it was delivered; if that is all, the directory is removed.
+
+        Returns:
+            Whether it was removed.
+        """
         with self._lock:
             if self._closed:
-                return
+                return not self.directory.exists()
             self._closed = True
+            open_fd, self._fd = self._fd, -1
+            self._full.append(open_fd)
+            remove = delivered_seq is not None and self._written_seq <= delivered_seq
         if remove:
-            # While the lock is held: nobody looks into it meanwhile.
+            # While the lock of the spool is held: nobody looks into it meanwhile.
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
             self._dirty = True
             self.sync()
-        self.abandon()
+        with self._lock:
+            self.abandon()
+        return remove
 
     def abandon(self) -> None:
         """Closes the files and nothing else; also for a forked child, which must not hold its parent's lock."""
         self._closed = True
-        for fd in (self._fd, self._lock_fd):
+        fds = [self._fd, self._lock_fd, *self._full]
+        self._fd = self._lock_fd = -1
+        self._full = []
+        for fd in fds:
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        self._fd = self._lock_fd = -1

@@ -2,7 +2,8 @@
 
 Owns what happens to a batch: it goes to the server as it is; what the server refuses for good is told and passed over,
 so that one bad operation never holds up a run; everything else fails the attempt, and the same batch is tried again.
-Refuses to wait or to try again by itself: `deliver_all` raises, and whoever called it decides when to come back.
+Artifacts are uploaded in order among themselves, beside everything else, which does not wait for them. Refuses to wait
+or to try again by itself: the methods of `Delivery` raise, and whoever called them decides when to come back.
 
 The server knows a spool by its id and takes each number once. An operation on several keys that it refuses is put to
 it key by key, under a name that is made of the spool and the number: so that, too, happens once.
@@ -32,7 +33,7 @@ from modelbox.errors import (
 )
 from modelbox.objects import JsonValue
 from modelbox.spool.format import FilesRecord
-from modelbox.spool.operations import parts_of
+from modelbox.spool.operations import parts_of, read_operation
 from modelbox.spool.reader import Batch, Spool
 from modelbox.tracking import (
     AttributeKind,
@@ -50,7 +51,7 @@ from modelbox.tracking import (
     kind_of_id,
 )
 
-__all__ = ("DATASET", "Destination", "Refusal", "deliver_all", "end_open_runs", "ended_unsaid")
+__all__ = ("DATASET", "Delivery", "Destination", "Refusal", "ended_unsaid")
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,6 @@ DATASET = "dataset:"
 delivered."""
 
 _FOR_GOOD = (InvalidError, NotFoundError, ConflictError, IntegrityError, CacheError)
-_LIMIT_TRIES = 5
 _PARTS_PER_CALL = 1000
 _MOST_TOLD = 20
 
@@ -96,28 +96,55 @@ class Refusal:
     what: str
 
 
-class _Delivery:
-    """One pass over one spool."""
+class Delivery:
+    """Brings what is in one spool to a server.
+
+    Args:
+        spool: Owned by this process, or adopted.
+        to: The server.
+        refused: Called for what the server refused for good.
+        advanced: Called with the number of records of each batch, artifacts that are left for later among them.
+        uploaded: Called after each upload.
+        limit_tries: How often something is tried again that the server calls too large. It may be a proxy that has
+            enough for now.
+
+    Concurrency: one task for `records` and another for `uploads`.
+    """
 
     def __init__(
         self,
         spool: Spool,
         to: Destination,
+        *,
         refused: Callable[[Refusal], None],
-        advanced: Callable[[int], None],
+        advanced: Callable[[int], None] = lambda _: None,
+        uploaded: Callable[[], None] = lambda: None,
+        limit_tries: int = 0,
     ) -> None:
         self._spool = spool
         self._to = to
         self._refused = refused
         self._advanced = advanced
+        self._uploaded = uploaded
+        self._most_tries = limit_tries
+        self._tries = 0
+        self._upload_tries = 0
         self._told = 0
+        self._unsaid: list[Refusal] = []
 
-    async def run(self) -> int:
+    async def records(self) -> int:
+        """Delivers what is there now, and leaves artifacts to `uploads`; returns how many records that were.
+
+        Raises:
+            ModelBoxError: The server cannot take it now; what was delivered stays so.
+            OSError: The disk fails.
+        """
         count = 0
         while True:
             batch = await anyio.to_thread.run_sync(self._spool.next_batch)
             if batch is None:
                 return count
+            self._unsaid = []
             try:
                 await self._deliver(batch)
             except BaseException:
@@ -125,18 +152,67 @@ class _Delivery:
                 raise
             # Not in a thread: a few system calls, and nothing may come between the answer and the cursor.
             self._spool.advance(batch)
-            self._spool.limit_tries = 0
             self._spool.doubtful = False
+            self._tries = 0
+            for refusal in self._unsaid:
+                self._say(refusal)
             count += batch.count
             self._advanced(batch.count)
+
+    async def uploads(self) -> int:
+        """Uploads the artifacts that `records` left; returns how many.
+
+        Raises:
+            ModelBoxError: The server cannot take it now; it is tried again first next time.
+            OSError: The disk fails.
+        """
+        count = 0
+        while (record := self._spool.next_upload()) is not None:
+            refusal = await self._upload(record)
+            await anyio.to_thread.run_sync(self._spool.uploaded, record)
+            self._upload_tries = 0
+            if refusal is not None:
+                self._say(refusal)
+            count += 1
+            self._uploaded()
+        return count
+
+    async def end_open_runs(self) -> None:
+        """Records that the runs which a dead owner left open were interrupted, at the time of its last record.
+
+        Raises:
+            ModelBoxError: The server cannot take it now.
+        """
+        spool = self._spool
+        for run_id, data in spool.open_runs().items():
+            if kind_of_id(run_id) is not None:
+                edit = _end_of(run_id, data) or ended_unsaid(
+                    run_id, datetime.fromtimestamp(_last_written(spool.directory), UTC)
+                )
+                name = hashlib.sha256(f"{spool.id}:end:{run_id}".encode()).hexdigest()[:32]
+                try:
+                    await self._to.deliver(name, [Operation(seq=1, payload=edit)])
+                except (InvalidError, NotFoundError, ConflictError, AuthError) as exc:
+                    _log.warning("the run %s could not be ended: %s", run_id, exc)
+            spool.run_ended(run_id)
 
     async def _deliver(self, batch: Batch) -> None:
         for seq, error in batch.unreadable:
             self._refuse(seq, error, "", "operation")
         if batch.files is not None:
-            await self._upload(batch.files)
+            await self._leave(batch.files)
         elif batch.operations:
             await self._send(batch.operations)
+
+    async def _leave(self, record: FilesRecord) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._spool.leave_upload, record)
+        except OSError:
+            # The disk is full. Uploading makes room on it.
+            _log.debug("an artifact cannot be left for later", exc_info=True)
+            refusal = await self._upload(record)
+            if refusal is not None:
+                self._unsaid.append(refusal)
 
     async def _send(self, operations: Sequence[Operation]) -> None:
         """Delivers operations; halves them to find one that fails the whole call for good."""
@@ -148,8 +224,10 @@ class _Delivery:
                 await self._send(operations[:middle])
                 await self._send(operations[middle:])
                 return
-            if isinstance(exc, LimitError) and not self._limit_reached():
-                raise
+            if isinstance(exc, LimitError):
+                self._tries += 1
+                if _may_pass(exc) or self._tries <= self._most_tries:
+                    raise
             self._refuse(operations[0].seq, exc, _object_of(operations[0].payload), _kind_of(operations[0].payload))
             return
         if self._spool.doubtful:
@@ -161,7 +239,7 @@ class _Delivery:
             if parts and not rejection.code.startswith("not_found"):
                 await self._send_parts(rejection.seq, parts)
             else:
-                self._say(
+                self._unsaid.append(
                     Refusal(
                         rejection=rejection,
                         object=_object_of(payload) if payload is not None else "",
@@ -189,24 +267,26 @@ class _Delivery:
             for rejection in delivered.rejections:
                 payload = parts[rejection.seq - 1]
                 said = Rejection(seq=seq, code=rejection.code, message=rejection.message)
-                self._say(Refusal(rejection=said, object=_object_of(payload), what=_kind_of(payload)))
+                self._unsaid.append(Refusal(rejection=said, object=_object_of(payload), what=_kind_of(payload)))
 
-    async def _upload(self, record: FilesRecord) -> None:
+    async def _upload(self, record: FilesRecord) -> Refusal | None:
         try:
             files = await anyio.to_thread.run_sync(self._found, record)
             await self._to.upload(record.parent, record.name, files, labels=record.labels, metadata=record.metadata)
-        except _FOR_GOOD as exc:
-            self._refuse(record.seq, exc, record.parent, f"artifact {record.name}")
-        except LimitError as exc:
-            if not self._limit_reached():
-                raise
-            self._refuse(record.seq, exc, record.parent, f"artifact {record.name}")
+        except (*_FOR_GOOD, LimitError) as exc:
+            if isinstance(exc, LimitError):
+                self._upload_tries += 1
+                if _may_pass(exc) or self._upload_tries <= self._most_tries:
+                    raise
+            rejection = Rejection(seq=record.seq, code=exc.code, message=exc.message)
+            return Refusal(rejection=rejection, object=record.parent, what=f"artifact {record.name}")
+        return None
 
     def _found(self, record: FilesRecord) -> dict[str, Path]:
         """Where the files lie.
 
         Raises:
-            InvalidError: One that was not copied has changed.
+            InvalidError: One is gone, or is not what was logged.
         """
         found: dict[str, Path] = {}
         for file in record.files:
@@ -220,17 +300,17 @@ class _Delivery:
                     f"{path} has changed since it was logged as a file of {record.name}: there was no room in the"
                     " spool to copy it"
                 )
+            if file.copied and status.st_size != file.size_bytes:
+                raise InvalidError(
+                    f"the copy of {file.path} in {record.name} has {status.st_size} of {file.size_bytes} bytes: the"
+                    " machine went down before it was on disk"
+                )
             found[file.path] = path
         return found
 
-    def _limit_reached(self) -> bool:
-        """A limit may be a full disk, which passes, or a rule, which does not: it has some tries."""
-        self._spool.limit_tries += 1
-        return self._spool.limit_tries > _LIMIT_TRIES
-
     def _refuse(self, seq: int, error: ModelBoxError, object_id: str, what: str) -> None:
         rejection = Rejection(seq=seq, code=error.code, message=error.message)
-        self._say(Refusal(rejection=rejection, object=object_id, what=what))
+        self._unsaid.append(Refusal(rejection=rejection, object=object_id, what=what))
 
     def _say(self, refusal: Refusal) -> None:
         self._told += 1
@@ -244,43 +324,18 @@ class _Delivery:
         self._refused(refusal)
 
 
-async def deliver_all(
-    spool: Spool,
-    to: Destination,
-    *,
-    refused: Callable[[Refusal], None],
-    advanced: Callable[[int], None] = lambda _: None,
-) -> int:
-    """Delivers what is in a spool now, and returns how many records that were.
-
-    Args:
-        spool: Owned by this process, or adopted.
-        to: The server.
-        refused: Called for what the server refused for good.
-        advanced: Called with the number of records of each batch.
-
-    Raises:
-        ModelBoxError: The server cannot take it now; what was delivered stays so.
-        OSError: The disk fails.
-    """
-    return await _Delivery(spool, to, refused, advanced).run()
+def _may_pass(error: LimitError) -> bool:
+    """Whether it is a full disk, for which there is no end of patience: nothing is wrong with what was sent."""
+    return error.fields.get("what") == "disk"
 
 
-async def end_open_runs(spool: Spool, to: Destination) -> None:
-    """Records that the runs which a dead owner left open were interrupted, at the time of its last record.
-
-    Raises:
-        ModelBoxError: The server cannot take it now.
-    """
-    for run_id in spool.open_runs():
-        if kind_of_id(run_id) is None:
-            continue
-        edit = ended_unsaid(run_id, datetime.fromtimestamp(_last_written(spool.directory), UTC))
-        name = hashlib.sha256(f"{spool.id}:end:{run_id}".encode()).hexdigest()[:32]
-        try:
-            await to.deliver(name, [Operation(seq=1, payload=edit)])
-        except (InvalidError, NotFoundError, ConflictError, AuthError) as exc:
-            _log.warning("the run %s could not be ended: %s", run_id, exc)
+def _end_of(run_id: str, data: bytes) -> RunEdit | None:
+    """How a run ended whose program died while it recorded that."""
+    try:
+        edit = read_operation(data)
+    except InvalidError:
+        return None
+    return edit if isinstance(edit, RunEdit) and edit.id == run_id else None
 
 
 def ended_unsaid(run_id: str, at: datetime) -> RunEdit:

@@ -4,8 +4,9 @@ Works beside the owner that goes on writing, and on what an owner left behind; t
 (`adopt`). Everything here blocks.
 
 Invariants: a batch comes again until `advance` was called with it. The cursor may lag behind, never lead: after a crash
-some records are delivered once more, with the same numbers. A damaged record hides what follows it in its segment, and
-nothing else; that is counted and said.
+some records are delivered once more, with the same numbers. An artifact may be left for later, so that a long upload
+holds up nothing (`leave_upload`): it is in a list on disk before the cursor passes it. A damaged record hides what
+follows it in its segment, and nothing else; that is counted and said.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 import shutil
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -24,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelbox.errors import InvalidError
-from modelbox.spool.format import HEADER, Decoded, FilesRecord, decode
+from modelbox.spool.disk import replace_file, sync_file
+from modelbox.spool.format import HEADER, Decoded, FilesRecord, decode, encode_files
 from modelbox.spool.log import SpoolLog
 from modelbox.spool.operations import operations_of
 from modelbox.tracking import Operation
@@ -89,21 +92,31 @@ class Spool:
     Attributes:
         damaged_bytes: What could not be read, so far.
         doubtful: Whether the next batch may have been delivered before without an answer.
-        limit_tries: How often the server refused the next batch as too large, or for want of room.
+        delivered_seq: Everything up to this record is delivered, artifacts included.
+        uploads: Artifacts that the cursor has passed and that are not uploaded yet, oldest first.
     """
 
     def __init__(self, directory: Path, log: SpoolLog | None = None) -> None:
         self.id = directory.name
         self.directory = directory
         self.damaged_bytes = 0
-        self.limit_tries = 0
         self.doubtful = log is None
         self._log = log
         self._segment = ""
         self._at = 0
         self._names: dict[int, str] = {}
         self._fd = -1
-        self.delivered_seq = self._read_cursor()
+        self._uploads_lock = threading.Lock()
+        self._passed_seq = self._read_cursor()
+        self.uploads: tuple[FilesRecord, ...] = self._read_uploads()
+        self.delivered_seq = 0
+        self._count_delivered()
+
+    @property
+    def left(self) -> int:
+        """About how many records are not delivered; exactly 0 if none is. Only where this process owns the spool."""
+        assert self._log is not None
+        return max(0, self._log.last_seq - self._passed_seq) + len(self.uploads)
 
     def next_batch(self) -> Batch | None:
         """What comes next; None if there is nothing now.
@@ -147,7 +160,7 @@ class Spool:
         size = _READ_BYTES
         while True:
             data = os.pread(self._fd, min(size, end - self._at), self._at)
-            decoded = decode(data, self._names, after_seq=self.delivered_seq)
+            decoded = decode(data, self._names, after_seq=self._passed_seq)
             if decoded.size_bytes or decoded.damage or len(data) < size:
                 return decoded
             size *= 4  # a record that is longer than that
@@ -170,24 +183,81 @@ class Spool:
         )
 
     def advance(self, batch: Batch) -> None:
-        """Goes on behind ``batch``, and removes what is not needed any more.
-
-        Raises:
-            OSError: The disk fails.
-        """
+        """Goes on behind ``batch``, and removes what is not needed any more."""
         self._at = batch.end
-        if batch.files is not None:
+        with self._uploads_lock:
+            later = any(record.seq == batch.last_seq for record in self.uploads)
+            self._passed_seq = batch.last_seq
+            self._count_delivered()
+        if batch.files is not None and not later:
             self._remove_files(batch.files)
-        self.delivered_seq = batch.last_seq
         self._write_cursor()
         for name in self._segments():
             if name >= batch.segment:
                 break
             self._remove_segment(name)
 
+    def leave_upload(self, record: FilesRecord) -> None:
+        """Has an artifact uploaded later; to be called before `advance` with its batch.
+
+        Raises:
+            OSError: The list cannot be written: it must be uploaded now.
+        """
+        with self._uploads_lock:
+            if all(record.seq != other.seq for other in self.uploads):
+                self._write_uploads((*self.uploads, record))
+
+    def next_upload(self) -> FilesRecord | None:
+        """The oldest artifact that the cursor has passed and that is not uploaded yet."""
+        with self._uploads_lock:
+            first = self.uploads[0] if self.uploads else None
+            return first if first is not None and first.seq <= self._passed_seq else None
+
+    def uploaded(self, record: FilesRecord) -> None:
+        """Takes an artifact from the list, and its files away.
+
+        Raises:
+            OSError: The list cannot be written.
+        """
+        # Or a power cut might bring it back, without its files.
+        sync_file(self.directory / "cursor", self.directory)
+        with self._uploads_lock:
+            self._write_uploads(tuple(other for other in self.uploads if other.seq != record.seq))
+        self._remove_files(record)
+
+    def _write_uploads(self, uploads: tuple[FilesRecord, ...]) -> None:
+        path = self.directory / "uploads"
+        if uploads:
+            replace_file(path, HEADER + b"".join(encode_files(record) for record in uploads))
+        else:
+            path.unlink(missing_ok=True)
+        self.uploads = uploads
+        self._count_delivered()
+
+    def _read_uploads(self) -> tuple[FilesRecord, ...]:
+        try:
+            data = (self.directory / "uploads").read_bytes()
+        except OSError:
+            return ()
+        found: list[FilesRecord] = []
+        at = len(HEADER)
+        while at < len(data):
+            decoded = decode(data[at:], {})
+            if decoded.files is None:
+                self._damaged(len(data) - at, decoded.damage or "a list of uploads that ends too early")
+                break
+            found.append(decoded.files)
+            at += decoded.size_bytes
+        return tuple(found)
+
+    def _count_delivered(self) -> None:
+        self.delivered_seq = min([self._passed_seq, *(record.seq - 1 for record in self.uploads)])
+
     def pending(self) -> tuple[int, int, bool]:
         """How many records are not delivered, the bytes that they take, and whether some cannot be read; reads all."""
-        count, size, damaged = 0, 0, False
+        later = [record for record in self.uploads if record.seq <= self._passed_seq]
+        count, size = len(later), sum(file.size_bytes for record in later for file in record.files if file.copied)
+        damaged = self.damaged_bytes > 0
         for name in self._segments():
             try:
                 data = (self.directory / name).read_bytes()
@@ -196,9 +266,9 @@ class Spool:
             names: dict[int, str] = {}
             at = len(HEADER)
             while at < len(data):
-                decoded = decode(data[at : at + _READ_BYTES], names, after_seq=self.delivered_seq)
+                decoded = decode(data[at : at + _READ_BYTES], names, after_seq=self._passed_seq)
                 if not decoded.size_bytes:
-                    decoded = decode(data[at:], names, after_seq=self.delivered_seq)
+                    decoded = decode(data[at:], names, after_seq=self._passed_seq)
                 if decoded.count:
                     size += decoded.size_bytes
                     count += decoded.count
@@ -210,12 +280,19 @@ class Spool:
                 at += decoded.size_bytes
         return count, size, damaged
 
-    def open_runs(self) -> list[str]:
-        """Runs that the owner began and did not end."""
-        try:
-            return sorted(os.listdir(self.directory / "open"))
-        except OSError:
-            return []
+    def open_runs(self) -> dict[str, bytes]:
+        """Runs that the owner began and did not end; with the operation that ends one, if it had come that far."""
+        found: dict[str, bytes] = {}
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self.directory / "open")):
+                if not name.endswith(".part"):
+                    found[name] = (self.directory / "open" / name).read_bytes()
+        return found
+
+    def run_ended(self, run_id: str) -> None:
+        """Notes that the server knows of the end of a run that was open."""
+        with contextlib.suppress(OSError):
+            (self.directory / "open" / run_id).unlink()
 
     def path_of(self, local: str) -> Path:
         """Where a file of an artifact lies."""
@@ -278,12 +355,16 @@ class Spool:
         return 0
 
     def _write_cursor(self) -> None:
-        data = struct.pack("<Q", self.delivered_seq)
-        fd = os.open(self.directory / "cursor", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        data = struct.pack("<Q", self._passed_seq)
         try:
-            os.pwrite(fd, data + struct.pack("<I", zlib.crc32(data)), 0)
-        finally:
-            os.close(fd)
+            fd = os.open(self.directory / "cursor", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, data + struct.pack("<I", zlib.crc32(data)), 0)
+            finally:
+                os.close(fd)
+        except OSError:
+            # On a full disk, delivered segments must be removed all the same. The server knows what it has had.
+            _log.debug("the cursor of the spool %s lags behind", self.directory, exc_info=True)
 
     def _damaged(self, size_bytes: int, why: str) -> None:
         self.damaged_bytes += size_bytes

@@ -47,6 +47,11 @@ class Remote:
         """See `modelbox.spool.push.Destination.upload`."""
         await upload_artifact(self._source, parent, name, files, labels=labels, metadata=metadata, on_progress=None)
 
+    async def last_steps(self, object_id: str) -> Mapping[str, int]:
+        """The last step of each metric of an object, by key."""
+        summaries = await self._source.tracking.get_metric_summaries([object_id])
+        return {summary.key: summary.latest_step for summary in summaries}
+
     async def _resolved(self, operation: Operation) -> Operation:
         """Puts ids where a dataset is named."""
         edges = operation.payload

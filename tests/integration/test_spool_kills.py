@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from modelbox import sync
-from modelbox.errors import ModelBoxError
 from modelbox.spool import spool_status
 from modelbox.tracking import RunStatus
 from tests.logging_process import ROOT, Logger, logging_to
@@ -99,11 +98,11 @@ def test_a_server_killed_again_and_again_gets_everything_once(server: ServerProc
         logger.kill(signal.SIGINT)
     with sync.Client(server.url, spool_dir=tmp_path / "spool") as client:
         for _ in range(100):
-            try:
-                client.push_spools()
+            errors = [one.error for one in client.push_spools() if one.error is not None]
+            if not errors:
                 break
-            except ModelBoxError:
-                time.sleep(0.1)
+            time.sleep(0.1)
+        assert errors == []
         check_complete(client, logger)
         assert client.get_run(logger.run).status is RunStatus.INTERRUPTED
 

@@ -43,3 +43,15 @@ def without_async() -> None:
     with sync.load("langtech/wav2vec@prod") as model:
         assert_type(model, sync.SyncModel)
         assert_type(model.predict({"x": [[1.0]]}), modelbox.Prediction)
+
+
+async def training() -> None:
+    async with modelbox.Client("http://127.0.0.1:8080") as client, client.start_run("ns/experiment") as run:
+        assert_type(run, modelbox.LiveRun)
+        run.log_metric("loss", 0.5, step=1)
+        assert_type(run.log_checkpoint(1), str)
+        assert_type((await client.get_run(run.id)).status, modelbox.RunStatus)
+    with modelbox.start_run("ns/experiment", params={"lr": 0.1}) as other:
+        assert_type(other, modelbox.LiveRun)
+        assert_type(other.child("part"), modelbox.LiveRun)
+        other.finish(modelbox.RunStatus.FAILED, "out of luck")

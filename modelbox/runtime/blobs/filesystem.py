@@ -344,7 +344,9 @@ class _Writer:
 
 def _failure(exc: OSError, doing: str) -> ModelBoxError:
     if exc.errno in _FULL:
-        return LimitError(f"{doing} failed, the disk is full: make room, then continue", reason=exc.strerror)
+        return LimitError(
+            f"{doing} failed, the disk is full: make room, then continue", what="disk", reason=exc.strerror
+        )
     return StorageError(f"{doing} failed: {exc.strerror}")
 
 

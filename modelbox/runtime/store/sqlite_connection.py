@@ -149,7 +149,7 @@ def translate(exc: BaseException) -> BaseException:
         return exc
     code = _primary_code(exc)
     if code == sqlite3.SQLITE_FULL:
-        error: ModelBoxError = LimitError("the disk of the database is full: make room, then try again")
+        error: ModelBoxError = LimitError("the disk of the database is full: make room, then try again", what="disk")
     elif code in _WAITING:
         error = ServerBusy("another program holds the database's lock: try again", retry_after_s=1.0)
     elif isinstance(exc, SQLAlchemyError | sqlite3.Error):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 
 from modelbox.config import ClientConfig, load_client_config
@@ -27,6 +29,12 @@ class MemoryServer:
     calls: int = 0
     away: ModelBoxError | None = None
     """Raised by every call while it is set."""
+    last_steps: dict[str, int] = field(default_factory=dict)
+    """What is said of the metrics of every run."""
+    hold_uploads: threading.Event | None = None
+    """Uploads wait for it, in a thread."""
+    uploads: int = 0
+    """How many have begun."""
     lose_answers: int = 0
     """So many of the next answers do not arrive, though the call was done."""
     refuse: Callable[[OperationPayload], ModelBoxError | None] = lambda _: None
@@ -72,7 +80,15 @@ class MemoryServer:
     ) -> None:
         if self.away is not None:
             raise self.away
+        self.uploads += 1
+        if self.hold_uploads is not None:
+            await anyio.to_thread.run_sync(self.hold_uploads.wait, abandon_on_cancel=True)
         self.artifacts.append((parent, name, {path: local.read_bytes() for path, local in files.items()}))
+
+    async def read_last_steps(self, object_id: str) -> Mapping[str, int]:
+        if self.away is not None:
+            raise self.away
+        return self.last_steps
 
     def series(self, key: str) -> list[tuple[int, float | bytes]]:
         """Steps and values of one key, by step."""

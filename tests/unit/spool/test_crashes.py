@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from modelbox.errors import ConflictError, ModelBoxError, Unavailable
 from modelbox.spool.log import SpoolLog
 from modelbox.spool.operations import operation_data
-from modelbox.spool.push import deliver_all
+from modelbox.spool.push import Delivery
 from modelbox.spool.reader import Spool, adopt, find_spools
 from modelbox.tracking import NewComment
 from tests.unit.spool.servers import MemoryServer
@@ -90,7 +90,9 @@ class Crashes(RuleBasedStateMachine):
     def _deliver(self, spool: Spool) -> bool:
         async def run() -> bool:
             try:
-                await deliver_all(spool, self.server, refused=lambda one: self.told.add(one.rejection.message))
+                delivery = Delivery(spool, self.server, refused=lambda one: self.told.add(one.rejection.message))
+                await delivery.records()
+                await delivery.uploads()
             except ModelBoxError:
                 return False
             return True
@@ -110,7 +112,7 @@ class Crashes(RuleBasedStateMachine):
         self.die(7)
         self.deliver_what_was_left()
         self.spool.close()
-        self.log.close(remove=True)
+        assert self.log.close(delivered_seq=self.spool.delivered_seq)
         texts = [one.text for one in self.server.operations if isinstance(one, NewComment)]
         assert sorted(texts) == sorted(self.texts)
         assert {(key, step, value) for (_, key, step, _), value in self.server.points.items()} == self.points

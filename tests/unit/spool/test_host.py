@@ -19,6 +19,7 @@ from modelbox.tracking import (
     NewComment,
     OperationPayload,
     RunEdit,
+    RunPatch,
     RunStatus,
 )
 from tests.unit.spool.servers import MemoryServer, config_for
@@ -355,3 +356,107 @@ def test_a_directory_that_cannot_be_written_has_a_replacement(
         assert delivered(host)
     finally:
         host.close()
+
+
+def test_a_long_upload_holds_up_nothing_but_uploads(start: Hosts, server: MemoryServer, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    server.hold_uploads = threading.Event()
+    host = start()
+    before = host.log.last_seq
+    for name in ("first", "second"):
+        host.log.append_files(RUN, name, tmp_path / "w.bin", labels={}, metadata={})
+    host.log.append_operation(comment("after"))
+    host.log.append_point(RUN, "loss", 1, 5, 0.5)
+    for _ in range(2000):
+        host.kick()
+        if server.series("loss") and server.uploads:
+            break
+        threading.Event().wait(0.005)
+    assert texts_of(server) == ["after"]
+    assert server.series("loss") == [(1, 0.5)]
+    # Whoever waits for all of it waits for the files, too.
+    assert not host.wait(host.log.last_seq, 0.1)
+    assert host.wait(before, 0)
+    assert (host.left, server.uploads) == (2, 1)
+    server.hold_uploads.set()
+    assert delivered(host)
+    assert [name for _, name, _ in server.artifacts] == ["first", "second"]
+    host.close()
+    assert not host.directory.exists()
+
+
+def test_an_upload_that_was_broken_off_is_made_up_for_by_whoever_delivers_the_rest(
+    start: Hosts, server: MemoryServer, tmp_path: Path
+) -> None:
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    server.hold_uploads = threading.Event()
+    host = start()
+    host.log.append_files(RUN, "w", tmp_path / "w.bin", labels={}, metadata={})
+    host.log.append_operation(comment("after"))
+    for _ in range(2000):
+        host.kick()
+        if server.operations:
+            break
+        threading.Event().wait(0.005)
+    host.close()
+    server.hold_uploads = None
+    assert server.artifacts == []
+    (status,) = spool_status(host.directory.parent)
+    assert (status.records, status.damaged) == (1, False)
+    other = start()
+    for _ in range(2000):
+        other.kick()
+        if not host.directory.exists():
+            break
+        threading.Event().wait(0.005)
+    assert server.artifacts == [(RUN, "w", {"w.bin": b"weights"})]
+    assert texts_of(server) == ["after"]
+
+
+def test_a_fault_of_ours_does_not_end_delivery(start: Hosts, server: MemoryServer) -> None:
+    failed = False
+
+    def fail(_: object) -> None:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise KeyError("a fault")
+
+    server.fail_call = fail
+    host = start()
+    host.log.append_operation(comment("one"))
+    assert delivered(host)
+    assert texts_of(server) == ["one"]
+
+
+def test_a_full_disk_of_the_server_is_waited_for_without_end(
+    server: MemoryServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpoolHost, "_pause_s", lambda *_: 0.001)
+    tries = 0
+
+    def full(_: object) -> LimitError | None:
+        nonlocal tries
+        tries += 1
+        return LimitError("the disk is full", what="disk") if tries <= 50 else None
+
+    server.fail_call = full
+    host = SpoolHost(config_for(tmp_path), destination=server)
+    host.log.append_operation(comment("one"))
+    assert delivered(host)
+    assert (texts_of(server), host.refusals) == (["one"], [])
+    host.close()
+
+
+async def test_a_run_whose_program_died_while_it_recorded_the_end_has_that_end(
+    server: MemoryServer, tmp_path: Path
+) -> None:
+    end = RunEdit(id=RUN, patch=RunPatch(status=RunStatus.FINISHED, reason=""))
+    left = SpoolLog(tmp_path / "spool", url="http://127.0.0.1:9", actor="tester", max_bytes=1 << 20)
+    left.mark_open(RUN)
+    left.mark_ending(RUN, operation_data(end))
+    left.abandon()
+    config = config_for(tmp_path)
+    (pushed,) = await push_spools(config, config.spool_dir, connect=lambda _: server)
+    assert pushed.error is None
+    assert server.operations == [end]

@@ -25,7 +25,7 @@ MIB = 1 << 20
 def log(tmp_path: Path) -> Iterator[SpoolLog]:
     log = SpoolLog(tmp_path, url="http://x:1", actor="a", max_bytes=64 * MIB)
     yield log
-    log.close(remove=False)
+    log.close()
 
 
 def taken(spool: Spool) -> list[tuple[str, int, float | bytes]]:
@@ -89,7 +89,7 @@ def test_segments_are_removed_when_they_are_delivered(tmp_path: Path) -> None:
         assert len(taken(spool)) == 5000
     assert log.used_bytes < MIB // 2
     assert len(list(log.directory.glob("*.seg"))) <= 3
-    log.close(remove=True)
+    log.close(delivered_seq=log.last_seq)
     assert not log.directory.exists()
 
 
@@ -111,7 +111,7 @@ def test_points_are_refused_when_it_is_full_and_operations_later(tmp_path: Path)
     assert log.append_point(RUN, "unseen", 0, 5, 0.5)
     assert log.append_point(RUN, "key 0", 1, 5, 0.5)
     assert taken(spool) == [("unseen", 0, 0.5), ("key 0", 1, 0.5)]
-    log.close(remove=True)
+    log.close(delivered_seq=log.last_seq)
 
 
 def test_a_record_that_is_not_written_whole_is_taken_back(log: SpoolLog) -> None:
@@ -147,7 +147,7 @@ def test_a_torn_end_hides_only_itself(tmp_path: Path, cut: int) -> None:
     log = SpoolLog(tmp_path, url="http://x:1", actor="a", max_bytes=MIB)
     for step in range(10):
         log.append_point(RUN, "loss", step, 5, 0.5)
-    log.close(remove=False)
+    log.close()
     (segment,) = log.directory.glob("*.seg")
     os.truncate(segment, segment.stat().st_size - cut)
     spool = Spool(log.directory)
@@ -159,7 +159,7 @@ def test_damage_in_one_segment_leaves_the_others(tmp_path: Path) -> None:
     log = SpoolLog(tmp_path, url="http://x:1", actor="a", max_bytes=MIB)
     for step in range(6000):
         log.append_point(RUN, "loss", step, 5, 0.5)
-    log.close(remove=False)
+    log.close()
     first, *_ = sorted(log.directory.glob("*.seg"))
     data = bytearray(first.read_bytes())
     data[len(data) // 2] ^= 1
@@ -240,7 +240,7 @@ def test_files_without_room_stay_where_they_are(tmp_path: Path) -> None:
     assert batch is not None
     assert batch.files is not None
     assert [(file.copied, file.local) for file in batch.files.files] == [(False, str(local))]
-    log.close(remove=True)
+    log.close(delivered_seq=log.last_seq)
 
 
 def test_an_owner_keeps_others_out_until_it_is_gone(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_an_owner_keeps_others_out_until_it_is_gone(tmp_path: Path) -> None:
     assert (about.url, about.actor, about.pid) == ("http://x:1", "a", os.getpid())
     with adopt(about.directory) as spool:
         assert spool is None
-    log.close(remove=False)
+    log.close()
     with adopt(about.directory) as spool:
         assert spool is not None
         with adopt(about.directory) as second:
