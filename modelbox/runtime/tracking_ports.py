@@ -136,9 +136,12 @@ class TrackingStore(ObjectLookup, Protocol):
         """Sets and removals, newest first; of all keys for an empty one. Key: (internal number,)."""
 
     async def deliver(
-        self, spool: str, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
+        self, spool: str, first: int, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
     ) -> tuple[Rejection, ...]:
         """Carries out those operations (none of metrics) that the spool has not had yet; it has ``upto`` afterwards.
+
+        They are a part of a delivery that begins with the number ``first``. Of those that came before, what was refused
+        is told again, if it was of the last delivery.
 
         One transaction. An operation that can never succeed is undone by itself and told as a rejection; what may
         succeed later (a full disk, a lock) fails the whole.

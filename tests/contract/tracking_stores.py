@@ -608,15 +608,15 @@ class TrackingStoreContract:
         payloads.append(NewEdges(edges=(NewEdge(source=data.id, target=run.id, type="used"),)))
         assert {type(payload) for payload in payloads} == set(deliver_module._APPLY)
         operations = [Operation(seq=2 * number + 1, payload=payload) for number, payload in enumerate(payloads)]
-        assert await store.deliver(SPOOL, 19, operations, actor="ann", at=AT) == ()
+        assert await store.deliver(SPOOL, 1, 19, operations, actor="ann", at=AT) == ()
         rev = (await history(database)).head.rev
         assert rev == len(payloads)
-        assert await store.deliver(SPOOL, 19, operations, actor="ann", at=LATER) == ()
+        assert await store.deliver(SPOOL, 1, 19, operations, actor="ann", at=LATER) == ()
         assert (await history(database)).head.rev == rev
         # What somebody changed in between stays changed when the same comes again.
         await store.update_run(run.id, RunPatch(name="other"), actor="", at=AT)
         more = [*operations, Operation(seq=20, payload=RunEdit(id=run.id, patch=RunPatch(status=RunStatus.FINISHED)))]
-        assert await store.deliver(SPOOL, 20, more, actor="ann", at=LATER) == ()
+        assert await store.deliver(SPOOL, 1, 20, more, actor="ann", at=LATER) == ()
         now = await store.get_run(run.id)
         assert (now.name, now.status) == ("other", RunStatus.FINISHED)
 
@@ -630,11 +630,39 @@ class TrackingStoreContract:
             AttributesEdit(object=run.id, kind=AttributeKind.PARAM, values={"b": 1}),
         ]
         operations = [Operation(seq=number, payload=payload) for number, payload in enumerate(payloads, start=7)]
-        refused = await store.deliver(SPOOL, 10, operations, actor="", at=AT)
+        refused = await store.deliver(SPOOL, 1, 10, operations, actor="", at=AT)
         assert [(one.seq, one.code) for one in refused] == [(7, "not_found"), (9, "conflict")]
         assert "lr" in refused[1].message
         assert await values(database, run.id, AttributeKind.PARAM) == {"lr": 1, "b": 1}
         await history(database)
+
+    async def test_what_was_refused_is_told_again_to_who_lost_the_answer(self, database: Database) -> None:
+        store = SqlTrackingStore(database)
+        run = (await make_run(database)).id
+
+        def unknown(first: int, count: int) -> list[Operation]:
+            bad = NewCheckpoint(parent_id=new_id(ObjectKind.RUN), epoch=0)
+            good = AttributesEdit(object=run, kind=AttributeKind.TAG, values={"a": ""})
+            return [Operation(seq=seq, payload=bad if seq % 2 else good) for seq in range(first, first + count)]
+
+        async def seqs(first: int, upto: int, operations: Sequence[Operation]) -> list[int]:
+            refused = await store.deliver(SPOOL, first, upto, operations, actor="", at=AT)
+            assert {one.code for one in refused} <= {"not_found"}
+            return [one.seq for one in refused]
+
+        # One delivery in two parts, the second of them after a break; then all of it again, and a part.
+        early, late = unknown(1, 4), unknown(5, 4)
+        assert await seqs(1, 4, early) == [1, 3]
+        assert await seqs(1, 4, early) == [1, 3]
+        assert await seqs(1, 8, late) == [5, 7]
+        assert await seqs(1, 4, early) == [1, 3]
+        assert await seqs(1, 8, late) == [5, 7]
+        # The next one has nothing to do with it.
+        assert await seqs(9, 12, unknown(9, 4)) == [9, 11]
+        assert await seqs(1, 8, late) == []
+        many = unknown(13, 3000)
+        assert await seqs(13, 3012, many) == [*range(13, 3013, 2)]
+        assert await seqs(13, 3012, many) == [*range(13, 3013, 2)][-1000:]
 
     async def test_our_own_fault_is_told_and_holds_up_nothing(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
@@ -648,7 +676,7 @@ class TrackingStoreContract:
             Operation(seq=1, payload=NewExperiment(namespace="ns", name="x")),
             Operation(seq=2, payload=run),
         ]
-        refused = await SqlTrackingStore(database).deliver(SPOOL, 2, operations, actor="", at=AT)
+        refused = await SqlTrackingStore(database).deliver(SPOOL, 1, 2, operations, actor="", at=AT)
         assert [(one.seq, one.code) for one in refused] == [(1, "modelbox")]
         assert (await SqlTrackingStore(database).get_run(run.id)).experiment == "e"
 
@@ -664,9 +692,9 @@ class TrackingStoreContract:
         with monkeypatch.context() as patched:
             patched.setitem(deliver_module._APPLY, NewEvent, failing)
             with pytest.raises(StorageError):
-                await store.deliver(SPOOL, 2, operations, actor="", at=AT)
+                await store.deliver(SPOOL, 1, 2, operations, actor="", at=AT)
         assert await count(database, "runs") == await count(database, "spools") == 0
-        assert await store.deliver(SPOOL, 2, operations, actor="", at=AT) == ()
+        assert await store.deliver(SPOOL, 1, 2, operations, actor="", at=AT) == ()
         assert await count(database, "events") == 1
 
     async def test_deliveries_of_many_at_once(self, database: Database) -> None:
@@ -677,7 +705,9 @@ class TrackingStoreContract:
             for seq in range(1, 6):
                 edit_ = AttributesEdit(object=run.id, kind=AttributeKind.TAG, values={f"{number}.{seq}": "x"})
                 for _ in range(2):
-                    await store.deliver(f"{number:032x}", seq, [Operation(seq=seq, payload=edit_)], actor="", at=AT)
+                    await store.deliver(
+                        f"{number:032x}", seq, seq, [Operation(seq=seq, payload=edit_)], actor="", at=AT
+                    )
 
         async with anyio.create_task_group() as tasks:
             for number in range(8):

@@ -216,7 +216,7 @@ async def test_points_come_again_after_what_else_did_not(served: Served) -> None
     uid = new_id(ObjectKind.RUN)
     operations = [Operation(seq=seq, payload=payload) for seq, payload in enumerate(session(uid), start=1)]
     others = [one for one in operations if not isinstance(one.payload, MetricColumns)]
-    assert await SqlTrackingStore(served.database).deliver(SPOOL, 7, others, actor="", at=AT) == ()
+    assert await SqlTrackingStore(served.database).deliver(SPOOL, 1, 7, others, actor="", at=AT) == ()
     assert await served.counts(uid) == {}
     delivered = await served.tracking.deliver(SPOOL, operations, actor="")
     assert delivered.rejections == ()

@@ -348,7 +348,9 @@ class TrackingService:
         for start in range(0, len(control), _DELIVER_BATCH):
             some = control[start : start + _DELIVER_BATCH]
             upto = last if start + _DELIVER_BATCH >= len(control) else some[-1].seq
-            rejections.extend(await self._store.deliver(spool, upto, some, actor=actor, at=self._clock()))
+            rejections.extend(
+                await self._store.deliver(spool, operations[0].seq, upto, some, actor=actor, at=self._clock())
+            )
         rejections.extend(await self._log(points))
         return Delivered(seq=last, rejections=tuple(sorted(rejections, key=lambda one: one.seq)))
 

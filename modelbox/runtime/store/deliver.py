@@ -1,12 +1,14 @@
 """Taking over the operations of a client's spool, exactly once in effect.
 
 ``spools`` keeps how far each spool was taken over; it moves in the transaction that carries the operations out, so that
-one that is sent again does nothing again. Every operation runs in a savepoint of its own: what can never succeed is
-undone by itself and told, what may succeed later fails the whole delivery.
+one that is sent again does nothing again. What was refused of the last delivery is kept beside it, since a client that
+lost the answer has not heard of it. Every operation runs in a savepoint of its own: what can never succeed is undone by
+itself and told, what may succeed later fails the whole delivery.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -43,7 +45,10 @@ __all__ = ("deliver",)
 
 _LOG = logging.getLogger(__name__)
 
-_SEQ = select(spools.c.last_seq).where(spools.c.uid == bindparam("the_spool")).with_for_update()
+_MAX_KEPT = 1000
+_MAX_MESSAGE_CHARS = 500
+
+_SEQ = select(spools.c.last_seq, spools.c.rejections).where(spools.c.uid == bindparam("the_spool")).with_for_update()
 
 
 def _update_run(conn: Connection, edit: RunEdit, *, actor: str, at: datetime) -> Any:
@@ -67,22 +72,52 @@ _PERMANENT = (InvalidError, NotFoundError, ConflictError, LimitError, IntegrityE
 
 
 def deliver(
-    conn: Connection, spool: str, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
+    conn: Connection, spool: str, first: int, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
 ) -> tuple[Rejection, ...]:
-    """Carries out those operations that the spool has not had yet; it has ``upto`` afterwards."""
-    had = conn.execute(_SEQ, {"the_spool": spool}).scalar()
-    rejections = []
+    """Carries out those operations that the spool has not had yet; it has ``upto`` afterwards.
+
+    Args:
+        conn: The transaction.
+        spool: Its id.
+        first: Number with which the delivery begins that these operations are a part of: what was refused before it
+            is forgotten.
+        upto: Number up to which the spool is taken over with this part.
+        operations: In order.
+        actor: Who.
+        at: When.
+
+    Returns:
+        What was refused, now or when it came before.
+    """
+    row = conn.execute(_SEQ, {"the_spool": spool}).first()
+    had = -1 if row is None else row.last_seq
+    before = () if row is None or not row.rejections else _read(row.rejections)
+    repeated = {operation.seq for operation in operations if operation.seq <= had}
+    rejections = [one for one in before if one.seq in repeated]
+    kept = [one for one in before if one.seq >= first]
     for operation in operations:
-        if had is not None and operation.seq <= had:
+        if operation.seq in repeated:
             continue
         rejection = _carry_out(conn, operation, actor, at)
         if rejection is not None:
             rejections.append(rejection)
-    if had is None:
-        conn.execute(insert(spools).values(uid=spool, last_seq=upto, updated_at_us=to_us(at)))
+            kept.append(rejection)
+    state = {"last_seq": max(upto, had), "updated_at_us": to_us(at), "rejections": _written(kept)}
+    if row is None:
+        conn.execute(insert(spools).values(uid=spool, **state))
     elif upto > had:
-        conn.execute(update(spools).where(spools.c.uid == spool).values(last_seq=upto, updated_at_us=to_us(at)))
+        conn.execute(update(spools).where(spools.c.uid == spool).values(**state))
     return tuple(rejections)
+
+
+def _read(text: str) -> tuple[Rejection, ...]:
+    return tuple(Rejection(seq=seq, code=code, message=message) for seq, code, message in json.loads(text))
+
+
+def _written(rejections: Sequence[Rejection]) -> str | None:
+    if not rejections:
+        return None
+    return json.dumps([(one.seq, one.code, one.message[:_MAX_MESSAGE_CHARS]) for one in rejections[-_MAX_KEPT:]])
 
 
 def _carry_out(conn: Connection, operation: Operation, actor: str, at: datetime) -> Rejection | None:

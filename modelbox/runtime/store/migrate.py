@@ -15,7 +15,7 @@ from modelbox.errors import ConfigError
 
 __all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "migrate")
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
 
 

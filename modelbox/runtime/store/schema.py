@@ -438,6 +438,8 @@ spools = Table(
     Column("uid", String(64), primary_key=True),
     Column("last_seq", BigInteger, nullable=False),
     Column("updated_at_us", BigInteger, nullable=False),
+    # JSON: [[seq, code, message], …] of the last delivery.
+    Column("rejections", LongText, nullable=True),
 )
 
 events = Table(

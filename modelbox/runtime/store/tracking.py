@@ -187,7 +187,7 @@ class SqlTrackingStore:
         )
 
     async def deliver(
-        self, spool: str, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
+        self, spool: str, first: int, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
     ) -> tuple[Rejection, ...]:
         """See the port."""
-        return await self._db.write(lambda conn: deliver(conn, spool, upto, operations, actor=actor, at=at))
+        return await self._db.write(lambda conn: deliver(conn, spool, first, upto, operations, actor=actor, at=at))
