@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from modelbox.cli import main
-from modelbox.cli.app import app
+from modelbox.cli.app import command
 from modelbox.cli.output import plain, size_text
 from modelbox.config import load_client_config
 
 
-def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _commands(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
-    for name, sub in getattr(command, "commands", {}).items():
+    for name, sub in getattr(tree, "commands", {}).items():
         yield from _commands(sub, (*path, name))
 
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = list(_commands(typer.main.get_command(app)))
+COMMANDS = list(_commands(command()))
 
 
 @pytest.mark.parametrize("path", [path for path in COMMANDS if path[:1] != ("server",)], ids=" ".join)
