@@ -27,7 +27,18 @@ from modelbox.spool.checks import check_key
 from modelbox.spool.host import SpoolHost
 from modelbox.spool.operations import operation_data
 from modelbox.spool.outcome import one_line, outcome_of
-from modelbox.tracking import NewRun, ObjectKind, Rejection, RunEdit, RunPatch, RunStatus, check_id, kind_of_id, new_id
+from modelbox.tracking import (
+    AttributeKind,
+    NewRun,
+    ObjectKind,
+    Rejection,
+    RunEdit,
+    RunPatch,
+    RunStatus,
+    check_id,
+    kind_of_id,
+    new_id,
+)
 
 if TYPE_CHECKING:
     from modelbox.config import ClientConfig
@@ -117,6 +128,7 @@ class LiveRun(RunMetrics, RunValues, RunRecords):
         self._kinds = {}
         self._steps = {}
         self._params = {}
+        self._keys = {kind: set() for kind in AttributeKind}
         self._ended = False
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []

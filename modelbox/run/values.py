@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from modelbox.errors import InvalidError
+from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
 from modelbox.run.recording import Recording
-from modelbox.spool.checks import check_key, check_labels, json_text
+from modelbox.spool.checks import MAX_KEYS, check_key, check_labels, json_text
 from modelbox.spool.operations import attributes_data
 from modelbox.tracking import AttributeKind
 
@@ -23,6 +23,8 @@ class RunValues(Recording):
 
     _params: dict[str, str]
     """Those that were logged, as JSON."""
+    _keys: dict[AttributeKind, set[str]]
+    """Those of each kind that were logged here."""
 
     def log_params(self, values: Mapping[str, JsonValue], *, overwrite: bool = False) -> None:
         """Records hyperparameters: any JSON by key; numpy and torch scalars, paths and enums count as what they say.
@@ -79,6 +81,7 @@ class RunValues(Recording):
         kept: dict[str, str] = {}
         part: dict[str, str] = {}
         size = 0
+        texts = self._with_room(kind, texts)
         for number, (key, text) in enumerate(texts.items(), 1):
             part[key] = text
             size += len(text)
@@ -86,5 +89,22 @@ class RunValues(Recording):
                 with self._guarded(key):
                     if self._put_data(attributes_data(self._id, kind, part, (), overwrite=overwrite)):
                         kept.update(part)
+                        self._keys[kind].update(part)
                 part, size = {}, 0
         return kept
+
+    def _with_room(self, kind: AttributeKind, texts: Mapping[str, str]) -> Mapping[str, str]:
+        """Those values for whose keys an object has room; each of the others would be refused by itself later."""
+        known = self._keys[kind]
+        if len(known) + len(texts) <= MAX_KEYS[kind]:
+            return texts
+        new = [key for key in texts if key not in known]
+        over = frozenset(new[max(0, MAX_KEYS[kind] - len(known)) :])
+        if not over:
+            return texts
+        error = LimitError(
+            f"{len(over)} keys are beyond the {MAX_KEYS[kind]} of kind {kind.value} that a run may have, such as"
+            f" {shown(min(over))}"
+        )
+        self._bad(f"{kind.value} keys", error, count=len(over))
+        return {key: text for key, text in texts.items() if key not in over}

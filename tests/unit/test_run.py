@@ -15,6 +15,8 @@ import pytest
 
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError, Unavailable, UsageError
 from modelbox.run import LiveRun
+from modelbox.runtime.limits import MAX_ATTRIBUTES
+from modelbox.spool.checks import MAX_KEYS
 from modelbox.spool.host import SpoolHost
 from modelbox.tracking import (
     AttributeKind,
@@ -401,3 +403,23 @@ def test_a_forked_child_records_into_a_spool_of_its_own(host: SpoolHost, server:
     assert [value for _, value in server.series("loss")] == [0.5, 0.25]
     assert [one.id for one in server.operations if isinstance(one, NewRun)] == [run.id, run.id]
     assert [edit.patch.status for edit in edits(server)] == [RunStatus.FINISHED]
+
+
+def test_more_keys_than_an_object_may_have_hold_up_nothing(host: SpoolHost, server: MemoryServer) -> None:
+    with run_on(host) as run:
+        run.set_tags({f"t{number}": "" for number in range(1_000_000)})
+        for number in range(0, 3000, 500):
+            run.log_params({f"p{key}": key for key in range(number, number + 500)})
+        run.set_tags({"t0": "again"})
+        run.log_metric("after", 1.0)
+    assert attributes(server, AttributeKind.TAG) == {f"t{number}": "" for number in range(1000)} | {"t0": "again"}
+    assert len(attributes(server, AttributeKind.PARAM)) == 2000
+    assert run.skipped == 999_000 + 1000
+    assert run.rejections == ()
+    assert server.series("after") == [(0, 1.0)]
+    with run_on(host, strict=True) as strict, pytest.raises(LimitError, match="256 of kind label"):
+        strict.set_labels({f"l{number}": "" for number in range(257)})
+
+
+def test_as_many_keys_are_recorded_as_the_server_takes() -> None:
+    assert MAX_KEYS == MAX_ATTRIBUTES
