@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import anyio
@@ -21,7 +21,7 @@ from modelbox._serving.guard import Limits
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
-from modelbox.errors import StorageError
+from modelbox.errors import LimitError, ServerBusy, StorageError
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
 from modelbox.runtime.config import ServerConfig
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
@@ -130,7 +130,6 @@ class _Server:
         )
         blobs = await self._stack.enter_async_context(FilesystemBlobs(config.data_dir))
         feed_store = SqlFeedStore(self._database)
-        artifacts = ArtifactService(SqlArtifactStore(self._database), blobs)
         self._feed = await self._stack.enter_async_context(
             FeedService(feed_store, bookmark_interval_s=config.bookmark_interval_s)
         )
@@ -142,6 +141,7 @@ class _Server:
         }
         tracking_store = SqlTrackingStore(self._database)
         metric_service = MetricService(SqlMetricStore(self._database.metrics), tracking_store)
+        artifacts = ArtifactService(SqlArtifactStore(self._database), blobs, metrics=metric_service)
         services = Services(
             registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
             artifacts=artifacts,
@@ -155,7 +155,8 @@ class _Server:
             find=FindService(SqlFindStore(self._database, limit_s=config.find_timeout_s)),
         )
         tasks = await self._stack.enter_async_context(task_group())
-        tasks.start_soon(_sweep_for_ever, artifacts, name="upload sweeper")
+        tasks.start_soon(_sweep_for_ever, artifacts.sweep_uploads, "stale uploads", name="upload sweeper")
+        tasks.start_soon(_sweep_for_ever, metric_service.sweep, "metrics of nothing", name="metric sweeper")
 
         self._boundary = Boundary(
             limits=CallLimits(
@@ -232,15 +233,16 @@ class _Server:
             _LOG.warning("cut off %d gRPC calls that did not end within %s s", cut_off, self._config.drain_timeout_s)
 
 
-async def _sweep_for_ever(artifacts: ArtifactService) -> None:
+async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str) -> None:
+    """Removes what nobody needs, at the start and then every hour."""
     while True:
         try:
-            dropped = await artifacts.sweep_uploads()
-        except StorageError:
-            _LOG.exception("could not remove stale uploads; trying again later")
+            removed = await sweep()
+        except (StorageError, ServerBusy, LimitError):
+            _LOG.exception("could not remove %s; trying again later", what)
         else:
-            if dropped:
-                _LOG.info("removed %d stale uploads", dropped)
+            if removed:
+                _LOG.info("removed %s: %d", what, removed)
         await anyio.sleep(_SWEEP_INTERVAL_S)
 
 

@@ -110,5 +110,8 @@ class MetricStore(Protocol):
     ) -> SampledSeries:
         """A series of numbers in at most ``buckets`` buckets; empty where there is no such series."""
 
+    async def objects_after(self, after: int, *, limit: int) -> Sequence[tuple[int, str]]:
+        """Numbers and ids of objects that have had points, in the order of the numbers, from behind ``after``."""
+
     async def delete_series(self, objects: Sequence[str]) -> int:
         """Removes all series of objects, in small transactions, so that others go on; returns how many points."""

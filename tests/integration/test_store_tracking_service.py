@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,16 +11,21 @@ from typing import Any
 
 import anyio
 import pytest
+from sqlalchemy import select
 
 from modelbox.errors import InvalidError, LimitError, NotFoundError
-from modelbox.objects import NewModel
+from modelbox.objects import ArtifactFile, NewArtifact, NewModel
+from modelbox.refs import Digest
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
+from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.services.tracking import MAX_IDS, MAX_OPERATIONS, TrackingService
+from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.history import verify_chain
 from modelbox.runtime.store.metrics import SqlMetricStore
 from modelbox.runtime.store.registry import SqlRegistryStore
+from modelbox.runtime.store.schema import attributes
 from modelbox.runtime.store.sqlite import SqliteDatabase
 from modelbox.runtime.store.tracking import SqlTrackingStore
 from modelbox.tracking import (
@@ -46,6 +51,7 @@ from modelbox.tracking import (
     RunStatus,
     new_id,
 )
+from tests.contract.metric_stores import log as log_points
 
 from .server_core import Clock, write_databases
 
@@ -319,3 +325,102 @@ async def test_deleted_versions_take_metrics_along(served: Served, tmp_path: Pat
                 await served.metrics.log([points(name, 3)])
         await registry.create_model(NewModel(namespace="ns", name="m"), actor="ann")
         assert await served.counts("ns/m") == {}
+
+
+async def test_deleted_artifacts_take_metrics_along(served: Served, tmp_path: Path) -> None:
+    async with FilesystemBlobs(tmp_path / "blobs") as blobs:
+        artifacts = ArtifactService(SqlArtifactStore(served.database), blobs, metrics=served.metrics)
+        run = (await served.run()).id
+        file = ArtifactFile(path="f", size_bytes=1, digest=Digest(f"sha256:{0:064x}"), uri="s3://bucket/f")
+        new = NewArtifact(parent=run, name="a", files=(file,))
+        artifact = (await artifacts.create_artifact(new, actor="ann")).item.id
+        await served.metrics.log([points(artifact, 1, 2), points(run, 1)])
+        await served.tracking.set_attributes(artifact, AttributeKind.TAG, {"a": ""}, actor="ann")
+        await artifacts.delete_artifact(artifact, actor="ann")
+    assert await metric_objects(served) == {run}
+    assert await served.counts(run) == {"loss": 1}
+    left = await served.database.read(lambda conn: conn.execute(select(attributes.c.key)).all())
+    assert left == []
+
+
+async def metric_objects(served: Served) -> set[str]:
+    """Ids of what has rows among the metrics."""
+    store = SqlMetricStore(served.database.metrics)
+    return {uid for _, uid in await store.objects_after(0, limit=10_000)}
+
+
+# -- what a kill leaves behind ---------------------------------------------------------------------------------------
+
+
+async def test_metrics_of_what_was_deleted_are_swept_away(served: Served) -> None:
+    runs = [(await served.run()).id for _ in range(3)]
+    gone = [new_id(ObjectKind.RUN) for _ in range(1200)]
+    store = SqlMetricStore(served.database.metrics)
+    # As after a kill between a purge and the removal of its metrics.
+    for uid in [*gone[:600], *runs, *gone[600:]]:
+        await log_points(store, uid, {"loss": [(1, 1, 0.5), (2, 2, 0.25)]})
+    service = MetricService(store, SqlTrackingStore(served.database))
+    await service.log([points(runs[0], 3)])
+    assert await service.sweep() == 1200
+    assert await metric_objects(served) == set(runs)
+    assert [(await service.summaries([uid]))[0].count for uid in runs] == [3, 2, 2]
+    assert await service.sweep() == 0
+
+
+async def test_a_sweep_leaves_the_points_of_an_object_that_is_made_meanwhile(served: Served) -> None:
+    class Slow(SqlTrackingStore):
+        """Holds up the answer until a run has been made, and somebody has begun to log to it."""
+
+        asked = 0
+
+        async def find_objects(self, names: Sequence[str]) -> dict[str, str]:
+            found = await super().find_objects(names)
+            Slow.asked += 1
+            if Slow.asked == 1:
+                await served.run(id=again)
+                tasks.start_soon(service.log, [points(again, 7)])
+                for _ in range(20):
+                    await anyio.sleep(0.005)
+            return found
+
+    again, never = new_id(ObjectKind.RUN), new_id(ObjectKind.RUN)
+    store = SqlMetricStore(served.database.metrics)
+    for uid in (again, never):
+        await log_points(store, uid, {"loss": [(1, 1, 0.5)]})
+    service = MetricService(store, Slow(served.database))
+    async with anyio.create_task_group() as tasks:
+        # The new run's log call found it after the sweep did not: its id is known, and nothing of it is removed.
+        assert await service.sweep() == 1
+    assert await metric_objects(served) == {again}
+    assert [one.latest_step for one in await service.summaries([again])] == [7]
+
+
+async def test_points_wait_while_their_object_is_swept(served: Served) -> None:
+    class Held(SqlMetricStore):
+        """Removes series when it is told to."""
+
+        async def delete_series(self, objects: Sequence[str]) -> int:
+            deleting.set()
+            await go_on.wait()
+            return await super().delete_series(objects)
+
+    deleting, go_on, logged = anyio.Event(), anyio.Event(), anyio.Event()
+    store = Held(served.database.metrics)
+    again, other = new_id(ObjectKind.RUN), (await served.run()).id
+    await log_points(store, again, {"old": [(1, 1, 0.5)]})
+    service = MetricService(store, SqlTrackingStore(served.database))
+
+    async def log() -> None:
+        await service.log([points(again, 7)])
+        logged.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(service.sweep)
+        await deleting.wait()
+        await served.run(id=again)
+        tasks.start_soon(log)
+        # Others go on.
+        await service.log([points(other, 1)])
+        assert not logged.is_set()
+        go_on.set()
+    assert {one.key: one.latest_step for one in await service.summaries([again])} == {"loss": 7}

@@ -22,6 +22,7 @@ from modelbox.runtime.limits import check_labels, check_metadata, check_text
 from modelbox.runtime.ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
 from modelbox.runtime.services.naming import check_object
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
+from modelbox.runtime.tracking_ports import MetricSink
 from modelbox.tracking import kind_of_id
 
 __all__ = ("MAX_FILE_BYTES", "UPLOAD_IDLE_S", "ArtifactService", "OpenFile", "Upload")
@@ -98,14 +99,23 @@ class ArtifactService:
     Args:
         store: Who holds which bytes.
         blobs: The bytes.
+        metrics: Where series of what is deleted are removed.
         clock: Gives the time of a change, aware and in UTC.
 
     Concurrency: everything may be called by many tasks at once; of two writers of one upload the newer one wins.
     """
 
-    def __init__(self, store: ArtifactStore, blobs: BlobStore, *, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        blobs: BlobStore,
+        *,
+        metrics: MetricSink | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
         self._store = store
         self._blobs = blobs
+        self._metrics = metrics
         self._clock = clock
         self._turns: dict[str, _Turn] = {}
 
@@ -367,12 +377,14 @@ class ArtifactService:
         )
 
     async def delete_artifact(self, artifact_id: str, *, actor: str) -> None:
-        """Deletes an artifact.
+        """Deletes an artifact, with its attributes, notes, edges and metrics.
 
         Raises:
             NotFoundError: There is none with this id.
         """
         await self._store.delete_artifact(_artifact_id(artifact_id), actor=_actor(actor), at=self._clock())
+        if self._metrics is not None:
+            await self._metrics.delete_series([artifact_id])
 
 
 def _upload(record: UploadRecord, *, offset: int, complete: bool) -> Upload:

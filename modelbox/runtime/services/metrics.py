@@ -8,7 +8,9 @@ what was acknowledged. A series holds points of one kind.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import anyio
 
 from modelbox.errors import InvalidError, LimitError, ModelBoxError, NotFoundError
 from modelbox.refs import shown
@@ -31,6 +33,8 @@ _DEFAULT_BUCKETS = 500
 _MAX_KNOWN = 100_000
 _MAX_NAME_CHARS = 255
 _SHOWN = 10
+_SWEPT_AT_ONCE = 500
+_SWEEP_PAUSE_S = 0.01
 
 
 class MetricService:
@@ -48,6 +52,9 @@ class MetricService:
         self._lookup = lookup
         # Ids that were found: an id never comes to mean something else, so only a purge takes one out.
         self._known: OrderedDict[str, str] = OrderedDict()
+        # Objects whose series a sweep may remove now, and what tells that these are fewer.
+        self._sweeping: frozenset[str] = frozenset()
+        self._swept = anyio.Event()
 
     async def log(self, columns: Sequence[MetricColumns]) -> tuple[int, int]:
         """Keeps points, all or none of them.
@@ -67,6 +74,7 @@ class MetricService:
         if total > MAX_POINTS:
             raise LimitError(f"{total} points at once, more than the {MAX_POINTS} allowed: send them in parts")
         ids = await self._ids([part.object for part in columns])
+        await self._until_swept(ids)
         batch = [points for part in columns if (points := check_columns(part, _known(ids, part.object))) is not None]
         if not batch:
             return 0, 0
@@ -82,6 +90,7 @@ class MetricService:
             What came of each, in order; errors that may pass (a full disk) are raised, not returned.
         """
         ids = await self._ids([part.object for part in columns])
+        await self._until_swept(ids)
         outcomes: list[LoggedPoints | ModelBoxError] = [LoggedPoints(stored=0, repeated=0)] * len(columns)
         places: list[int] = []
         batches: list[list[MetricPoints]] = []
@@ -178,6 +187,46 @@ class MetricService:
         for one in objects:
             self._known.pop(one, None)
         await self._store.delete_series(objects)
+
+    async def sweep(self) -> int:
+        """Removes the series of objects that are no more, which a server leaves behind that is killed while it deletes.
+
+        Looks at all objects that have metrics, some hundred at a time. An id may be given again to a new object, so
+        points of an object that is being looked at wait until that is done; what was found since the start is known to
+        be there, and is not looked at.
+
+        Returns:
+            How many objects that were.
+        """
+        gone, after = 0, 0
+        while some := await self._store.objects_after(after, limit=_SWEPT_AT_ONCE):
+            after = some[-1][0]
+            gone += await self._remove_missing([uid for _, uid in some if uid not in self._known])
+            await anyio.sleep(_SWEEP_PAUSE_S)
+        return gone
+
+    async def _remove_missing(self, unsure: Sequence[str]) -> int:
+        if not unsure:
+            return 0
+        self._sweep_only(unsure)
+        try:
+            there = await self._lookup.find_objects(unsure)
+            missing = [uid for uid in unsure if uid not in there and uid not in self._known]
+            self._sweep_only(missing)
+            if missing:
+                await self._store.delete_series(missing)
+            return len(missing)
+        finally:
+            self._sweep_only(())
+
+    def _sweep_only(self, objects: Sequence[str]) -> None:
+        self._sweeping = frozenset(objects)
+        self._swept.set()
+        self._swept = anyio.Event()
+
+    async def _until_swept(self, ids: Mapping[str, str]) -> None:
+        while self._sweeping and not self._sweeping.isdisjoint(ids.values()):
+            await self._swept.wait()
 
     async def _summary(self, object: str, key: str, from_step: int | None, to_step: int | None) -> MetricSummary:
         check_key(key, "metric")

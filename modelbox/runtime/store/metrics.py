@@ -187,6 +187,10 @@ class SqlMetricStore:
             found += some
         return metric_samples.sampled(found)
 
+    async def objects_after(self, after: int, *, limit: int) -> Sequence[tuple[int, str]]:
+        """See the port."""
+        return await self._db.read(lambda conn: _objects_after(conn, after, limit))
+
     async def delete_series(self, objects: Sequence[str]) -> int:
         """See the port."""
         gone = 0
@@ -199,6 +203,11 @@ class SqlMetricStore:
                     gone += count
             await self._db.write(partial(_delete_objects, uids=some))
         return gone
+
+
+def _objects_after(conn: Connection, after: int, limit: int) -> Sequence[tuple[int, str]]:
+    query = select(metric_objects.c.id, metric_objects.c.uid).where(metric_objects.c.id > after)
+    return [(row.id, row.uid) for row in conn.execute(query.order_by(metric_objects.c.id).limit(limit))]
 
 
 def _of_objects(uids: Sequence[str]) -> Select[tuple[int]]:
