@@ -8,6 +8,7 @@ import numpy as np
 
 import modelbox
 from modelbox import sync
+from modelbox.integrations import tensorboard
 from modelbox.objects import Alias, Created, ModelVersion, Resolved
 from modelbox.signature import Signature
 
@@ -55,3 +56,10 @@ async def training() -> None:
         assert_type(other, modelbox.LiveRun)
         assert_type(other.child("part"), modelbox.LiveRun)
         other.finish(modelbox.RunStatus.FAILED, "out of luck")
+
+
+async def event_files(client: modelbox.Client, blocking: sync.Client) -> None:
+    assert_type(await tensorboard.import_directory(client, "logs", "ns/e"), tuple[tensorboard.ImportedRun, ...])
+    assert_type(tensorboard.import_directory(blocking, "logs", "ns/e"), tuple[tensorboard.ImportedRun, ...])
+    assert_type(await tensorboard.export_run(client, "run", "logs"), tensorboard.ExportedRun)
+    assert_type(tensorboard.export_run(blocking, "run", "logs"), tensorboard.ExportedRun)

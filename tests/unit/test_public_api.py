@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import modelbox
+from modelbox.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("onnxruntime", "sqlalchemy", "alembic", "aiosqlite", "prometheus_client", "typer", "rich", "uvloop")
@@ -28,7 +29,10 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_all_names_what_the_module_defines(name: str) -> None:
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ConfigError as exc:
+        pytest.skip(f"an integration without its library: {exc}")
     listed = getattr(module, "__all__", None)
     if listed is None:
         return
@@ -45,6 +49,7 @@ def test_public_modules_of_the_first_level_say_what_is_public(name: str) -> None
         "modelbox.runtime",
         "modelbox.sidecar",
         "modelbox.cli",
+        "modelbox.integrations",
     ):  # packages of parts, without a front of their own
         return
     assert hasattr(importlib.import_module(name), "__all__")
