@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import pytest
 import modelbox
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
+from tests.training import need
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,8 +76,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         yield work
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.name)
 async def test_page(page: Path, workplace: Path) -> None:
+    if page.name == "integrations.md":
+        need("torch", "lightning", "keras", "transformers", "accelerate", "sklearn", "skl2onnx", "onnxscript")
+        # The libraries warn about themselves.
+        warnings.simplefilter("ignore")
     modelbox_url = os.environ["MODELBOX_URL"]
     async with modelbox.Client(modelbox_url) as client:
         await client.publish("langtech/wav2vec", str(workplace / "vad.onnx"), aliases=["prod"])
@@ -133,7 +140,7 @@ def test_the_server_shows_the_metrics_that_operations_lists(server: ServerProces
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((?:docs/)?([\w./-]+\.md)", "".join(page.read_text() for page in PAGES)))
-    for page in sorted((ROOT / "docs").rglob("*.md")):
+    linked = set(re.findall(r"\]\((?:docs/)?([\w./-]+\.(?:md|ipynb))", "".join(page.read_text() for page in PAGES)))
+    for page in sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]):
         name = page.relative_to(ROOT / "docs").as_posix()
         assert name in linked, f"no page links to docs/{name}"
