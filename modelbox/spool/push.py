@@ -5,8 +5,9 @@ so that one bad operation never holds up a run; everything else fails the attemp
 Artifacts are uploaded in order among themselves, beside everything else, which does not wait for them. Refuses to wait
 or to try again by itself: the methods of `Delivery` raise, and whoever called them decides when to come back.
 
-The server knows a spool by its id and takes each number once. An operation on several keys that it refuses is put to
-it key by key, under a name that is made of the spool and the number: so that, too, happens once.
+The server knows a spool by its id and takes each number once; sent again, it tells again what it refused. An operation
+on several keys that it refuses is put to it key by key, under a name that is made of the spool and the number: so that,
+too, happens once, and no lost answer costs the good keys.
 """
 
 from __future__ import annotations
@@ -36,8 +37,6 @@ from modelbox.spool.format import FilesRecord
 from modelbox.spool.operations import parts_of, read_operation
 from modelbox.spool.reader import Batch, Spool
 from modelbox.tracking import (
-    AttributeKind,
-    AttributesEdit,
     Delivered,
     MetricColumns,
     NewEdges,
@@ -130,7 +129,8 @@ class Delivery:
         self._tries = 0
         self._upload_tries = 0
         self._told = 0
-        self._unsaid: list[Refusal] = []
+        # Refusals of the batch that is being delivered; what is told again when it is sent again is in here once.
+        self._unsaid: dict[tuple[int, str], Refusal] = {}
 
     async def records(self) -> int:
         """Delivers what is there now, and leaves artifacts to `uploads`; returns how many records that were.
@@ -144,18 +144,13 @@ class Delivery:
             batch = await anyio.to_thread.run_sync(self._spool.next_batch)
             if batch is None:
                 return count
-            self._unsaid = []
-            try:
-                await self._deliver(batch)
-            except BaseException:
-                self._spool.doubtful = True
-                raise
+            await self._deliver(batch)
             # Not in a thread: a few system calls, and nothing may come between the answer and the cursor.
             self._spool.advance(batch)
-            self._spool.doubtful = False
             self._tries = 0
-            for refusal in self._unsaid:
+            for refusal in self._unsaid.values():
                 self._say(refusal)
+            self._unsaid = {}
             count += batch.count
             self._advanced(batch.count)
 
@@ -212,7 +207,7 @@ class Delivery:
             _log.debug("an artifact cannot be left for later", exc_info=True)
             refusal = await self._upload(record)
             if refusal is not None:
-                self._unsaid.append(refusal)
+                self._note(refusal)
 
     async def _send(self, operations: Sequence[Operation]) -> None:
         """Delivers operations; halves them to find one that fails the whole call for good."""
@@ -230,8 +225,6 @@ class Delivery:
                     raise
             self._refuse(operations[0].seq, exc, _object_of(operations[0].payload), _kind_of(operations[0].payload))
             return
-        if self._spool.doubtful:
-            await self._send_doubtful(operations)
         by_seq = {operation.seq: operation.payload for operation in operations}
         for rejection in delivered.rejections:
             payload = by_seq.get(rejection.seq)
@@ -239,25 +232,13 @@ class Delivery:
             if parts and not rejection.code.startswith("not_found"):
                 await self._send_parts(rejection.seq, parts)
             else:
-                self._unsaid.append(
+                self._note(
                     Refusal(
                         rejection=rejection,
                         object=_object_of(payload) if payload is not None else "",
                         what=_kind_of(payload) if payload is not None else "operation",
                     )
                 )
-
-    async def _send_doubtful(self, operations: Sequence[Operation]) -> None:
-        """Makes up for an answer that may have been lost: it may have said that one key of several was refused.
-
-        The server does not say that again, and took none of the other keys. Setting what is set changes nothing.
-        """
-        for operation in operations:
-            payload = operation.payload
-            if isinstance(payload, AttributesEdit) and payload.kind is AttributeKind.PARAM and not payload.overwrite:
-                parts = parts_of(payload)
-                if parts:
-                    await self._send_parts(operation.seq, parts)
 
     async def _send_parts(self, seq: int, parts: Sequence[OperationPayload]) -> None:
         name = hashlib.sha256(f"{self._spool.id}:{seq}".encode()).hexdigest()[:32]
@@ -267,7 +248,7 @@ class Delivery:
             for rejection in delivered.rejections:
                 payload = parts[rejection.seq - 1]
                 said = Rejection(seq=seq, code=rejection.code, message=rejection.message)
-                self._unsaid.append(Refusal(rejection=said, object=_object_of(payload), what=_kind_of(payload)))
+                self._note(Refusal(rejection=said, object=_object_of(payload), what=_kind_of(payload)))
 
     async def _upload(self, record: FilesRecord) -> Refusal | None:
         try:
@@ -310,7 +291,10 @@ class Delivery:
 
     def _refuse(self, seq: int, error: ModelBoxError, object_id: str, what: str) -> None:
         rejection = Rejection(seq=seq, code=error.code, message=error.message)
-        self._unsaid.append(Refusal(rejection=rejection, object=object_id, what=what))
+        self._note(Refusal(rejection=rejection, object=object_id, what=what))
+
+    def _note(self, refusal: Refusal) -> None:
+        self._unsaid[refusal.rejection.seq, refusal.rejection.message] = refusal
 
     def _say(self, refusal: Refusal) -> None:
         self._told += 1

@@ -37,6 +37,8 @@ __all__ = ("Batch", "Spool", "SpoolAbout", "adopt", "find_spools", "read_about",
 _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
+_BATCH = 1000
+"""Operations that are delivered together: of so many the server can tell again what it refused."""
 _CURSOR = struct.Struct("<QI")
 _FORMAT = 1
 _ID_CHARS = 32
@@ -91,7 +93,6 @@ class Spool:
 
     Attributes:
         damaged_bytes: What could not be read, so far.
-        doubtful: Whether the next batch may have been delivered before without an answer.
         delivered_seq: Everything up to this record is delivered, artifacts included.
         uploads: Artifacts that the cursor has passed and that are not uploaded yet, oldest first.
     """
@@ -100,7 +101,6 @@ class Spool:
         self.id = directory.name
         self.directory = directory
         self.damaged_bytes = 0
-        self.doubtful = log is None
         self._log = log
         self._segment = ""
         self._at = 0
@@ -160,7 +160,7 @@ class Spool:
         size = _READ_BYTES
         while True:
             data = os.pread(self._fd, min(size, end - self._at), self._at)
-            decoded = decode(data, self._names, after_seq=self._passed_seq)
+            decoded = decode(data, self._names, after_seq=self._passed_seq, max_operations=_BATCH)
             if decoded.size_bytes or decoded.damage or len(data) < size:
                 return decoded
             size *= 4  # a record that is longer than that

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from modelbox import sync
+from modelbox.errors import ModelBoxError
 from modelbox.spool import spool_status
 from modelbox.tracking import RunStatus
 from tests.logging_process import ROOT, Logger, logging_to
@@ -78,6 +79,11 @@ def test_a_program_killed_while_it_delivers_loses_and_doubles_nothing(
         # The next program delivers it, without being told.
         with client.start_run("lab/next", capture=False) as run:
             run.flush(timeout=30)
+        # Files come last, and nobody waits for those of another program.
+        deadline = time.monotonic() + 30
+        while len(spool_status(spool)) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         check_complete(client, logger)
         assert client.get_run(logger.run).status is RunStatus.INTERRUPTED
         assert client.get_run(run.id).status is RunStatus.FINISHED
@@ -97,6 +103,7 @@ def test_a_server_killed_again_and_again_gets_everything_once(server: ServerProc
         # As Ctrl-C: the block is left, and waits for delivery.
         logger.kill(signal.SIGINT)
     with sync.Client(server.url, spool_dir=tmp_path / "spool") as client:
+        errors: list[ModelBoxError] = []
         for _ in range(100):
             errors = [one.error for one in client.push_spools() if one.error is not None]
             if not errors:

@@ -42,6 +42,7 @@ class MemoryServer:
     fail_call: Callable[[Sequence[Operation]], ModelBoxError | None] = lambda _: None
     """Says why a call fails as a whole."""
     _last: dict[str, int] = field(default_factory=dict)
+    _refused: dict[str, list[Rejection]] = field(default_factory=dict)
 
     async def deliver(self, spool: str, operations: Sequence[Operation]) -> Delivered:
         self.calls += 1
@@ -58,11 +59,14 @@ class MemoryServer:
                     for point, value in points_of(one.payload):
                         self.points.setdefault(point, value)
             elif one.seq <= self._last.get(spool, 0):
+                rejections += [known for known in self._refused.get(spool, []) if known.seq == one.seq]
                 continue
             elif error is None:
                 self.operations.append(one.payload)
             if error is not None:
                 rejections.append(Rejection(seq=one.seq, code=error.code, message=error.message))
+        before = [known for known in self._refused.get(spool, []) if known.seq >= operations[0].seq]
+        self._refused[spool] = [*before, *(new for new in rejections if new not in before)]
         self._last[spool] = max([self._last.get(spool, 0), *(one.seq for one in operations)])
         if self.lose_answers:
             self.lose_answers -= 1

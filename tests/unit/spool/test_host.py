@@ -148,22 +148,22 @@ def test_a_bad_key_does_not_take_the_others_with_it(start: Hosts, server: Memory
     assert [refusal.rejection.message for refusal in host.refusals] == ["lr is 1", "text holds numbers"]
 
 
+@pytest.mark.parametrize("kind", list(AttributeKind))
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_bad_key_whose_refusal_was_lost_on_the_way_does_not_take_the_others_either(
-    start: Hosts, server: MemoryServer
+    start: Hosts, server: MemoryServer, kind: AttributeKind, overwrite: bool
 ) -> None:
-    server.refuse = lambda one: (
-        ConflictError("lr is 1") if isinstance(one, AttributesEdit) and "lr" in one.values else None
-    )
+    server.refuse = lambda one: ConflictError("no") if isinstance(one, AttributesEdit) and "bad" in one.values else None
+    # Of the delivery and of the parts: both are made again.
     server.lose_answers = 2
     host = start()
-    host.log.append_operation(attributes_data(RUN, AttributeKind.PARAM, {"a": "1", "lr": "2"}, (), overwrite=False))
+    host.log.append_operation(attributes_data(RUN, kind, {"a": "1", "bad": "2"}, ("c",), overwrite=overwrite))
     host.log.append_operation(comment("after"))
     assert delivered(host)
-    assert [one.values for one in server.operations if isinstance(one, AttributesEdit)] == [{"a": 1}]
+    edits = [one for one in server.operations if isinstance(one, AttributesEdit)]
+    assert [(one.values, tuple(one.remove)) for one in edits] == [({"a": 1}, ()), ({}, ("c",))]
     assert texts_of(server) == ["after"]
-    host.log.append_operation(attributes_data(RUN, AttributeKind.PARAM, {"b": "1", "c": "2"}, (), overwrite=False))
-    assert delivered(host)
-    assert server.operations[-1] == AttributesEdit(object=RUN, kind=AttributeKind.PARAM, values={"b": 1, "c": 2})
+    assert [refusal.rejection.message for refusal in host.refusals] == ["no"]
 
 
 def test_an_operation_that_fails_the_whole_call_is_found_and_passed_over(start: Hosts, server: MemoryServer) -> None:
