@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from grpclib.metadata import Deadline, encode_grpc_message
@@ -40,12 +41,16 @@ from modelbox._serving.guard import GuardedProtocol, Limits
 from modelbox._serving.headers import HeaderDecoder, literal
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
 
-__all__ = ("COMPRESSED", "DirectMethod", "DirectServer", "Failure")
+__all__ = ("COMPRESSED", "DirectMethod", "DirectServer", "Failure", "SoonMethod")
 
 _LOG = logging.getLogger(__name__)
 
 DirectMethod = Callable[[bytes | memoryview, float | None], Coroutine[Any, Any, bytes]]
 """Answers one message with one; the second argument is what is left of the caller's deadline, in seconds."""
+
+SoonMethod = Callable[[bytes | memoryview, float | None, Callable[[bytes | Exception], None]], bool]
+"""The same without a task: the answer or an exception goes to the third argument, once, later and on the event loop.
+False where nothing was begun, so that the `DirectMethod` has to."""
 
 _PREFACE_BYTES = 24
 _FRAME = struct.Struct(">HBBBL")
@@ -93,6 +98,7 @@ class _Head:
     """What a block of headers asks for."""
 
     method: DirectMethod
+    soon: SoonMethod | None
     timeout_s: float | None
     context: Context | None
 
@@ -139,6 +145,7 @@ class _DirectProtocol(GuardedProtocol):
 
     Args:
         methods: By path.
+        soon: The same; what these do not begin, ``methods`` do.
         fail: What becomes of an exception; logs it where nobody expected it.
         stall_s: See the module.
         context_of: See `DirectServer`.
@@ -148,6 +155,7 @@ class _DirectProtocol(GuardedProtocol):
         self,
         *arguments: Any,
         methods: Mapping[str, DirectMethod],
+        soon: Mapping[str, SoonMethod],
         fail: Callable[[Exception], Failure],
         stall_s: float,
         context_of: Callable[[Mapping[str, str]], Context] | None,
@@ -155,6 +163,7 @@ class _DirectProtocol(GuardedProtocol):
         super().__init__(*arguments)
         self._context_of = context_of
         self._methods = methods
+        self._soon = soon
         self._fail_with = fail
         self._stall_s = stall_s
         self._preface = _PREFACE_BYTES
@@ -274,7 +283,8 @@ class _DirectProtocol(GuardedProtocol):
 
     def _read_head(self, headers: list[tuple[str, str]]) -> _Head | None:
         found = dict(headers)
-        method = self._methods.get(found.get(":path", ""))
+        path = found.get(":path", "")
+        method = self._methods.get(path)
         if (
             method is None
             or found.get(":method") != "POST"
@@ -288,6 +298,7 @@ class _DirectProtocol(GuardedProtocol):
         deadline = Deadline.from_headers(headers)
         return _Head(
             method,
+            self._soon.get(path),
             deadline.time_remaining() if deadline is not None else None,
             self._context_of(found) if self._context_of is not None else None,
         )
@@ -411,7 +422,10 @@ class _DirectProtocol(GuardedProtocol):
 
     def _start(self, call: _Call, message: bytes | memoryview, timeout_s: float | None) -> None:
         self._running += 1
-        context = call.head.context
+        head = call.head
+        if head.soon is not None and head.soon(message, timeout_s, partial(self._answer_soon, call)):
+            return
+        context = head.context
         call.task = self._loop.create_task(
             self._run(call, message, timeout_s),
             name="unary call",
@@ -423,6 +437,18 @@ class _DirectProtocol(GuardedProtocol):
 
     def _ended(self, _: asyncio.Task[None]) -> None:
         self._running -= 1
+        if self._waiting:
+            self._start_waiting()
+
+    def _answer_soon(self, call: _Call, outcome: bytes | Exception) -> None:
+        """Answers a call that has no task."""
+        self._running -= 1
+        if call.stream_id in self._calls:
+            if isinstance(outcome, Exception):
+                self._fail(call, outcome)
+            else:
+                self._likely = max(len(outcome), self._likely >> 1)
+                self._answer(call, outcome)
         if self._waiting:
             self._start_waiting()
 
@@ -661,6 +687,7 @@ class DirectServer(GrpcServer):
         limits: What peers may do.
         codec: Of ``services``.
         methods: By path.
+        soon: Of some of ``methods``, without a task for each call.
         fail: What becomes of an exception of theirs; logs it where nobody expected it.
         stall_s: How long a peer may keep a call waiting, seconds.
         context_of: What a call's headers say to its method, as a context that the method runs in; asked once for equal
@@ -677,13 +704,20 @@ class DirectServer(GrpcServer):
         codec: Any,
         methods: Mapping[str, DirectMethod],
         fail: Callable[[Exception], Failure],
+        soon: Mapping[str, SoonMethod] | None = None,
         stall_s: float = 60.0,
         context_of: Callable[[Mapping[str, str]], Context] | None = None,
         endless: tuple[str, ...] = (),
         on_stop: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(services, limits=limits, codec=codec, endless=endless, on_stop=on_stop)
-        self._direct = {"methods": dict(methods), "fail": fail, "stall_s": stall_s, "context_of": context_of}
+        self._direct = {
+            "methods": dict(methods),
+            "soon": dict(soon or {}),
+            "fail": fail,
+            "stall_s": stall_s,
+            "context_of": context_of,
+        }
 
     def _make_protocol(self, handler: Handler) -> H2Protocol:
         return _DirectProtocol(

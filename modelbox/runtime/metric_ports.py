@@ -5,7 +5,7 @@ Metrics are not in the change feed, and may be kept in another database than eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from modelbox.errors import ModelBoxError
 from modelbox.tracking import MetricColumns, MetricSummary, SampledSeries
 
-__all__ = ("LoggedPoints", "MetricPoints", "MetricStore")
+__all__ = ("Appended", "LoggedPoints", "MetricPoints", "MetricStore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +54,10 @@ class LoggedPoints:
     repeated: int
 
 
+Appended = Callable[[Sequence[LoggedPoints | ModelBoxError] | Exception], None]
+"""Told what came of batches, or why none was stored."""
+
+
 class MetricStore(Protocol):
     """Series of points.
 
@@ -68,6 +72,15 @@ class MetricStore(Protocol):
         go on. Calls at the same time share their transactions.
 
         Cancellation: the batches are stored or not, each whole, unseen.
+        """
+
+    def append_soon(self, batches: Sequence[Sequence[MetricPoints]], done: Appended) -> None:
+        """`append` for callers that are no tasks: a task for each costs as much as storing a point.
+
+        Args:
+            batches: What to add.
+            done: Called once, later and on the event loop, with what came of each batch, or with the error of all. What
+                it raises is logged.
         """
 
     async def summaries(self, objects: Sequence[str], keys: Sequence[str]) -> tuple[MetricSummary, ...]:

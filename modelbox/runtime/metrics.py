@@ -87,12 +87,15 @@ class Metrics:
     @contextmanager
     def running(self, protocol: str) -> Iterator[None]:
         """Counts a call while it runs."""
-        gauge = self._running_series[protocol]
-        gauge.inc()
+        self.count_running(protocol, 1)
         try:
             yield
         finally:
-            gauge.dec()
+            self.count_running(protocol, -1)
+
+    def count_running(self, protocol: str, more: int) -> None:
+        """Counts calls that begin, or end."""
+        self._running_series[protocol].inc(more)
 
     def render(self) -> bytes:
         """The text that Prometheus reads; takes milliseconds, so call it in a thread."""

@@ -26,7 +26,7 @@ from h2.errors import ErrorCodes
 from modelbox._serving.grpc import Servable
 from modelbox._serving.health import Health
 from modelbox._serving.messages import decode_google
-from modelbox._serving.unary import DirectMethod, Failure
+from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.runtime.metrics import Metrics
@@ -186,6 +186,65 @@ class Boundary:
         """
         return self._direct(path, partial(decode_google, request), call, _encode_google)
 
+    def soon_google(self, path: str, request: Any, begin: Callable[[Any, Callable[[Any], None]], bool]) -> SoonMethod:
+        """A method of `direct_google` without a task for each call.
+
+        Args:
+            path: Of the method.
+            request: The class of its message.
+            begin: Takes such a message, and is told where its answer goes: a message of google's or an exception, once,
+                later and on the event loop. False, or an exception, where it has begun nothing: then the method of
+                `direct_google` takes the call, and says what is wrong with it.
+        """
+        name = path.removeprefix("/")
+        metrics, health = self._metrics, self._health
+        call_timeout_s = self._limits.call_timeout_s
+        loop: asyncio.AbstractEventLoop | None = None
+
+        def answer(
+            message: bytes | memoryview, remaining_s: float | None, done: Callable[[bytes | Exception], None]
+        ) -> bool:
+            nonlocal loop
+            if not health.ready:
+                return False
+            begun = time.monotonic()
+            limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
+            timer: asyncio.TimerHandle | None = None
+
+            def finish(outcome: Any) -> None:
+                nonlocal timer
+                if timer is None:
+                    # It was too late.
+                    return
+                timer.cancel()
+                timer = None
+                status = "OK"
+                if isinstance(outcome, Exception):
+                    error = outcome if isinstance(outcome, ModelBoxError) else _unexpected(name, outcome)
+                    status = statuses_of(error).grpc.name if error is outcome else "INTERNAL"
+                    outcome = error
+                else:
+                    outcome = _encode_google(outcome)
+                metrics.count_running("grpc", -1)
+                metrics.observe_call("grpc", name, status, time.monotonic() - begun)
+                done(outcome)
+
+            def overdue() -> None:
+                finish(DeadlineExceeded(f"the call took longer than {limit_s:g} s"))
+
+            try:
+                if not begin(decode_google(request, message), finish):
+                    return False
+            except Exception:
+                return False
+            if loop is None:
+                loop = asyncio.get_running_loop()
+            timer = loop.call_later(limit_s, overdue)
+            metrics.count_running("grpc", 1)
+            return True
+
+        return answer
+
     def _direct(
         self,
         path: str,
@@ -218,7 +277,7 @@ class Boundary:
                 raise
             except Exception as exc:
                 status = "INTERNAL"
-                raise _unexpected(name) from exc
+                raise _unexpected(name, exc) from exc
             finally:
                 self._metrics.observe_call("grpc", name, status, time.monotonic() - begun)
 
@@ -255,8 +314,8 @@ class Boundary:
         except StreamTerminatedError:
             # The peer went away or reset the stream; grpclib ends the call.
             raise
-        except Exception:
-            return await self._fail(stream, _unexpected(name))
+        except Exception as exc:
+            return await self._fail(stream, _unexpected(name, exc))
         return "OK"
 
     async def _fail(self, stream: Stream[Any, Any], error: ModelBoxError) -> str:
@@ -271,10 +330,10 @@ class Boundary:
         return status.name
 
 
-def _unexpected(name: str) -> ModelBoxError:
-    """What a caller reads of the exception that is being handled, which goes to the log."""
+def _unexpected(name: str, error: Exception) -> ModelBoxError:
+    """What a caller reads of an exception, which goes to the log."""
     request_id = secrets.token_hex(6)
-    _LOG.exception("%s failed unexpectedly (request %s)", name, request_id)
+    _LOG.error("%s failed unexpectedly (request %s)", name, request_id, exc_info=error)
     return ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from modelbox._proto.modelbox import v1 as pb
@@ -31,6 +31,18 @@ class MetricAdapter(Streaming, pb.MetricServiceBase):
         stored, repeated = await self._metrics.log([wire.unpack_columns(one) for one in message.columns])
         answer: pb.LogMetricsResponse = self._messages.LogMetricsResponse(stored=stored, repeated_points=repeated)
         return answer
+
+    def log_metrics_soon(self, message: pb.LogMetricsRequest, done: Callable[[Any], None]) -> bool:
+        """`log_metrics` for `Boundary.soon_google`."""
+
+        def logged(outcome: tuple[int, int] | Exception) -> None:
+            if isinstance(outcome, Exception):
+                done(outcome)
+            else:
+                stored, repeated = outcome
+                done(self._messages.LogMetricsResponse(stored=stored, repeated_points=repeated))
+
+        return self._metrics.log_soon([wire.unpack_columns(one) for one in message.columns], logged)
 
     async def get_metric_summaries(self, message: pb.GetMetricSummariesRequest) -> pb.GetMetricSummariesResponse:
         """See the proto."""

@@ -74,6 +74,9 @@ def make_server(
     for adapter in adapters:
         direct |= boundary.direct(adapter)
     direct |= _frequent(services, boundary)
+    messages = GoogleMessages(_PACKAGE)
+    log = f"/{_PACKAGE}.MetricService/LogMetrics"
+    log_soon = MetricAdapter(services.metrics, messages).log_metrics_soon
     served = [boundary.wrap(adapter) for adapter in adapters]
     standard = [health_service(health, served), *reflection_services(served)]
     return DirectServer(
@@ -81,6 +84,7 @@ def make_server(
         limits=limits,
         codec=WireCodec(),
         methods=direct,
+        soon={log: boundary.soon_google(log, messages.LogMetricsRequest, log_soon)},
         fail=failure_of,
         stall_s=stall_s,
         context_of=context_of,

@@ -31,6 +31,10 @@ _FLOAT64: np.dtype[np.float64] = np.dtype("<f8")
 _UINT32: np.dtype[np.uint32] = np.dtype("<u4")
 _UINT8: np.dtype[np.uint8] = np.dtype("u1")
 
+_NO_TIME = "a time of a metric is outside the years 1 to 9999: expected microseconds since 1970"
+_FIRST_KEY: NDArray[np.intp] = np.zeros(1, np.intp)
+_FIRST_KEY.flags.writeable = False
+
 S = TypeVar("S", bound=np.generic)
 
 
@@ -42,6 +46,8 @@ def check_columns(columns: MetricColumns, object_id: str) -> MetricPoints | None
             with points of several kinds, a time outside the years 1 to 9999, text that is not UTF-8.
         LimitError: More than 100,000 points, a longer key than 250 characters, a larger payload than 1 MiB.
     """
+    if _is_lone(columns):
+        return _lone(columns, object_id)
     steps = _numbers(columns.steps, _INT64, "steps")
     count = len(steps)
     if count > MAX_POINTS:
@@ -54,7 +60,7 @@ def check_columns(columns: MetricColumns, object_id: str) -> MetricPoints | None
                 raise InvalidError(f"columns of metrics with {name} but without steps", what=name)
         return None
     if times_us.min() < _FIRST_US or times_us.max() > _LAST_US:
-        raise InvalidError("a time of a metric is outside the years 1 to 9999: expected microseconds since 1970")
+        raise InvalidError(_NO_TIME)
     keys, key_index = _keys(columns, count)
     kinds, payloads = _payloads(columns, keys, key_index, count)
     return MetricPoints(
@@ -66,6 +72,30 @@ def check_columns(columns: MetricColumns, object_id: str) -> MetricPoints | None
         times_us=times_us,
         values=values,
         payloads=payloads,
+    )
+
+
+def _is_lone(columns: MetricColumns) -> bool:
+    """Whether they hold one number, as they mostly do."""
+    return (
+        len(columns.steps) == len(columns.times_us) == len(columns.values) == _INT64.itemsize
+        and len(columns.keys) == 1
+        and not (columns.key_index or columns.kinds or columns.payloads)
+    )
+
+
+def _lone(columns: MetricColumns, object_id: str) -> MetricPoints:
+    if not _FIRST_US <= int.from_bytes(columns.times_us, "little", signed=True) <= _LAST_US:
+        raise InvalidError(_NO_TIME)
+    check_key(columns.keys[0], "metric")
+    return MetricPoints(
+        object=object_id,
+        keys=columns.keys,
+        kinds=(_NUMBER,),
+        key_index=_FIRST_KEY,
+        steps=np.frombuffer(columns.steps, _INT64),
+        times_us=np.frombuffer(columns.times_us, _INT64),
+        values=np.frombuffer(columns.values, _FLOAT64),
     )
 
 

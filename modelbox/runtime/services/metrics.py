@@ -8,7 +8,7 @@ what was acknowledged. A series holds points of one kind.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import anyio
 
@@ -35,6 +35,9 @@ _MAX_NAME_CHARS = 255
 _SHOWN = 10
 _SWEPT_AT_ONCE = 500
 _SWEEP_PAUSE_S = 0.01
+
+Logged = Callable[[tuple[int, int] | Exception], None]
+"""Told how many points were new and how many were there already, or why none was kept."""
 
 
 class MetricService:
@@ -82,6 +85,38 @@ class MetricService:
         if isinstance(outcome, ModelBoxError):
             raise outcome
         return outcome.stored, outcome.repeated
+
+    def log_soon(self, columns: Sequence[MetricColumns], done: Logged) -> bool:
+        """`log` for callers that are no tasks, where nothing has to be looked up first.
+
+        Args:
+            columns: What to keep.
+            done: Called once, later and on the event loop, with what `log` would return or raise.
+
+        Returns:
+            False if something has to be, and nothing was begun: call `log`.
+
+        Raises:
+            InvalidError: As `log`; nothing was begun.
+            LimitError: The same.
+        """
+        known = self._known
+        batch: list[MetricPoints] = []
+        for part in columns:
+            object_id = known.get(part.object)
+            if object_id is None or object_id in self._sweeping:
+                return False
+            if (points := check_columns(part, object_id)) is not None:
+                batch.append(points)
+        if not batch or sum(map(len, batch)) > MAX_POINTS:
+            return False
+
+        def appended(outcomes: Sequence[LoggedPoints | ModelBoxError] | Exception) -> None:
+            outcome = outcomes if isinstance(outcomes, Exception) else outcomes[0]
+            done(outcome if isinstance(outcome, Exception) else (outcome.stored, outcome.repeated))
+
+        self._store.append_soon([batch], appended)
+        return True
 
     async def log_each(self, columns: Sequence[MetricColumns]) -> list[LoggedPoints | ModelBoxError]:
         """Keeps points as `log`, but each of ``columns`` by itself: one that is refused takes no other along.

@@ -22,6 +22,7 @@ __all__ = (
     "TEXT",
     "kept_number",
     "kept_numbers",
+    "kind_of",
     "kinds_of",
     "number_of",
     "numbers_of",
@@ -41,6 +42,13 @@ def kinds_of(values: NDArray[np.float64]) -> NDArray[np.int64]:
         kinds[values == np.inf] = PLUS_INF
         kinds[values == -np.inf] = MINUS_INF
     return kinds
+
+
+def kind_of(value: float) -> int:
+    """The kind of one number."""
+    if -_MAX <= value <= _MAX:
+        return NUMBER
+    return NAN if math.isnan(value) else PLUS_INF if value > 0 else MINUS_INF
 
 
 def kept_numbers(values: NDArray[np.float64]) -> list[float | None]:

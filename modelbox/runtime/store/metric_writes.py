@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from modelbox.errors import InvalidError, ModelBoxError
 from modelbox.refs import shown
 from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_points, metric_series
-from modelbox.runtime.store.metric_values import NUMBER, kept_number, kept_numbers, kinds_of, number_of
+from modelbox.runtime.store.metric_values import NUMBER, kept_number, kept_numbers, kind_of, kinds_of, number_of
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.prepared_rows import PreparedRows
 
@@ -30,7 +31,7 @@ __all__ = ("Appended", "Series", "StaleSeriesError", "append_points")
 _KIND_NAMES = ("numbers", "texts", "bytes")
 _IN_CHUNK = 500
 _FEW = 16
-"""Points that are looked up one by one, on the driver, in less time than SQLAlchemy needs for one statement."""
+"""Points that take less time one by one than an array of them does, or one statement of SQLAlchemy."""
 _COLUMNS = ("series_id", "step", "time_us", "kind", "value")
 _STATE = (
     "count",
@@ -43,6 +44,7 @@ _STATE = (
     "latest_time_us",
     "first_step",
 )
+_NEW_STATE = tuple(f"new_{name}" for name in _STATE)
 
 _FIND_OBJECT = Prepared(
     select(metric_objects.c.id).where(metric_objects.c.uid == bindparam("the_uid")).with_for_update()
@@ -68,7 +70,7 @@ _FIND_POINT = Prepared(
 _UPDATE_SERIES = Prepared(
     update(metric_series)
     .where(metric_series.c.id == bindparam("the_id"), metric_series.c.count == bindparam("old_count"))
-    .values({name: bindparam(f"new_{name}") for name in _STATE})
+    .values({name: bindparam(new) for name, new in zip(_STATE, _NEW_STATE, strict=True)})
 )
 _ADD_POINTS = PreparedRows(metric_points, _COLUMNS)
 _ADD_PAYLOADS = PreparedRows(metric_points, (*_COLUMNS, "payload"))
@@ -98,26 +100,30 @@ class Series:
     latest_time_us: int = 0
     first_step: int = 0
 
-    def row(self, prefix: str = "") -> dict[str, Any]:
-        """Values of the columns that change, by their names after ``prefix``."""
+    def row(self, *, new: bool = False) -> dict[str, Any]:
+        """Values of the columns that change, by their names; if ``new``, after ``new_``."""
         least, greatest = self.min, self.max
-        return {
-            f"{prefix}count": self.count,
-            f"{prefix}min": kept_number(least),
-            f"{prefix}max": kept_number(greatest),
-            f"{prefix}latest": kept_number(self.latest),
-            f"{prefix}latest_flag": self.latest_flag,
-            f"{prefix}infinite": (least in _INFINITE) + 2 * (greatest in _INFINITE),
-            f"{prefix}latest_step": self.latest_step,
-            f"{prefix}latest_time_us": self.latest_time_us,
-            f"{prefix}first_step": self.first_step,
-        }
+        values = (
+            self.count,
+            kept_number(least),
+            kept_number(greatest),
+            kept_number(self.latest),
+            self.latest_flag,
+            (least in _INFINITE) + 2 * (greatest in _INFINITE),
+            self.latest_step,
+            self.latest_time_us,
+            self.first_step,
+        )
+        return dict(zip(_NEW_STATE if new else _STATE, values, strict=True))
 
 
 _INFINITE = (float("inf"), float("-inf"))
 
 Name = tuple[str, str]
 """Of a series: its object's id and its key."""
+
+_Taken = tuple[int, MetricPoints, list[int]]
+"""The number of a batch, points of it, and the place of the series of each of their keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +151,7 @@ def append_points(
     names: list[Name] = []
     series: list[Series] = []
     places: dict[Name, int] = {}
-    taken: list[tuple[int, MetricPoints, NDArray[np.intp]]] = []
+    taken: list[_Taken] = []
     for number, batch in enumerate(batches):
         try:
             wanted = _series_of(conn, batch, known, places, series)
@@ -158,22 +164,23 @@ def append_points(
             series.append(one)
             names.append(name)
         for points in batch:
-            index = [places[points.object, key] for key in points.keys]
-            place = points.key_index + index[0] if len(index) == 1 else np.array(index, np.intp)[points.key_index]
-            taken.append((number, points, place))
+            taken.append((number, points, [places[points.object, key] for key in points.keys]))
     if not taken:
         return Appended(outcomes=outcomes, series={})
-    columns = _Columns.of(taken, series)
-    fresh = _fresh(conn, columns, series)
-    stored = np.bincount(columns.batch[fresh], minlength=len(batches)).tolist()
-    offered = np.bincount(columns.batch, minlength=len(batches)).tolist()
+    offered = [sum([len(points) for points in batch]) for batch in batches]
+    if sum(offered) <= _FEW and not any([points.payloads for _, points, _ in taken]):
+        stored = _append_few(conn, taken, names, series, len(batches))
+    else:
+        columns = _Columns.of(taken, series)
+        fresh = _fresh(conn, columns, series)
+        stored = np.bincount(columns.batch[fresh], minlength=len(batches)).tolist()
+        if not fresh.all():
+            columns = columns.only(fresh)
+        if len(columns.series):
+            _write(conn, columns, names, series)
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, LoggedPoints):
             outcomes[number] = LoggedPoints(stored=stored[number], repeated=offered[number] - stored[number])
-    if not fresh.all():
-        columns = columns.only(fresh)
-    if len(columns.series):
-        _write(conn, columns, names, series)
     return Appended(outcomes=outcomes, series=dict(zip(names, series, strict=True)))
 
 
@@ -244,8 +251,8 @@ class _Columns:
     payloads: list[bytes | None]
 
     @classmethod
-    def of(cls, taken: Sequence[tuple[int, MetricPoints, NDArray[np.intp]]], series: Sequence[Series]) -> _Columns:
-        place = _joined([indices for _, _, indices in taken])
+    def of(cls, taken: Sequence[_Taken], series: Sequence[Series]) -> _Columns:
+        place = _joined([np.array(index, np.intp)[points.key_index] for _, points, index in taken])
         steps = _joined([points.steps for _, points, _ in taken])
         times_us = _joined([points.times_us for _, points, _ in taken])
         values = _joined([points.values for _, points, _ in taken])
@@ -335,46 +342,90 @@ def _write(conn: Connection, columns: _Columns, names: Sequence[Name], series: l
     greatests = np.fmax.reduceat(columns.values, starts).tolist()
     ids = np.zeros(len(series), np.int64)
     changed: list[tuple[int, Series]] = []
+    steps, times_us, kinds, values = columns.steps, columns.times_us, columns.kinds, columns.values
     for place, start, end, least, greatest in zip(
         columns.series[starts].tolist(), starts.tolist(), ends.tolist(), leasts, greatests, strict=True
     ):
-        changed.append((place, _with(series[place], columns, start, end, least, greatest)))
-    # By id, so that two writers take the rows' locks in one order.
-    for place, after in sorted(changed, key=lambda item: item[1].id):
-        before = series[place]
-        if before.id:
-            values = after.row("new_")
-            values["the_id"], values["old_count"] = before.id, before.count
-            if not _UPDATE_SERIES.run(conn, values):
-                raise StaleSeriesError
-            series[place] = after
-        else:
-            series[place] = replace(after, id=_add(conn, names[place], after))
+        last = (int(steps[end]), int(times_us[end]), int(kinds[end]), float(values[end]))
+        changed.append((place, _with(series[place], end - start + 1, int(steps[start]), last, least, greatest)))
+    _write_series(conn, changed, names, series)
+    for place, _ in changed:
         ids[place] = series[place].id
-    rows = [
-        ids[columns.series].tolist(),
-        columns.steps.tolist(),
-        columns.times_us.tolist(),
-        columns.kinds.tolist(),
-        kept_numbers(columns.values),
-    ]
+    rows = [ids[columns.series].tolist(), steps.tolist(), times_us.tolist(), kinds.tolist(), kept_numbers(values)]
     if columns.payloads:
         _ADD_PAYLOADS.insert(conn, list(chain.from_iterable(zip(*rows, columns.payloads, strict=True))))
     else:
         _ADD_POINTS.insert(conn, list(chain.from_iterable(zip(*rows, strict=True))))
 
 
-def _with(before: Series, columns: _Columns, start: int, end: int, least: float, greatest: float) -> Series:
-    """A series after the points from ``start`` to ``end``; NaN as bounds stands for none."""
-    step, time_us, kind = int(columns.steps[end]), int(columns.times_us[end]), int(columns.kinds[end])
-    latest: float | None = float(columns.values[end]) if before.kind == NUMBER else None
-    first = int(columns.steps[start])
+def _append_few(
+    conn: Connection, taken: Sequence[_Taken], names: Sequence[Name], series: list[Series], batches: int
+) -> list[int]:
+    """The same as arrays do for many, for a few numbers; returns how many points of each batch were new."""
+    offered: list[tuple[int, int, int, int, float, int]] = []
+    for number, points, index in taken:
+        columns = (points.key_index.tolist(), points.steps.tolist(), points.times_us.tolist(), points.values.tolist())
+        for key, step, time_us, value in zip(*columns, strict=True):
+            # The order in which they came decides between equal ones, before a NaN could.
+            offered.append((index[key], step, time_us, len(offered), value, number))
+    offered.sort()
+    stored = [0] * batches
+    new: dict[int, list[tuple[int, int, int, float]]] = {}
+    seen: tuple[int, int, int] | None = None
+    for place, step, time_us, _, value, number in offered:
+        if (place, step, time_us) == seen:
+            continue
+        seen = (place, step, time_us)
+        one = series[place]
+        behind = one.count and (step, time_us) <= (one.latest_step, one.latest_time_us)
+        identity = {"the_id": one.id, "the_step": step, "the_time": time_us}
+        if behind and _FIND_POINT.first(conn, identity) is not None:
+            continue
+        stored[number] += 1
+        new.setdefault(place, []).append((step, time_us, kind_of(value), value))
+    changed: list[tuple[int, Series]] = []
+    for place, some in new.items():
+        known = [value for _, _, _, value in some if value == value]
+        least, greatest = (min(known), max(known)) if known else (nan, nan)
+        changed.append((place, _with(series[place], len(some), some[0][0], some[-1], least, greatest)))
+    _write_series(conn, changed, names, series)
+    rows: list[Any] = []
+    for place, some in new.items():
+        for step, time_us, kind, value in some:
+            rows += (series[place].id, step, time_us, kind, kept_number(value))
+    _ADD_POINTS.insert(conn, rows)
+    return stored
+
+
+def _write_series(
+    conn: Connection, changed: Sequence[tuple[int, Series]], names: Sequence[Name], series: list[Series]
+) -> None:
+    """Writes the rows of series that have changed, which `series` holds afterwards."""
+    # By id, so that two writers take the rows' locks in one order.
+    for place, after in sorted(changed, key=lambda item: item[1].id):
+        before = series[place]
+        if before.id:
+            values = after.row(new=True)
+            values["the_id"], values["old_count"] = before.id, before.count
+            if not _UPDATE_SERIES.run(conn, values):
+                raise StaleSeriesError
+            series[place] = after
+        else:
+            series[place] = replace(after, id=_add(conn, names[place], after))
+
+
+def _with(
+    before: Series, added: int, first: int, last: tuple[int, int, int, float], least: float, greatest: float
+) -> Series:
+    """A series after so many points from the step ``first`` to the point ``last``; NaN as bounds stands for none."""
+    step, time_us, kind, value = last
+    latest: float | None = value if before.kind == NUMBER else None
     if before.count and (before.latest_step, before.latest_time_us) > (step, time_us):
         step, time_us, kind, latest = before.latest_step, before.latest_time_us, before.latest_flag, before.latest
     return Series(
         id=before.id,
         kind=before.kind,
-        count=before.count + end - start + 1,
+        count=before.count + added,
         min=before.min if least != least else least if before.min is None else min(before.min, least),
         max=before.max if greatest != greatest else greatest if before.max is None else max(before.max, greatest),
         latest=latest,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from sqlalchemy import Connection, Select, delete, select, tuple_
 
-from modelbox.errors import DeadlineExceeded, ModelBoxError
+from modelbox.errors import DeadlineExceeded, ModelBoxError, ServerBusy
 from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
 from modelbox.runtime.store import metric_reads, metric_samples
 from modelbox.runtime.store.database import Database
@@ -18,6 +19,8 @@ from modelbox.runtime.store.metric_writes import Appended, Name, Series, StaleSe
 from modelbox.tracking import MetricColumns, MetricSummary, SampledSeries
 
 __all__ = ("SqlMetricStore",)
+
+_LOG = logging.getLogger(__name__)
 
 _MAX_KNOWN = 200_000
 _MAX_GROUP_POINTS = 50_000
@@ -30,91 +33,106 @@ _IN_CHUNK = 500
 
 Outcome = LoggedPoints | ModelBoxError
 Batch = Sequence[MetricPoints]
+Done = Callable[[Sequence[Outcome] | Exception], None]
 
 
 class _Waiting:
     """Batches of one call on their way into a transaction."""
 
-    __slots__ = ("batches", "error", "leads", "outcomes", "points", "waking")
+    __slots__ = ("batches", "done", "points")
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Sequence[Batch], done: Done) -> None:
         self.batches = batches
         self.points = sum([len(points) for batch in batches for points in batch])
-        self.outcomes: Sequence[Outcome] | None = None
-        self.error: Exception | None = None
-        self.leads = False
-        # An anyio.Event costs as much as all the rest of a call.
-        self.waking: asyncio.Future[None] | None = None
+        self.done = done
 
-    def wake(self) -> None:
-        """Has the call go on: it is done, or leads."""
-        if self.waking is not None and not self.waking.done():
-            self.waking.set_result(None)
+    def tell(self, outcome: Sequence[Outcome] | Exception) -> None:
+        """Has the call go on."""
+        try:
+            self.done(_copy_of(outcome) if isinstance(outcome, Exception) else outcome)
+        except Exception:
+            # The others of its group are to be told, too.
+            _LOG.exception("a call whose points were written failed unexpectedly")
 
 
 class SqlMetricStore:
     """`modelbox.runtime.metric_ports.MetricStore` over a database; see there for each method.
 
-    One call at a time leads: it writes what waits, its own batches and those of others, then wakes them and hands the
-    lead to the first that came meanwhile.
+    While calls wait, one task writes: all that wait together in one transaction, then those that came meanwhile.
     """
 
     def __init__(self, database: Database) -> None:
         self._db = database
         self._waiting: deque[_Waiting] = deque()
-        self._led = False
+        self._writing: asyncio.Task[None] | None = None
         self._known: dict[Name, Series] = {}
 
     async def append(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """See the port."""
-        mine = _Waiting(batches)
-        self._waiting.append(mine)
-        if self._led:
-            mine.waking = asyncio.get_running_loop().create_future()
-            try:
-                await mine.waking
-            except BaseException:
-                if mine in self._waiting:
-                    self._waiting.remove(mine)
-                if mine.leads:
-                    self._hand_over()
-                raise
-        else:
-            self._led = mine.leads = True
-        if mine.leads:
-            try:
-                await self._write_waiting()
-            finally:
-                self._hand_over()
-        if mine.error is not None:
-            raise _copy_of(mine.error)
-        assert mine.outcomes is not None
-        return mine.outcomes
+        answer: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Sequence[Outcome] | Exception) -> None:
+            if answer.done():
+                return
+            if isinstance(outcome, Exception):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+        waiting = self._enqueue(batches, done)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            raise
+
+    def append_soon(self, batches: Sequence[Batch], done: Done) -> None:
+        """See the port."""
+        self._enqueue(batches, done)
+
+    def _enqueue(self, batches: Sequence[Batch], done: Done) -> _Waiting:
+        waiting = _Waiting(batches, done)
+        self._waiting.append(waiting)
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write_waiting(), name="write metrics")
+        return waiting
 
     async def _write_waiting(self) -> None:
-        """Writes the first that wait, the leader's first, and tells them."""
-        group = [self._waiting.popleft()]
-        points = group[0].points
-        while self._waiting and points + self._waiting[0].points <= _MAX_GROUP_POINTS:
+        """Writes until nothing waits; cancelled only when the event loop ends."""
+        group: list[_Waiting] = []
+        try:
+            while self._waiting:
+                group = self._take_group()
+                await self._write_group(group)
+        except BaseException:
+            for waiting in (*group, *self._waiting):
+                waiting.tell(ServerBusy("the server stops: try again", retry_after_s=1.0))
+            self._waiting.clear()
+            raise
+        finally:
+            self._writing = None
+
+    def _take_group(self) -> list[_Waiting]:
+        group: list[_Waiting] = []
+        points = 0
+        while self._waiting and (not group or points + self._waiting[0].points <= _MAX_GROUP_POINTS):
             points += self._waiting[0].points
             group.append(self._waiting.popleft())
-        batches = [batch for waiting in group for batch in waiting.batches]
+        return group
+
+    async def _write_group(self, group: Sequence[_Waiting]) -> None:
         try:
-            appended = await self._append(batches)
+            appended = await self._append([batch for waiting in group for batch in waiting.batches])
         except Exception as exc:
             for waiting in group:
-                waiting.error = exc
-        except BaseException:
-            # The leader was cancelled, the others were not. Perhaps it was written all the same: then they repeat it.
-            self._waiting.extendleft(reversed(group[1:]))
-            raise
-        else:
-            begin = 0
-            for waiting in group:
-                waiting.outcomes = appended.outcomes[begin : begin + len(waiting.batches)]
-                begin += len(waiting.batches)
+                waiting.tell(exc)
+            return
+        begin = 0
         for waiting in group:
-            waiting.wake()
+            end = begin + len(waiting.batches)
+            waiting.tell(appended.outcomes[begin:end])
+            begin = end
 
     async def _append(self, batches: Sequence[Batch]) -> Appended:
         known = self._known
@@ -127,14 +145,6 @@ class SqlMetricStore:
             known.clear()
         known.update(appended.series)
         return appended
-
-    def _hand_over(self) -> None:
-        if self._waiting:
-            following = self._waiting[0]
-            following.leads = True
-            following.wake()
-        else:
-            self._led = False
 
     async def summaries(self, objects: Sequence[str], keys: Sequence[str]) -> tuple[MetricSummary, ...]:
         """See the port."""

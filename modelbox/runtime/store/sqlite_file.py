@@ -290,14 +290,17 @@ class SqliteFile:
                     left = list(group[number:])
                     break
                 if not job.future.cancelled():
-                    done.append(self._savepoint(connection, raw, job))
-                if not raw.in_transaction:
+                    # One that has the transaction to itself needs no savepoint in it.
+                    run = self._savepoint if len(group) > 1 else self._run_job
+                    done.append(run(connection, raw, job))
+                if not raw.in_transaction and len(group) > 1:
                     # SQLite gave up the whole transaction: a full disk, an I/O error.
                     left = list(group[number + 1 :])
                     raise done[-1][2] or StorageError("the transaction was lost")
             began = time.perf_counter()
-            raw.execute("COMMIT")
-            self._seen("commit", began, True)
+            if raw.in_transaction:
+                raw.execute("COMMIT")
+                self._seen("commit", began, True)
         except Exception as exc:
             error = self._failed_with(exc)
             if raw.in_transaction:
@@ -307,6 +310,20 @@ class SqliteFile:
         else:
             deliver(done, self._callbacks)
         return left
+
+    def _run_job(self, connection: Connection, raw: sqlite3.Connection, job: Job[Any]) -> Outcome:
+        began = time.perf_counter()
+        try:
+            result = job.fn(connection)
+            if not raw.in_transaction:
+                raise StorageError("the transaction was lost")
+        except Exception as exc:
+            self._seen("write", began, False)
+            if raw.in_transaction:
+                raw.execute("ROLLBACK")
+            return job, None, self._failed_with(exc)
+        self._seen("write", began, True)
+        return job, result, None
 
     def _savepoint(self, connection: Connection, raw: sqlite3.Connection, job: Job[Any]) -> Outcome:
         began = time.perf_counter()
