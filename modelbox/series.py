@@ -160,9 +160,13 @@ class Sample:
         """
         from modelbox.display import Curve
 
+        steps = (self.first_steps / 2 + self.last_steps / 2).tolist()
+        if len(steps) > 1:
+            # The ends of the axis are the ends of the series.
+            steps[0], steps[-1] = float(self.first_steps[0]), float(self.last_steps[-1])
         return Curve(
             name=name,
-            steps=(self.first_steps / 2 + self.last_steps / 2).tolist(),
+            steps=steps,
             lows=self.mins.tolist(),
             highs=self.maxs.tolist(),
             means=self.means.tolist(),

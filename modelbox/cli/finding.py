@@ -91,25 +91,40 @@ def find(
             page.to_csv(CsvOutput())  # type: ignore[arg-type]  # it writes lines, and nothing else
             sys.stdout.flush()
         else:
-            _print(page, keep=wanted if columns else (), empty=f"no {collection} found")
+            _print(
+                page, keep=wanted if columns else _attributes(collection, where, orders), empty=f"no {collection} found"
+            )
         if page.next_token:
             note(f"there are more than {len(page)}: --limit or --all shows more of them")
 
     with_client(url, run)
 
 
-def _named(collection: str, where: str, orders: Sequence[str]) -> list[str]:
-    """The fields beside attributes that a query names; none where it does not parse, which the server tells."""
-    from modelbox.find import Scope, parse_order, parse_where
+def _fields_of(collection: str, where: str, orders: Sequence[str]) -> list[Field]:
+    """The fields that a query names; none where it does not parse, which the server tells."""
+    from modelbox.find import parse_order, parse_where
 
     try:
         expression = parse_where(collection, where, now=datetime.now(UTC))
         fields = [] if expression is None else list(_fields(expression))
-        fields += [order.field for order in parse_order(collection, orders)]
+        return fields + [order.field for order in parse_order(collection, orders)]
     except InvalidError:
         return []
+
+
+def _attributes(collection: str, where: str, orders: Sequence[str]) -> list[str]:
+    """The attributes that a query names."""
+    from modelbox.find import Scope
+
+    return [field.name for field in _fields_of(collection, where, orders) if field.scope is Scope.ATTRIBUTE]
+
+
+def _named(collection: str, where: str, orders: Sequence[str]) -> list[str]:
+    """The fields beside attributes that a query names, as columns."""
+    from modelbox.find import Scope
+
     names = []
-    for field in fields:
+    for field in _fields_of(collection, where, orders):
         if field.scope is not Scope.ATTRIBUTE:
             quoted = field.name.replace("\\", r"\\").replace('"', r"\"")
             part = f".{field.part}" if field.part not in ("", "latest") else ""
@@ -127,11 +142,16 @@ def _fields(expression: Expression) -> Iterator[Field]:
         yield from _fields(part)
 
 
+# In a table only where they are asked for: what other columns say as well.
+_SELDOM = frozenset(["created_by", "dataset_id", "ended_at", "experiment_id", "received_at"])
+
+
 def _print(page: FindPage, *, keep: Sequence[str], empty: str) -> None:
+    seldom = _SELDOM | ({"created_at"} if "started_at" in page.columns else set())
     names = [
         name
         for name, values in page.columns.items()
-        if name in keep or any(value not in (None, "") for value in values)
+        if name in keep or (name not in seldom and any(value not in (None, "") for value in values))
     ]
     rows = [[_cell(row[name]) for name in names] for row in page]
     print_table(names, rows, empty=empty, numbers=page.number_columns)

@@ -64,6 +64,9 @@ def show(
             if number:
                 print_line("")
             print_line("made from" if way is Direction.ANCESTORS else "what was made from it")
+            if not found.edges:
+                print_line("nothing that is recorded")
+                continue
             for line in tree_lines(found, up=way is Direction.ANCESTORS):
                 print_line(line)
             if found.truncated:

@@ -1,7 +1,8 @@
 """Curves drawn with characters, for ``metrics show``.
 
 Owns the scales, the drawing and the legend; writes nothing itself. A bucket of a sampled series is drawn from its least
-to its greatest value, so that no peak is lost however many points it stands for. What is not finite is not drawn, and
+to its greatest value, so that no peak is lost however many points it stands for; where several curves would cover each
+other, only the line through the means is. What is not finite is not drawn, and
 leaves a gap. With colours, or for one curve alone, a character holds eight dots (Unicode's braille); several curves
 without colours are told apart by their marks.
 """
@@ -43,7 +44,7 @@ def draw(
         unicode: Whether it shows more than ASCII.
         log: A logarithmic scale of values; those that are not positive are left out.
     """
-    drawn = [_Scaled(curve, log=log) for curve in curves]
+    drawn = [_Scaled(curve, log=log, band=len(curves) == 1) for curve in curves]
     values = [value for one in drawn for value in one.values()]
     steps = [step for one in drawn for step in one.steps]
     marks = _MARKS if unicode else _ASCII_MARKS
@@ -84,11 +85,12 @@ def draw(
 class _Scaled:
     """A curve on the scale that is drawn, without what cannot be."""
 
-    def __init__(self, curve: Curve, *, log: bool) -> None:
+    def __init__(self, curve: Curve, *, log: bool, band: bool) -> None:
         self.steps: list[float] = []
         self.spans: list[tuple[float, float, float] | None] = []
         for step, low, high, mean in zip(curve.steps, curve.lows, curve.highs, curve.means, strict=True):
-            span = (low, high, mean if math.isfinite(mean) else (low + high) / 2)
+            mean = mean if math.isfinite(mean) else low / 2 + high / 2
+            span = (low, high, mean) if band else (mean, mean, mean)
             if log:
                 span = tuple(math.log10(value) if value > 0 else math.nan for value in span)  # type: ignore[assignment]
             self.steps.append(step)

@@ -209,7 +209,7 @@ def test_lineage_is_a_tree(cli: Cli, ns: str, client: modelbox.sync.Client) -> N
     assert text.splitlines()[4].startswith("└── used: run ")
     shown = cli.json("lineage", "show", second, "--direction", "ancestors", "--depth", "1")
     assert {node["depth"] for node in shown["nodes"]} == {0, 1}
-    assert "made from" in cli("lineage", "show", second)
+    assert "nothing that is recorded" in cli("lineage", "show", second)
     assert "cycle" in cli("lineage", "add", second, first, code=4)
     assert cli.json("lineage", "remove", first, second)["removed"] is True
 
@@ -262,6 +262,8 @@ def test_find_in_three_forms(cli: Cli, ns: str, client: modelbox.sync.Client) ->
     table = [line.split() for line in cli(*argv, "--order-by", "metrics.loss desc").splitlines()]
     assert table[0][-3:] == ["metrics.loss", "params.learning", "rate"]
     assert [row[-2:] for row in table[1:]] == [["0.5", "0.2"], ["0.25", "0.1"]]
+    assert "created_by" not in table[0]
+    assert "created_by" in cli("find", "runs", "created_by = 'ada@test'", "--within", ns)
     rows = cli.json(*argv, "--order-by", "name", "--limit", "1")
     assert [(row["name"], row["metrics.loss"]) for row in rows] == [("r1", 0.25)]
     text = cli(*argv, "--format", "csv", "--columns", "name,metrics.loss", "--order-by", "name")

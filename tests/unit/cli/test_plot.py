@@ -48,6 +48,12 @@ def test_several_curves_are_told_apart() -> None:
     assert re.search("[\u2801-\u28ff]", coloured)
 
 
+def test_several_curves_do_not_cover_each_other() -> None:
+    band = Curve(name="band", steps=[0, 1], lows=[0, 0], highs=[9, 9], means=[8, 8])
+    lines = draw([curve(1, 1), band], width=40, height=8)[:8]
+    assert sum("○" in line for line in lines) == 1
+
+
 def test_what_is_not_finite_leaves_a_gap() -> None:
     lines = draw([curve(1, 1, math.nan, math.nan, math.inf, 1, 1)], width=40, height=3, unicode=False)
     (row,) = [line for line in lines[:3] if "*" in line]
