@@ -53,7 +53,7 @@ def _print(outcome: Outcome, seed: int) -> None:
     for text in dict.fromkeys(outcome.violations):
         print(f"  {text}")
     for name, text in outcome.output.items():
-        print(f"--- the last that the {name} printed\n{text}")
+        print(f"--- what the {name} printed\n{text}")
 
 
 def _say(text: str) -> None:

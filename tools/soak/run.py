@@ -46,7 +46,7 @@ class Outcome:
         refused: Bad requests that were refused, by kind.
         faults: Done, by kind.
         violations: What must not be.
-        output: The last of what the programs printed, if there were any.
+        output: What the programs printed from the first error on, if there were any; in part.
         memory: Resident bytes by process: at the start, at the end, and the most that was seen.
     """
 
@@ -147,7 +147,7 @@ class _Run:
             f"{name} printed a traceback" for name, one in self._processes().items() if "Traceback" in one.output
         ]
         if outcome.violations:
-            outcome.output = {name: one.output[-_OUTPUT_CHARS:] for name, one in self._processes().items()}
+            outcome.output = {name: _telling(one.output) for name, one in self._processes().items()}
         outcome.answered.update({name: sum(seen.values()) for name, seen in traffic.calls.items()})
         outcome.failed.update(traffic.failed)
         outcome.memory = {key: (start[key], end[key], max(most[key], end[key])) for key in start}
@@ -242,3 +242,10 @@ class _Run:
                     return
                 except TransportError:
                     await anyio.sleep(0.05)
+
+
+def _telling(output: str) -> str:
+    """The part of a log in which the first error stands, or its end."""
+    first = output.find(" ERROR ")
+    begin = max(0, first - 2000) if first >= 0 else max(0, len(output) - _OUTPUT_CHARS)
+    return output[begin : begin + _OUTPUT_CHARS]
