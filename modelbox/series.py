@@ -277,9 +277,10 @@ def _whole(key: str, what: str, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]
     with np.errstate(invalid="ignore"):
         column = np.ascontiguousarray(given, _INT64)
     if given.dtype.kind != "i" and not np.array_equal(given, column):
-        wrong = given[np.asarray(given != column)]
+        flat = given.ravel()
+        wrong = flat[flat != column.ravel()]
         raise InvalidError(
-            f"the {what} {shown(wrong.flat[0].item())} of {shown(key)} is not valid: expected a whole number of 64 bits"
+            f"the {what} {shown(wrong[0].item())} of {shown(key)} is not valid: expected a whole number of 64 bits"
         )
     return column
 
