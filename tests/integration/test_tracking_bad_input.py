@@ -1,8 +1,8 @@
 """What training programs get wrong, through the client on a real server: refused with an error that helps, or resolved
 by a stated rule; and the rest of a run goes on.
 
-Columns that do not fit together are in `test_server_tracking`, requests over HTTP in `test_server_tracking_rest`, what a
-run leaves out by itself in `tests/unit/test_run.py`.
+Columns that do not fit together are in `test_server_tracking`, requests over HTTP in `test_server_tracking_rest`, what
+a run leaves out by itself in `tests/unit/test_run.py`.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def test_deep_json_is_refused_everywhere(client: sync.Client, run: str, levels: 
         lambda: client.create_model("ns/deep", metadata=deep),
     ]
     for call in calls:
-        with pytest.raises((LimitError, InvalidError), match="nested|recursion"):
+        with pytest.raises((LimitError, InvalidError), match=r"nested|recursion"):
             call()
     assert client.get_attributes(run) == ()
 
@@ -239,7 +239,7 @@ async def test_deep_json_as_bytes_is_refused(
     try:
         for service, name, request in requests:
             method = rpc(service, name, type(request), pb.SetAttributesResponse)
-            with pytest.raises((InvalidError, LimitError), match="nested|JSON"):
+            with pytest.raises((InvalidError, LimitError), match=r"nested|JSON"):
                 await source.grpc.unary(method, request, lambda answer: answer)
         # The connection lives.
         kept = pack_attributes_edit(AttributesEdit(object=run, kind=AttributeKind.TAG, values={"a": "b"}))
