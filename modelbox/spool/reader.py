@@ -146,6 +146,11 @@ class Spool:
             if is_live or not self._open_next(self._segment):
                 # The damaged rest stays behind us; whoever owns the segment goes on in it.
                 self._at = end
+                if self._log is not None and not is_live:
+                    # The disk refused another segment: it may be for want of the room that this one takes.
+                    done = self._segment
+                    self.close()
+                    self._remove_segment(done)
                 return None
 
     def _decode(self, end: int) -> Decoded:
