@@ -11,6 +11,7 @@ outlive a loss of power by itself; a step of the last second may then be there t
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import struct
 import threading
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from modelbox.run import LiveRun
 
 __all__ = ("ResumeFile",)
+
+_log = logging.getLogger(__name__)
 
 _HEAD_BYTES = 64
 _MAGIC = b"modelbox resume 1 "
@@ -97,14 +100,12 @@ class ResumeFile:
     def at(self, step: int, group: str = "") -> datetime:
         """When a step was logged for the first time: now, if it never was.
 
-        Takes some microseconds, one write to the file included.
+        Takes some microseconds, one write to the file included. A disk that is full stops nothing: it is said once, and
+        steps that are not in the file are new ones to the next program.
 
         Args:
             step: int64.
             group: Where a program counts several things (batches, epochs), a name for each.
-
-        Raises:
-            OSError: The disk is full.
         """
         number = _number(group)
         with self._lock:
@@ -112,7 +113,7 @@ class ResumeFile:
             if time_us is None:
                 time_us = time.time_ns() // 1000
                 if self._file is not None:
-                    os.write(self._file, _RECORD.pack(step, number, time_us))
+                    self._write(_RECORD.pack(step, number, time_us))
                 self._recent[number, step] = time_us
                 if len(self._recent) > _KEPT:
                     self._recent.popitem(last=False)
@@ -142,6 +143,18 @@ class ResumeFile:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _write(self, record: bytes) -> None:
+        assert self._file is not None
+        try:
+            if os.write(self._file, record) == len(record):
+                return
+            reason = "the disk is full"
+        except OSError as exc:
+            reason = str(exc.strerror)
+        # Half a record would move all that come after it.
+        self._close()
+        _log.warning("steps are no longer remembered in %s: %s", self._path, reason)
 
     def _first(self, number: int, step: int) -> int | None:
         found = self._recent.get((number, step))

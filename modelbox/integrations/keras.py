@@ -6,6 +6,7 @@ Owns the run unless one is handed in. Logging goes to the spool on disk: a serve
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from modelbox.integrations._missing import not_installed
 from modelbox.integrations._run import CallbackRun
 from modelbox.integrations._values import numbers, parameters
 from modelbox.objects import JsonValue
+from modelbox.resume import ResumeFile
 from modelbox.run import LiveRun
 
 try:
@@ -56,6 +58,9 @@ class ModelBoxCallback(keras.callbacks.Callback):
         every_batches: Metrics of batches are logged, too, as ``batch/…``, for every so many; 0 for none.
         system_metrics: Whether to log the machine's CPU, memory, disk, network and GPUs.
         capture: Whether to record git commit, packages, command line and machine.
+        resume_file: A file that remembers the run until the training has ended, so that a program that was killed and
+            is started again goes on with its run, and steps that are trained again are the same points. With ``run``: a
+            `modelbox.resume.ResumeFile`, which the program begins and ends.
         url: Of the server; None: ``MODELBOX_URL`` or the settings file.
 
     Raises:
@@ -75,6 +80,7 @@ class ModelBoxCallback(keras.callbacks.Callback):
         every_batches: int = 0,
         system_metrics: bool | float = False,
         capture: bool = True,
+        resume_file: str | os.PathLike[str] | ResumeFile | None = None,
         url: str | None = None,
     ) -> None:
         super().__init__()
@@ -83,7 +89,14 @@ class ModelBoxCallback(keras.callbacks.Callback):
         self._batches = 0
         self._params = dict(params or {})
         self._run = CallbackRun(
-            experiment, run, url, name=name, tags=tags, system_metrics=system_metrics, capture=capture
+            experiment,
+            run,
+            url,
+            resume_file=resume_file,
+            name=name,
+            tags=tags,
+            system_metrics=system_metrics,
+            capture=capture,
         )
 
     @property
@@ -103,7 +116,7 @@ class ModelBoxCallback(keras.callbacks.Callback):
         """Logs the metrics of a batch where that was asked for."""
         if self._every_batches and self._batches % self._every_batches == 0:
             values = {f"batch/{key}": value for key, value in numbers(logs).items()}
-            self.run.log_metrics(values, step=self._batches)
+            self._run.log(values, self._batches, "batch")
         self._batches += 1
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -111,7 +124,7 @@ class ModelBoxCallback(keras.callbacks.Callback):
         values = numbers(logs)
         rate = getattr(getattr(self.model, "optimizer", None), "learning_rate", None)
         rates = {} if rate is None else numbers({"learning_rate": keras.ops.convert_to_numpy(rate)})
-        self.run.log_metrics(rates | values, step=epoch)
+        self._run.log(rates | values, epoch)
         if self._checkpoints and (epoch + 1) % self._checkpoints == 0:
             with tempfile.TemporaryDirectory() as directory:
                 path = Path(directory, "model.keras")

@@ -7,6 +7,7 @@ stops nothing.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from modelbox.integrations._missing import not_installed
 from modelbox.integrations._run import CallbackRun
 from modelbox.integrations._values import numbers, parameters
 from modelbox.objects import JsonValue
+from modelbox.resume import ResumeFile
 from modelbox.run import LiveRun
 
 try:
@@ -47,6 +49,9 @@ class ModelBoxCallback(TrainerCallback):
         upload_checkpoints: Whether the files of checkpoints are uploaded; they are copied into the spool first.
         system_metrics: Whether to log the machine's CPU, memory, disk, network and GPUs.
         capture: Whether to record git commit, packages, command line and machine.
+        resume_file: A file that remembers the run until the training has ended, so that a program that was killed and
+            is started again goes on with its run, and steps that are trained again are the same points. With ``run``: a
+            `modelbox.resume.ResumeFile`, which the program begins and ends.
         url: Of the server; None: ``MODELBOX_URL`` or the settings file.
 
     Raises:
@@ -65,12 +70,20 @@ class ModelBoxCallback(TrainerCallback):
         upload_checkpoints: bool = False,
         system_metrics: bool | float = False,
         capture: bool = True,
+        resume_file: str | os.PathLike[str] | ResumeFile | None = None,
         url: str | None = None,
     ) -> None:
         self._params = dict(params or {})
         self._upload = upload_checkpoints
         self._run = CallbackRun(
-            experiment, run, url, name=name, tags=tags, system_metrics=system_metrics, capture=capture
+            experiment,
+            run,
+            url,
+            resume_file=resume_file,
+            name=name,
+            tags=tags,
+            system_metrics=system_metrics,
+            capture=capture,
         )
 
     @property
@@ -91,7 +104,7 @@ class ModelBoxCallback(TrainerCallback):
         """Appends a point to each metric."""
         if state.is_world_process_zero:
             values = {_key(key): value for key, value in numbers(logs).items()}
-            self.run.log_metrics(values, step=state.global_step)
+            self._run.log(values, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Records the checkpoint that was just saved."""

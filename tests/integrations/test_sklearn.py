@@ -93,16 +93,11 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
         export(LogisticRegression(), tmp_path / "model.onnx", X)
 
 
-def test_a_file_that_answers_something_else_is_refused(tmp_path: Path) -> None:
-    # Values that float32 cannot tell apart: the export is for float32, the estimator was fitted with more.
-    rows = 1e9 + np.arange(100.0).reshape(-1, 1)
-    labels = np.arange(100) % 2
-    forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(rows, labels)
-
-    class Precise(RandomForestClassifier):
-        def predict(self, X: Any) -> Any:
-            return 1 - forest.predict(X)
-
-    liar = Precise(n_estimators=3, random_state=0).fit(rows, labels)
-    with pytest.raises((ModelInvalid, InvalidError)):
-        export(liar, tmp_path / "model.onnx", rows.astype(np.float32))
+def test_a_file_that_answers_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(X, Y)
+    predict = forest.predict
+    # As a class of one's own does that skl2onnx takes for the one it derives from.
+    monkeypatch.setattr(forest, "predict", lambda rows: (predict(rows) + 1) % 10, raising=False)
+    with pytest.raises(ModelInvalid, match="gives another label"):
+        export(forest, tmp_path / "model.onnx", X)
+    assert export(forest, tmp_path / "model.onnx", X, check=False).exists()

@@ -17,7 +17,7 @@ from tests.training import need
 need("torch", "transformers", "accelerate")
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from modelbox.integrations.transformers import ModelBoxCallback
 
@@ -75,6 +75,36 @@ def test_a_training_is_recorded(box: sync.Client, tmp_path: Path) -> None:
     assert checkpoints[1].metrics.keys() >= {"eval/loss"}
     (artifact,) = box.iter_artifacts(checkpoints[1].id)
     assert {"config.json", "model.safetensors"} <= {file.path for file in artifact.files}
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_logs_each_step_once(box: sync.Client, tmp_path: Path) -> None:
+    class Dies(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    path, remembered = f"transformers/{secrets.token_hex(6)}", tmp_path / "run"
+    first = trainer(tmp_path / "out", ModelBoxCallback(path, capture=False, resume_file=remembered))
+    first.add_callback(Dies())
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    again = ModelBoxCallback(path, capture=False, resume_file=remembered)
+    trainer(tmp_path / "out", again).train(resume_from_checkpoint=True)
+    (run,) = box.iter_runs(path)
+    assert run.status is RunStatus.FINISHED
+    # Step 4 was trained twice.
+    assert box.read_series(run.id, "loss").steps.tolist() == [1, 2, 3, 4, 5, 6]
+    assert sorted(one.epoch for one in box.iter_checkpoints(run.id)) == [3, 6]
+    assert not remembered.exists()
+
+
+def test_an_evaluation_without_a_training_is_recorded(box: sync.Client, tmp_path: Path) -> None:
+    path = f"transformers/{secrets.token_hex(6)}"
+    callback = ModelBoxCallback(path, capture=False)
+    trainer(tmp_path, callback).evaluate()
+    callback.run.flush(timeout=30)
+    (run,) = box.iter_runs(path)
+    assert len(box.read_series(run.id, "eval/loss")) == 1
 
 
 def test_training_goes_on_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,21 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path, data: bytes) -> 
     assert path.read_bytes() == data
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this platform has no /dev/full")
+def test_a_full_disk_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    resume = ResumeFile(tmp_path / "run")
+    resume.begin(RUN)
+    first = resume.at(0)
+    file = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(resume, "_file", file)
+    assert resume.at(1) == resume.at(1)
+    resume.at(2)
+    assert caplog.text.count("no longer remembered") == 1
+    assert ResumeFile(tmp_path / "run").at(0) == first
+
+
 def test_what_it_returned_outlives_a_kill(tmp_path: Path) -> None:
     code = (
         "import sys\n"
