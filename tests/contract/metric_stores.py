@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
@@ -223,6 +224,23 @@ class MetricStoreContract:
         again: list[Point] = [(0, time_us, 1.0) for time_us in range(4000, 5500)]
         assert await log(store, run, {"b": again}) == LoggedPoints(stored=500, repeated=1000)
         assert len(await read_all(store, run, "b", limit=1000)) == 5500
+
+    async def test_a_few_points_at_a_time_come_to_the_same_as_all_at_once(self, store: SqlMetricStore) -> None:
+        rng = np.random.default_rng(7)
+        odd = [math.nan, math.inf, -math.inf, 0.0, 1.5]
+        drawn = rng.integers((0, 0, 0), (40, 3, 5), (300, 3)).tolist()
+        rows: list[Point] = [(step, NOW_US + late, odd[which]) for step, late, which in drawn]
+        whole, pieces = new_id(ObjectKind.RUN), new_id(ObjectKind.RUN)
+        # Far more than are handled one by one, and fewer.
+        at_once = await log(store, whole, {"a": rows})
+        in_pieces = [await log(store, pieces, {"a": rows[at : at + 7]}) for at in range(0, len(rows), 7)]
+        assert sum(one.stored for one in in_pieces) == at_once.stored
+        assert sum(one.repeated for one in in_pieces) == at_once.repeated
+        assert same(await read_all(store, pieces, "a"), await read_all(store, whole, "a"))
+        first, second = [await store.find_summary(run, "a") for run in (whole, pieces)]
+        assert first is not None
+        assert second is not None
+        assert same(replace(second, object=whole), first)
 
     async def test_another_kind_is_refused_by_itself(self, store: SqlMetricStore) -> None:
         run, other = new_id(ObjectKind.RUN), new_id(ObjectKind.RUN)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ from modelbox._serving.unary import DirectServer, Failure
 from modelbox.errors import ModelBoxError
 from tests.h2_peer import H2Peer
 
-ECHO, SLOW, LARGE, FAILING, PLAIN = "/t/Echo", "/t/Slow", "/t/Large", "/t/Failing", "/t/Plain"
+ECHO, SLOW, LARGE, FAILING, PLAIN, SOON = "/t/Echo", "/t/Slow", "/t/Large", "/t/Failing", "/t/Plain", "/t/Soon"
 LARGE_BYTES = 200_000
 _HEADERS = [
     (":method", "POST"),
@@ -58,6 +58,7 @@ class Methods:
         self.large_calls = 0
         self.timeouts: list[float | None] = []
         self.text = "grün kaputt " * 20
+        self.soon_done: list[Callable[[bytes | Exception], None]] = []
 
     def __mapping__(self) -> dict[str, Handler]:
         return {
@@ -93,6 +94,17 @@ class Methods:
         self.large_calls += 1
         return b"z" * LARGE_BYTES
 
+    def soon(
+        self, message: bytes | memoryview, timeout_s: float | None, done: Callable[[bytes | Exception], None]
+    ) -> bool:
+        if bytes(message) == b"wait":
+            return False
+        self.soon_done.append(done)
+        outcome = ModelBoxError(self.text) if bytes(message) == b"fail" else b"soon " + bytes(message)
+        if bytes(message) != b"keep":
+            asyncio.get_running_loop().call_soon(done, outcome)
+        return True
+
     async def failing(self, message: bytes | memoryview, timeout_s: float | None) -> bytes:
         raise ModelBoxError(self.text)
 
@@ -119,7 +131,14 @@ async def serving(*, stall_s: float = 60.0, **limits: Any) -> AsyncIterator[Serv
         [methods],
         limits=Limits(**limits),
         codec=WireCodec(),
-        methods={ECHO: methods.echo, SLOW: methods.slow, LARGE: methods.large, FAILING: methods.failing},
+        methods={
+            ECHO: methods.echo,
+            SLOW: methods.slow,
+            LARGE: methods.large,
+            FAILING: methods.failing,
+            SOON: methods.echo,
+        },
+        soon={SOON: methods.soon},
         fail=fail,
         stall_s=stall_s,
     )
@@ -202,6 +221,40 @@ async def test_messages_of_any_size_go_there_and_back(size: int) -> None:
             echo: Any = channel.unary_unary(ECHO)
             assert await echo(body) == body
             assert await asyncio.gather(*(echo(body[:70_000]) for _ in range(50))) == [body[:70_000]] * 50
+
+
+async def test_calls_without_a_task_answer_fail_or_leave_it_to_the_method() -> None:
+    async with serving() as at, grpc.aio.insecure_channel(at.address) as channel:
+        soon: Any = channel.unary_unary(SOON)
+        assert await asyncio.gather(*(soon(b"%d" % n) for n in range(50))) == [b"soon %d" % n for n in range(50)]
+        assert await soon(b"wait") == b"wait"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await soon(b"fail")
+        assert (caught.value.code(), caught.value.details()) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            at.methods.text.strip(),
+        )
+        assert await soon(b"after") == b"soon after"
+
+
+async def test_an_answer_for_a_caller_without_a_task_that_has_gone_is_dropped() -> None:
+    async with serving() as at:
+        async with H2Peer(at.address) as peer:
+            gone, kept = peer.call(SOON), peer.call(SOON)
+            peer.message(gone, b"keep")
+            peer.message(kept, b"keep")
+            await peer.flush()
+            with anyio.fail_after(10):
+                while len(at.methods.soon_done) < 2:
+                    await anyio.sleep(0.005)
+            peer.h2.reset_stream(gone)
+            await peer.flush()
+            await anyio.sleep(0.05)
+            for done in at.methods.soon_done:
+                done(b"late")
+            [answer] = await collect(peer, kept)
+            assert (answer.body, answer.status) == (framed(b"late"), "0")
+        await works(at)
 
 
 async def test_calls_of_both_kinds_share_a_connection_and_its_header_table() -> None:
