@@ -83,11 +83,12 @@ def test_a_resumed_run_goes_on(shared_server: ServerProcess, tmp_path: Path, nam
         failed = client.get_run(first.id)
         assert (failed.status, failed.reason) == (RunStatus.FAILED, "ValueError: out of luck")
         with client.start_run(f"{namespace}/exp", resume=first.id, capture=False) as second:
-            second.log_metric("loss", 0.25, step=1)
+            second.log_metric("loss", 0.25)  # counts on from what the server has
             second.flush(timeout=30)
             assert client.get_run(first.id).status is RunStatus.RUNNING
         assert client.get_run(first.id).status is RunStatus.FINISHED
-        assert client.read_series(first.id, "loss").values.tolist() == [0.5, 0.25]
+        series = client.read_series(first.id, "loss")
+        assert (series.steps.tolist(), series.values.tolist()) == ([0, 1], [0.5, 0.25])
 
 
 def test_what_the_server_refuses_is_told_and_the_rest_arrives(
