@@ -142,12 +142,13 @@ class _Server:
         tracking_store = SqlTrackingStore(self._database)
         metric_service = MetricService(SqlMetricStore(self._database.metrics), tracking_store)
         artifacts = ArtifactService(SqlArtifactStore(self._database), blobs, metrics=metric_service)
+        tracking = TrackingService(tracking_store, metric_service)
         services = Services(
             registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
             artifacts=artifacts,
             feed=self._feed,
             fleet=FleetService(SqlFleetStore(self._database)),
-            tracking=TrackingService(tracking_store, metric_service),
+            tracking=tracking,
             metrics=metric_service,
             notes=NoteService(SqlNoteStore(self._database)),
             datasets=DatasetService(SqlDatasetStore(self._database)),
@@ -156,6 +157,7 @@ class _Server:
         )
         tasks = await self._stack.enter_async_context(task_group())
         tasks.start_soon(_sweep_for_ever, artifacts.sweep_uploads, "stale uploads", name="upload sweeper")
+        tasks.start_soon(_sweep_for_ever, tracking.finish_deletions, "what is below the bin", name="bin sweeper")
         tasks.start_soon(_sweep_for_ever, metric_service.sweep, "metrics of nothing", name="metric sweeper")
 
         self._boundary = Boundary(

@@ -113,7 +113,14 @@ class TrackingStore(ObjectLookup, Protocol):
         """Checkpoints of a run or experiment by epoch. Key: (epoch,)."""
 
     async def delete_objects(self, uids: Sequence[str], *, actor: str, at: datetime) -> int:
-        """Puts objects and all below them into the bin, all or none; returns how many were not in it."""
+        """Puts objects and all below them into the bin, all or none; returns how many were not in it.
+
+        Where they are many, those below follow in further transactions; `finish_deletions` goes on with what is broken
+        off.
+        """
+
+    async def finish_deletions(self) -> int:
+        """Puts what is below something in the bin there, too, where a deletion did not come to its end."""
 
     async def restore_objects(self, uids: Sequence[str], *, actor: str, at: datetime) -> int:
         """Takes objects out of the bin with all that went there with them, all or none; returns how many."""

@@ -21,10 +21,13 @@ from modelbox.feed import Change, Filter
 from modelbox.objects import ArtifactFile, JsonValue, ModelPatch, NewArtifact, NewModel, NewVersion, from_json
 from modelbox.refs import ModelRef
 from modelbox.runtime.ports import Key
+from modelbox.runtime.store import bin as bin_module
 from modelbox.runtime.store import deliver as deliver_module
 from modelbox.runtime.store import schema
+from modelbox.runtime.store import tracking as tracking_module
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.attributes import METRIC
+from modelbox.runtime.store.bin import delete_objects, hide, unhidden
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.feed import SqlFeedStore
@@ -545,6 +548,47 @@ class TrackingStoreContract:
         assert (await store.get_run(run.id)).status is RunStatus.FINISHED
         assert (await store.get_run(other.id)).deleted_at is None
         assert (await store.get_checkpoint(point.item.id)).deleted_at is None
+
+    async def test_much_goes_into_the_bin_in_parts(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bin_module, "_AT_ONCE", 3)
+        monkeypatch.setattr(tracking_module, "_HIDE_AT_ONCE", 2)
+        store = SqlTrackingStore(database)
+        tree = [await make_run(database, "ns/many") for _ in range(4)]
+        for _ in range(2):
+            tree += [await make_run(database, "ns/many", parent_id=run.id) for run in tree]
+        for run in tree[:3]:
+            await store.create_checkpoint(NewCheckpoint(parent_id=run.id, epoch=0), actor="", at=AT)
+        experiment = tree[0].experiment_id
+        everything = 1 + len(tree) + 3
+
+        async def live() -> int:
+            return len((await store.list_runs("ns/many", include_deleted=False, limit=100, after=None)).items)
+
+        # To its end; asked for together with something far below.
+        count = await store.delete_objects([experiment, tree[-1].id], actor="ann", at=AT)
+        assert (count, await live()) == (everything, 0)
+        assert await store.finish_deletions() == 0
+        assert await store.restore_objects([experiment], actor="ann", at=AT) == everything
+        assert await live() == len(tree)
+
+        # Broken off behind the first part, and gone on with by the next server.
+        first, left = await database.write(lambda conn: delete_objects(conn, [experiment], actor="ann", at=AT))
+        assert (first, len(left)) == (4, 1)
+        assert await live() > 0
+        late = await make_run(database, "ns/many", parent_id=tree[-1].id)
+        assert (await store.get_run(late.id)).deleted_at is not None
+        assert await store.finish_deletions() == everything - 4
+        assert await live() == 0
+        assert await store.finish_deletions() == 0
+        assert await store.restore_objects([experiment], actor="ann", at=AT) == everything + 1
+
+        # Taken back before it came to its end: what follows does nothing.
+        _, (deletion,) = await database.write(lambda conn: delete_objects(conn, [experiment], actor="ann", at=LATER))
+        rest = await database.read(lambda conn: unhidden(conn, deletion))
+        assert await store.restore_objects([experiment], actor="ann", at=LATER) == 4
+        assert await database.write(lambda conn: hide(conn, deletion, rest)) is None
+        assert await store.finish_deletions() == 0
+        assert await live() == len(tree) + 1
 
     async def test_a_purge_leaves_nothing(self, database: Database) -> None:
         store = SqlTrackingStore(database)

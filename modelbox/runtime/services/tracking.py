@@ -210,8 +210,15 @@ class TrackingService:
         """Puts experiments, runs, checkpoints, datasets or dataset versions into the bin, with everything below them.
 
         Comments can be put there, too. All or none. Returns how many objects are in the bin now that were not before.
+        What is below them goes in parts where it is much, within moments.
+
+        Cancellation: what was asked for is in the bin or not; what is below may follow within the hour.
         """
         return await self._store.delete_objects(_check_ids(ids), actor=check_actor(actor), at=self._clock())
+
+    async def finish_deletions(self) -> int:
+        """Goes on with deletions of many objects that a kill or a cancelled call broke off; returns how many went."""
+        return await self._store.finish_deletions()
 
     async def restore_objects(self, ids: Sequence[str], *, actor: str) -> int:
         """Takes objects out of the bin, with everything that went there with them; returns how many. All or none.

@@ -5,15 +5,20 @@ a dataset, artifacts of each. Every row that goes says in ``deleted_root`` whose
 brings all of them back, and nothing that was in the bin before. Everything below something in the bin is in the bin.
 
 The feed tells of the object that was asked for; those below follow from it. Comments go into the bin alone.
+
+A deletion that takes thousands along is done in parts, so that nobody else waits long for the writer: `delete_objects`
+takes what was asked for and the first ones below, `unhidden` finds the others and `hide` takes them, some at a time.
+Each part looks whether the deletion still stands; `unfinished` finds those that a kill broke off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
@@ -39,9 +44,29 @@ from modelbox.runtime.store.writing import Writing
 from modelbox.runtime.tracking_ports import Purged
 from modelbox.tracking import ObjectKind, kind_of_id
 
-__all__ = ("count_purgeable", "delete_objects", "purge", "restore_objects")
+__all__ = (
+    "Deletion",
+    "count_purgeable",
+    "delete_objects",
+    "hide",
+    "purge",
+    "restore_objects",
+    "unfinished",
+    "unhidden",
+)
 
 _IN_CHUNK = 500
+_AT_ONCE = 1000
+"""Objects that one transaction puts into the bin below what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """An object that was put into the bin by itself, by its row's number, and when."""
+
+    root_id: int
+    at_us: int
+
 
 _STATES = {
     ObjectKind.EXPERIMENT: (Kind.EXPERIMENT, EXPERIMENTS, experiments, experiment_of),
@@ -79,11 +104,14 @@ def _asked(conn: Connection, uids: Sequence[str]) -> list[Any]:
     return list(rows)
 
 
-def _below(conn: Connection, ids: Sequence[int], *, live_only: bool) -> list[int]:
-    """Row numbers of everything below some objects, without these; parents before their children."""
+def _below(conn: Connection, ids: Sequence[int], *, live_only: bool, enough: int | None = None) -> list[int]:
+    """Row numbers of everything below some objects, without these; parents before their children.
+
+    Looks no further once there are ``enough``.
+    """
     found = dict.fromkeys(ids)
     level = list(ids)
-    while level:
+    while level and (enough is None or len(found) <= enough):
         below: list[int] = []
         for some in _chunks(level):
             direct = select(objects.c.id).where(objects.c.parent_id.in_(some))
@@ -91,10 +119,27 @@ def _below(conn: Connection, ids: Sequence[int], *, live_only: bool) -> list[int
             for query in (direct, children):
                 if live_only:
                     query = query.where(objects.c.deleted_at_us.is_(None))
+                if enough is not None:
+                    query = query.limit(enough + 1)
                 below.extend(row_id for row_id in conn.execute(query).scalars() if row_id not in found)
         level = list(dict.fromkeys(below))
         found.update(dict.fromkeys(level))
     return list(found)[len(ids) :]
+
+
+def _is_below(conn: Connection, row: Any, roots: set[int]) -> bool:
+    seen, level = {row.id}, {row.id}
+    while level:
+        query = (
+            select(objects.c.parent_id, runs.c.parent_run_id)
+            .outerjoin(runs, runs.c.id == objects.c.id)
+            .where(objects.c.id.in_(level))
+        )
+        level = {one for above in conn.execute(query) for one in above if one is not None} - seen
+        if not level.isdisjoint(roots):
+            return True
+        seen |= level
+    return False
 
 
 def _note(writing: Writing, row: Any, action: Action) -> None:
@@ -112,15 +157,22 @@ def _note_latest(writing: Writing, row: Any) -> None:
     _note(writing, dataset, Action.UPDATED)
 
 
-def delete_objects(conn: Connection, uids: Sequence[str], *, actor: str, at: datetime) -> int:
-    """Puts objects and all below them into the bin, all or none; returns how many were not in it.
+def delete_objects(
+    conn: Connection, uids: Sequence[str], *, actor: str, at: datetime
+) -> tuple[int, Sequence[Deletion]]:
+    """Puts objects and what is below them into the bin, all or none.
+
+    Returns:
+        How many there are now that were not before, and the deletions that are to be finished by `hide`.
 
     Raises:
         NotFoundError: One of them does not exist.
         InvalidError: One of them is of a kind that has no bin.
     """
     said, uids = _comments_apart(uids)
-    return delete_comments(conn, said, actor=actor, at=at) + _delete_objects(conn, uids, actor, at)
+    count = delete_comments(conn, said, actor=actor, at=at)
+    more, left = _delete_objects(conn, uids, actor, at)
+    return count + more, left
 
 
 def _comments_apart(uids: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -129,18 +181,23 @@ def _comments_apart(uids: Sequence[str]) -> tuple[list[str], list[str]]:
     return said, [uid for uid in uids if kind_of_id(uid) is not ObjectKind.COMMENT]
 
 
-def _delete_objects(conn: Connection, uids: Sequence[str], actor: str, at: datetime) -> int:
+def _delete_objects(conn: Connection, uids: Sequence[str], actor: str, at: datetime) -> tuple[int, Sequence[Deletion]]:
     asked = [row for row in _asked(conn, uids) if row.deleted_at_us is None]
     if not asked:
-        return 0
+        return 0, ()
+    left: list[Deletion] = []
     writing = Writing(conn, actor=actor, at=at)
     count = 0
     gone: set[int] = set()
     for row in asked:
-        if row.id in gone:
+        if row.id in gone or (left and _is_below(conn, row, {deletion.root_id for deletion in left})):
             # Below another one that was asked for.
             continue
-        ids = [row.id, *_below(conn, [row.id], live_only=True)]
+        below = _below(conn, [row.id], live_only=True, enough=_AT_ONCE)
+        if len(below) > _AT_ONCE or (gone and len(gone) + len(below) > _AT_ONCE):
+            below = below[: max(0, _AT_ONCE - len(gone))]
+            left.append(Deletion(root_id=row.id, at_us=writing.at_us))
+        ids = [row.id, *below]
         for some in _chunks(ids):
             conn.execute(
                 update(objects).where(objects.c.id.in_(some)).values(deleted_at_us=writing.at_us, deleted_root=row.id)
@@ -151,7 +208,68 @@ def _delete_objects(conn: Connection, uids: Sequence[str], actor: str, at: datet
         _note(writing, row, Action.DELETED)
         _note_latest(writing, row)
     writing.finish()
+    return count, left
+
+
+def _stands(conn: Connection, deletion: Deletion) -> bool:
+    query = select(objects.c.deleted_at_us, objects.c.deleted_root).where(objects.c.id == deletion.root_id)
+    row = conn.execute(query.with_for_update()).first()
+    return row is not None and tuple(row) == (deletion.at_us, deletion.root_id)
+
+
+def unhidden(conn: Connection, deletion: Deletion) -> list[int]:
+    """Row numbers of what a deletion has not taken yet, parents before their children."""
+    seen = {deletion.root_id: None}
+    level = [deletion.root_id]
+    left: list[int] = []
+    on_the_way = or_(objects.c.deleted_at_us.is_(None), objects.c.deleted_root == deletion.root_id)
+    columns = select(objects.c.id, objects.c.deleted_at_us).where(on_the_way)
+    while level:
+        below: dict[int, None] = {}
+        for some in _chunks(level):
+            direct = columns.where(objects.c.parent_id.in_(some))
+            children = columns.join(runs, runs.c.id == objects.c.id).where(runs.c.parent_run_id.in_(some))
+            for query in (direct, children):
+                for row_id, deleted_at_us in conn.execute(query):
+                    if row_id in seen or row_id in below:
+                        continue
+                    below[row_id] = None
+                    if deleted_at_us is None:
+                        left.append(row_id)
+        seen.update(below)
+        level = list(below)
+    return left
+
+
+def hide(conn: Connection, deletion: Deletion, ids: Sequence[int]) -> int | None:
+    """Takes some of `unhidden` along; returns how many, None if the deletion does not stand any more."""
+    if not _stands(conn, deletion):
+        return None
+    count = 0
+    for some in _chunks(ids):
+        count += conn.execute(
+            update(objects)
+            .where(objects.c.id.in_(some), objects.c.deleted_at_us.is_(None))
+            .values(deleted_at_us=deletion.at_us, deleted_root=deletion.root_id)
+        ).rowcount
     return count
+
+
+def unfinished(conn: Connection) -> list[Deletion]:
+    """Deletions that have not taken everything along."""
+    above, root = objects.alias("above"), objects.alias("root")
+    deletions = (
+        select(root.c.id, root.c.deleted_at_us)
+        .select_from(above)
+        .join(root, above.c.deleted_root == root.c.id)
+        .where(above.c.deleted_at_us.is_not(None), root.c.deleted_at_us.is_not(None), objects.c.deleted_at_us.is_(None))
+        .distinct()
+        .limit(_AT_ONCE)
+    )
+    direct = deletions.join(objects, objects.c.parent_id == above.c.id)
+    children = deletions.join(runs, runs.c.parent_run_id == above.c.id).join(objects, objects.c.id == runs.c.id)
+    found = {tuple(row) for query in (direct, children) for row in conn.execute(query)}
+    return [Deletion(root_id=row_id, at_us=at_us) for row_id, at_us in sorted(found)]
 
 
 def restore_objects(conn: Connection, uids: Sequence[str], *, actor: str, at: datetime) -> int:

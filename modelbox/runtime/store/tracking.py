@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -14,7 +15,16 @@ from modelbox.errors import InvalidError, NotFoundError
 from modelbox.objects import Created
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.attributes import list_history, read_attributes
-from modelbox.runtime.store.bin import count_purgeable, delete_objects, purge, restore_objects
+from modelbox.runtime.store.bin import (
+    Deletion,
+    count_purgeable,
+    delete_objects,
+    hide,
+    purge,
+    restore_objects,
+    unfinished,
+    unhidden,
+)
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.deliver import deliver
 from modelbox.runtime.store.edits import set_attributes
@@ -60,6 +70,7 @@ from modelbox.tracking import (
 __all__ = ("SqlTrackingStore",)
 
 _IN_CHUNK = 500
+_HIDE_AT_ONCE = 500
 
 
 def _find_objects(conn: Connection, names: Sequence[str]) -> dict[str, str]:
@@ -156,7 +167,28 @@ class SqlTrackingStore:
 
     async def delete_objects(self, uids: Sequence[str], *, actor: str, at: datetime) -> int:
         """See the port."""
-        return await self._db.write(lambda conn: delete_objects(conn, uids, actor=actor, at=at))
+        count, left = await self._db.write(lambda conn: delete_objects(conn, uids, actor=actor, at=at))
+        return count + await self._finish(left)
+
+    async def finish_deletions(self) -> int:
+        """See the port."""
+        return await self._finish(await self._db.scan(unfinished))
+
+    async def _finish(self, deletions: Sequence[Deletion]) -> int:
+        count = 0
+        for deletion in deletions:
+            # Looked for outside of the writer's time. What comes below it meanwhile is found by looking again.
+            while ids := await self._db.scan(partial(unhidden, deletion=deletion)):
+                for start in range(0, len(ids), _HIDE_AT_ONCE):
+                    some = ids[start : start + _HIDE_AT_ONCE]
+                    hidden = await self._db.write(partial(hide, deletion=deletion, ids=some))
+                    if hidden is None:
+                        break
+                    count += hidden
+                else:
+                    continue
+                break
+        return count
 
     async def restore_objects(self, uids: Sequence[str], *, actor: str, at: datetime) -> int:
         """See the port."""
