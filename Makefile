@@ -94,7 +94,7 @@ lock: $(STAMP)  ## Resolve dev.txt and the images' locks in requirements/ again 
 	$(COMPILE) -c requirements/dev.txt --extra sidecar --extra images pyproject.toml -o requirements/sidecar.txt
 	$(COMPILE) -c requirements/dev.txt --extra server pyproject.toml -o requirements/server.txt
 	$(COMPILE) -c requirements/dev.txt --extra otel pyproject.toml requirements/example.in -o requirements/example.txt
-	$(BIN)/python -m tools.lock_training
+	$(BIN)/python -m tools.lock_training $(ARGS)
 
 ##-- the environment
 

@@ -4,7 +4,8 @@ pip resolves it, not uv as for the other lock files: uv wants the metadata of ev
 and pip takes the build that its configuration offers here. What the build for CUDA asks for is left out of the file;
 pip adds it by itself where that build is installed. No hashes for the same reason: builds of one version differ.
 
-A package that `requirements/dev.txt` pins, too, gets that version. Run by `make lock`.
+A package that `requirements/dev.txt` pins, too, gets that version; others keep the one they have, but with
+``--upgrade``. Run by `make lock`.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pins_of_dev() -> dict[str, list[str]]:
-    """The lines of dev.txt by package, without hashes; a package can have one for each version of Python."""
+def pins(name: str) -> dict[str, list[str]]:
+    """The lines of a lock file by package, without hashes; a package can have one for each version of Python."""
     lines: dict[str, list[str]] = {}
-    for match in _PIN.finditer((REQUIREMENTS / "dev.txt").read_text()):
+    for match in _PIN.finditer((REQUIREMENTS / name).read_text()):
         lines.setdefault(normal(match["name"]), []).append(match["line"])
     return lines
 
 
 def main() -> None:
-    dev = pins_of_dev()
+    dev = pins("dev.txt")
+    kept = dev if "--upgrade" in sys.argv else pins("training.txt") | dev
     with tempfile.TemporaryDirectory() as directory:
         constraints, report = Path(directory, "constraints.txt"), Path(directory, "report.json")
-        constraints.write_text("\n".join(line for lines in dev.values() for line in lines) + "\n")
+        constraints.write_text("\n".join(line for lines in kept.values() for line in lines) + "\n")
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
         command += ["--disable-pip-version-check", "--no-input", "--report", str(report)]
         command += ["-c", str(constraints), "-r", str(REQUIREMENTS / "training.in")]
