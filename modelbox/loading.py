@@ -7,6 +7,7 @@ is where configuration, transport, cache, telemetry and loader meet.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,8 @@ from modelbox.ports import ModelSource
 from modelbox.refs import ModelRef
 
 __all__ = ("LoaderHost",)
+
+_log = logging.getLogger(__name__)
 
 
 class LoaderHost:
@@ -155,6 +158,8 @@ class LoaderHost:
                 life.ready.set()
                 await life.stop.wait()
         except Exception as exc:
+            if life.ready.is_set():
+                _log.exception("the loader ended in an unexpected way; the next load starts another one")
             life.error = exc
         finally:
             if not life.ready.is_set():

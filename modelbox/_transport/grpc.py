@@ -10,8 +10,8 @@ Belongs to the event loop that it is first used on, and must not be used in a fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -239,11 +239,8 @@ class Connection:
         with map_errors(self._peer):
             try:
                 async with stream:
-                    try:
+                    with self._beginning(channel):
                         await stream.send_request()
-                    except ConnectFailed:
-                        self._forget_if(channel)
-                        raise
                     call.sent = True
                     await stream.send_message(request, end=True)
                     answer = await stream.recv_message()
@@ -266,13 +263,9 @@ class Connection:
         )
         with suppress(_Left):
             async with call as stream:
-                with map_errors(self._peer):
-                    try:
-                        with anyio.fail_after(self._config.request_timeout_s):
-                            await stream.send_message(request, end=True)
-                    except ConnectFailed:
-                        self._forget_if(channel)
-                        raise
+                with map_errors(self._peer), self._beginning(channel):
+                    with anyio.fail_after(self._config.request_timeout_s):
+                        await stream.send_message(request, end=True)
                 while (message := await self._next(stream, self._config.request_timeout_s)) is not None:
                     yield unpacked(unpack, message, self._peer)
                 # See `watch`.
@@ -290,6 +283,19 @@ class Connection:
             except TimeoutError as exc:
                 raise Unavailable(f"{self._peer} was silent for {timeout_s:g} s in a stream") from exc
         return message
+
+    @contextmanager
+    def _beginning(self, channel: _Channel) -> Iterator[None]:
+        """Around the beginning of a call: a channel that has no connection is not tried again as it is."""
+        try:
+            yield
+        except ConnectFailed:
+            self._forget_if(channel)
+            raise
+        except AttributeError as exc:
+            # A connection that is lost right after it was made has no transport any more when grpclib begins the call.
+            self._forget_if(channel)
+            raise ConnectFailed("the connection broke before the call began") from exc
 
     def _forget_if(self, channel: _Channel) -> None:
         """Asks for the address anew, unless somebody else already did."""
@@ -514,13 +520,9 @@ class Connection:
             async with channel.request(
                 _WATCH.path, Cardinality.UNARY_STREAM, _WATCH.request, _WATCH.answer, metadata=self._metadata
             ) as stream:
-                with map_errors(self._peer):
-                    try:
-                        with anyio.fail_after(self._config.request_timeout_s):
-                            await stream.send_message(request, end=True)
-                    except ConnectFailed:
-                        self._forget_if(channel)
-                        raise
+                with map_errors(self._peer), self._beginning(channel):
+                    with anyio.fail_after(self._config.request_timeout_s):
+                        await stream.send_message(request, end=True)
                 yield self._items(stream)
                 # An exception makes grpclib reset the stream without waiting for an end that never comes.
                 raise _Left

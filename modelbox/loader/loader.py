@@ -8,7 +8,7 @@ returned. Reading order of one load: `Loader.load` → `_begin` (what does the r
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -35,6 +35,8 @@ from modelbox.refs import ModelRef
 __all__ = ("Loader",)
 
 _log = logging.getLogger(__name__)
+
+_PAUSE_AFTER_BUG_S = 1.0
 
 
 class _Entry:
@@ -93,8 +95,8 @@ class Loader(AsyncContextManagerMixin):
             self._preparer = Preparer(cache=self._cache, downloader=downloader, settings=self._settings)
             async with anyio.create_task_group() as tg:
                 self._tasks = tg
-                tg.start_soon(self._reporter.run, name="modelbox reporter")
-                tg.start_soon(self._informer.run, name="modelbox informer")
+                tg.start_soon(_kept_up, self._reporter.run, name="modelbox reporter")
+                tg.start_soon(_kept_up, self._informer.run, name="modelbox informer")
                 try:
                     yield self
                 finally:
@@ -176,10 +178,8 @@ class Loader(AsyncContextManagerMixin):
                     entry.ready.set()
                 if reloader.ref.movable:
                     self._informer.add(reloader, token)
-                await reloader.run()
+                await _kept_up(reloader.run)
         except Exception as exc:
-            if entry.ready.is_set():
-                raise
             entry.error = exc
             self._entries.pop(reloader.ref, None)
         finally:
@@ -239,7 +239,25 @@ class Loader(AsyncContextManagerMixin):
     def _spawn(self, fn: Callable[..., Any], *args: object, name: str) -> None:
         if self._tasks is None:
             raise ClientClosed("the loader is closed")
-        self._tasks.start_soon(fn, *args, name=name)
+        self._tasks.start_soon(_contained, partial(fn, *args), name, name=name)
 
     def _cache_key(self, ref: ModelRef) -> str:
         return f"{self._server_key} {ref}"
+
+
+async def _kept_up(run: Callable[[], Awaitable[None]]) -> None:
+    """Runs what is to run for ever: an error in it is a bug, and no reason to take anything out of service."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("%s failed unexpectedly and begins again; what serves goes on", run)
+        await anyio.sleep(_PAUSE_AFTER_BUG_S)
+
+
+async def _contained(run: Callable[[], Awaitable[None]], name: str) -> None:
+    """Runs a task whose errors must not end the others."""
+    try:
+        await run()
+    except Exception:
+        _log.exception("%s failed unexpectedly; what serves goes on", name)

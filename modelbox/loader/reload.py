@@ -248,6 +248,9 @@ class Reloader:
                 await self._bring(target)
             except ModelBoxError as exc:
                 return exc
+            except Exception as exc:
+                _log.exception("%s: version %d failed in an unexpected way", self.ref, target.version.version)
+                return ModelBoxError(f"an error in ModelBox itself, see the log: {type(exc).__name__}: {exc}")
             finally:
                 self._attempt_scope = None
             if self._target is target:

@@ -8,7 +8,9 @@ from time import monotonic
 import anyio
 import pytest
 from aiohttp import web
+from grpclib.protocol import H2Protocol
 
+from modelbox._transport import grpc
 from modelbox.client import Client
 from modelbox.errors import DeadlineExceeded, ProtocolError, Unavailable
 from tests.server import ServerProcess
@@ -48,6 +50,25 @@ async def test_calls_go_on_after_the_server_was_killed(server: ServerProcess) ->
                 await client.get_model("a/b")
             await anyio.to_thread.run_sync(server.restart)
             assert (await client.get_model("a/b")).path == "a/b"
+
+
+async def test_a_connection_that_is_lost_as_soon_as_it_is_made_is_made_again(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, lost = grpc._Channel._create_connection, 0
+
+    async def lose(channel: grpc._Channel) -> H2Protocol:
+        nonlocal lost
+        protocol = await connect(channel)
+        if not lost:
+            lost += 1
+            protocol.connection_lost(None)
+        return protocol
+
+    monkeypatch.setattr(grpc._Channel, "_create_connection", lose)
+    async with Client(server.url) as client:
+        assert (await client.create_model("a/b")).item.path == "a/b"
+    assert lost == 1
 
 
 async def test_something_else_at_the_address_is_said(free_tcp_port: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from modelbox.loader.reload import ModelState, Reloader
 from modelbox.loader.report import Identity
 from modelbox.loader.settings import LoaderSettings, LoadOptions
 from modelbox.loader.watch import InformerSettings
-from modelbox.objects import InstanceState
+from modelbox.objects import InstanceReport, InstanceState, ModelVersion, Resolved
 from modelbox.refs import ModelRef
 from modelbox.signature import Compatibility
 from tests.feed_source import FeedSource
@@ -380,3 +380,54 @@ async def test_opens_the_kept_optimised_form_next_time(source: FeedSource, tmp_p
             assert await answer(reloader) == 2.0
             optimised = reloader._active is not None and reloader._active.optimised
     assert optimised
+
+
+class FlawedSource(FeedSource):
+    """A source with a bug: the next call of one kind fails in a way that no transport fails."""
+
+    flawed = ""
+
+    def _stumble(self, call: str) -> None:
+        if self.flawed == call:
+            self.flawed = ""
+            raise AttributeError(f"a bug in {call}")
+
+    async def resolve(self, ref: ModelRef) -> Resolved:
+        self._stumble("resolve")
+        return await super().resolve(ref)
+
+    async def begin_download(self, version: ModelVersion) -> str:
+        self._stumble("download")
+        return await super().begin_download(version)
+
+    async def report(self, reports: Sequence[InstanceReport]) -> None:
+        self._stumble("report")
+        await super().report(reports)
+
+
+@pytest.mark.parametrize("call", ["resolve", "download", "report"])
+async def test_a_bug_takes_nothing_out_of_service(call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = FlawedSource()
+    for number in (1, 2, 3):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        await anyio.wait_all_tasks_blocked()
+        source.flawed = call
+        source.move("prod", source.versions["ns/model@2"])
+        if call == "download":
+            await log.failed(2)
+            assert await answer(reloader) == 2.0
+        else:
+            await log.served(2)
+            assert await answer(reloader) == 3.0
+        with anyio.fail_after(10):
+            while source.flawed:
+                await anyio.sleep(0.01)
+        source.move("prod", source.versions["ns/model@3"])
+        await log.served(3)
+        with anyio.fail_after(10):
+            while not any(report.version == 3 for report in source.reports):
+                await anyio.sleep(0.01)
+    assert f"a bug in {call}" in caplog.text
