@@ -76,8 +76,10 @@ class Checks:
                 assert getattr(found, name) == value, f"{name} of {item.uid} is {getattr(found, name)}, not {value}"
         assert (found.deleted_at is not None) == bool(item.root), f"{item.uid} in the bin: {found.deleted_at}"
         events = [(one.id, one.name) for one in self._world.client.iter_events(item.uid)]
-        known = [one for one in events if one[1] not in item.perhaps]
+        known = [one for one in events if one[1] not in item.perhaps | item.told]
         assert sorted(known) == sorted(item.events.items()), f"events of {item.uid}: {known}, not {item.events}"
+        for name in item.told:
+            assert sum(one[1] == name for one in events) == 1, f"the event {name} of {item.uid}: {events}"
         for name in item.perhaps:
             assert sum(one[1] == name for one in events) <= 1, f"the event {name} is there twice"
         comments = [(one.id, one.text) for one in self._world.client.iter_comments(item.uid)]
@@ -226,7 +228,7 @@ class Checks:
             wanted |= {("comment", uid) for uid in item.comments}
         wanted |= {("artifact", uid) for uid in self._world.artifacts}
         assert told.keys() == wanted, f"told or known alone: {told.keys() ^ wanted}"
-        perhaps = {name for item in self._world.items.values() for name in item.perhaps}
+        perhaps = {name for item in self._world.items.values() for name in item.perhaps | item.told}
         events = {uid for item in self._world.items.values() for uid in item.events}
         for (what, uid), change in self._told.items():
             if what == "event" and isinstance(change.state, dict) and change.state["name"] not in {"mark", *perhaps}:

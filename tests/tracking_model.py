@@ -30,6 +30,7 @@ class Item:
         born_hidden: It was made below something in the bin.
         history: Values of each key as they were set, `GONE` where it was removed.
         perhaps: Names of events whose call was not answered.
+        told: Names of events that the run reports of itself when it ends.
     """
 
     uid: str
@@ -45,6 +46,7 @@ class Item:
     points: dict[str, dict[tuple[int, int], Value]] = field(default_factory=dict)
     events: dict[str, str] = field(default_factory=dict)
     perhaps: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
     comments: dict[str, str] = field(default_factory=dict)
 
     def set(self, kind: AttributeKind, key: str, value: Any) -> None:

@@ -429,6 +429,8 @@ class World:
         """Ends a run."""
         self._dirty.add(live.item.uid)
         live.run.finish()
+        if live.run.skipped or live.run.dropped:
+            live.item.told.add("modelbox.incomplete")
         live.item.about["status"] = "finished"
         self.lives.remove(live)
 
