@@ -16,6 +16,9 @@ settings.load_profile("modelbox")
 
 pytest_plugins = ("tests.fixtures",)
 
+# Of the backends of Keras, the one that requirements/training.txt brings.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 Backend = tuple[str, dict[str, Any]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from modelbox.tracking import RunStatus
 from tests.training import need
 
 need("torch", "keras")
-
-os.environ["KERAS_BACKEND"] = "torch"
 
 import keras
 
