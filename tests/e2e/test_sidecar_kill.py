@@ -191,7 +191,8 @@ async def test_a_killed_application_gives_everything_back(server: ServerProcess,
                         http.unregister_system_shared_memory(f"{key}-{turn}")
                     await until(lambda: descriptors() <= before)
                 assert "memfd:modelbox" not in Path(f"/proc/{sidecar.pid}/maps").read_text()
-                grown = await swapped(1) - settled
+                # The least of three: a swap gives back what is free then, and answers may still be on their way.
+                grown = min([await swapped(version) - settled for version in (1, 2, 1)])
                 assert grown < 24 << 20, f"{grown / 2**20:.1f} MiB after six killed applications"
                 assert (await model.predict(x))["y"][0, 0] == 11.0
                 assert "Traceback" not in sidecar.output

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -204,7 +205,10 @@ def test_an_artifact_goes_in_order(start: Hosts, server: MemoryServer, tmp_path:
     assert delivered(host)
     assert server.artifacts == [(RUN, "w", {"w.bin": b"weights"})]
     assert len(server.operations) == 2
-    assert not list((host.directory / "files").rglob("*.bin"))
+    deadline = time.monotonic() + 10
+    while list((host.directory / "files").rglob("*.bin")):
+        assert time.monotonic() < deadline, "the copies are still there"
+        time.sleep(0.01)
 
 
 def test_a_file_that_changed_before_it_was_uploaded_is_refused(
