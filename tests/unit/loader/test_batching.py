@@ -115,7 +115,9 @@ async def test_different_row_shapes_do_not_share_a_run(tmp_path: Path) -> None:
     assert sorted(width for width, _ in answers) == [2, 2, 3, 3, 3]
     for width, y in answers:
         assert y.shape == (1, width)
-    assert _batches(runner) == (2, 5.0)
+    count, calls = _batches(runner)
+    assert calls == 5
+    assert count in (2, 3)  # the second shape goes to two threads where the first one took long
 
 
 @pytest.mark.parametrize("mode", [Mode.INLINE, Mode.POOL])
