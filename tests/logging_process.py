@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 __all__ = ("ROOT", "Logger", "logging_to")
 
@@ -19,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 class Logger:
     """A running `tests.integration.run_logger`, and what it said."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self.process = process
+        self._errors = errors
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -39,10 +42,17 @@ class Logger:
             time.sleep(0.001)
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """Kills it, and waits for its end."""
+        """Kills it, and waits for its end; one that does not end says what it is doing."""
         self.process.send_signal(how)
-        self.process.wait()
-        self._reader.join()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait()
+            self._errors.seek(0)
+            raise AssertionError(f"it did not end after {how.name}:\n{self._errors.read()[-20_000:]}") from None
+        finally:
+            self._reader.join()
 
     @property
     def run(self) -> str:
@@ -57,16 +67,26 @@ class Logger:
 @contextmanager
 def logging_to(url: str, spool_dir: Path, experiment: str = "lab/killed") -> Iterator[Logger]:
     """Runs one."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.run_logger", url, str(spool_dir), experiment],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    logger = Logger(process)
-    try:
-        yield logger
-    finally:
-        if process.poll() is None:
-            logger.kill()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-X",
+                "faulthandler",
+                "-m",
+                "tests.integration.run_logger",
+                url,
+                str(spool_dir),
+                experiment,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+        )
+        logger = Logger(process, errors)
+        try:
+            yield logger
+        finally:
+            if process.poll() is None:
+                logger.kill()
