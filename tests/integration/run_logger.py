@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from modelbox import sync
 
 
 def main(url: str, spool_dir: Path, experiment: str) -> None:
+    # A shell that runs tests in the background has them, and so us, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = spool_dir.parent / f"file-{os.getpid()}"
     with sync.Client(url, spool_dir=spool_dir, spool_max_bytes=64 << 20) as client:
         with client.start_run(experiment, capture=False, metadata={"pid": os.getpid()}) as run:

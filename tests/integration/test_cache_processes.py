@@ -128,7 +128,7 @@ def finish_started(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize("progress", [0.1, 0.5, 0.9])
 def test_sigkill_in_the_middle_of_a_fetch_leaves_a_sound_cache(tmp_path: Path, progress: float) -> None:
     directory = tmp_path / "cache"
-    process = start(FETCH, directory, 4e6)
+    process = start(FETCH, directory, 1e6)
     try:
         assert process.stdin is not None
         process.stdin.write("go\n")

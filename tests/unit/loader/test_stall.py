@@ -134,7 +134,7 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
     async with anyio.create_task_group() as tasks:
 
         async def stays() -> None:
-            answers.append(await runner.predict(ask(300_000, 1.0)))
+            answers.append(await runner.predict(ask(2_000_000, 1.0)))
 
         async def leaves() -> None:
             with pytest.raises(DeadlineExceeded):
@@ -142,7 +142,7 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
 
         tasks.start_soon(stays)
         tasks.start_soon(leaves)
-    assert answers[0]["y"][0, 0] == 300_001
+    assert answers[0]["y"][0, 0] == 2_000_001
     await settled(runner)
     runner.close()
 
