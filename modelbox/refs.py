@@ -12,7 +12,7 @@ from typing import NewType
 
 from modelbox.errors import InvalidError, RefError
 
-__all__ = ("LATEST", "Digest", "ModelRef", "check_alias", "check_name", "parse_digest", "shown")
+__all__ = ("LATEST", "Digest", "ModelRef", "check_alias", "check_name", "parse_digest", "parse_path", "shown")
 
 Digest = NewType("Digest", str)
 """``sha256:`` and 64 lower-case hexadecimal digits."""
@@ -47,6 +47,22 @@ def check_alias(name: str) -> str:
     if name.isdigit():
         raise InvalidError(f"{shown(name)} is not a valid alias name: digits alone mean a version", what="alias")
     return name
+
+
+def parse_path(text: str, what: str) -> tuple[str, str]:
+    """Namespace and name out of ``namespace/name``.
+
+    Args:
+        text: The text to take apart.
+        what: What it names, for the error ("experiment", "dataset").
+
+    Raises:
+        InvalidError: It is not two names with a slash between; the text says which part, and what was expected.
+    """
+    namespace, slash, name = text.partition("/") if isinstance(text, str) else ("", "", "")
+    if not slash or "@" in text:
+        raise InvalidError(f"{shown(text)} names no {what}: expected namespace/name", what=what)
+    return check_name(namespace, "namespace"), check_name(name, what)
 
 
 def parse_digest(text: str) -> Digest:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
-from modelbox.client.arguments import model_of
 from modelbox.client.connection import ClientConnection
 from modelbox.objects import Created, JsonValue
+from modelbox.refs import parse_path
 from modelbox.tracking import (
     Checkpoint,
     Experiment,
@@ -55,7 +55,7 @@ class ExperimentCalls(ClientConnection):
         Raises:
             InvalidError: The name or a value breaks a rule.
         """
-        namespace, name = model_of(path)
+        namespace, name = parse_path(path, "experiment")
         new = NewExperiment(
             namespace=namespace,
             name=name,

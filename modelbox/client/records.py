@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from modelbox.client.arguments import model_of
 from modelbox.client.connection import ClientConnection
 from modelbox.objects import Created, JsonValue
+from modelbox.refs import parse_path
 from modelbox.tracking import (
     Comment,
     Dataset,
@@ -111,7 +111,7 @@ class RecordCalls(ClientConnection):
 
     async def create_dataset(self, path: str, *, owner: str = "", description: str = "") -> Created[Dataset]:
         """Makes a dataset ``namespace/name``; an existing one is returned unchanged."""
-        namespace, name = model_of(path)
+        namespace, name = parse_path(path, "dataset")
         new = NewDataset(namespace=namespace, name=name, owner=owner, description=description)
         return await self._call(lambda source: source.tracking.create_dataset(new))
 
@@ -137,7 +137,7 @@ class RecordCalls(ClientConnection):
             components: Paths, S3 objects, queries; see `modelbox.tracking.DatasetComponent`.
             description: What changed.
         """
-        namespace, name = model_of(path)
+        namespace, name = parse_path(path, "dataset")
         new = NewDatasetVersion(
             namespace=namespace, dataset=name, components=tuple(components), description=description
         )

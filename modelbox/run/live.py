@@ -17,9 +17,9 @@ import anyio
 import anyio.to_thread
 
 from modelbox._fork import reset_in_child
-from modelbox.errors import DeadlineExceeded, InvalidError, UsageError
+from modelbox.errors import DeadlineExceeded, UsageError
 from modelbox.objects import JsonValue
-from modelbox.refs import ModelRef, shown
+from modelbox.refs import parse_path
 from modelbox.run.metrics import RunMetrics
 from modelbox.run.records import RunRecords
 from modelbox.run.values import RunValues
@@ -66,8 +66,8 @@ class LiveRun(RunMetrics, RunValues, RunRecords):
             run.log_artifact("weights", "model.pt")
 
     Used with ``async with`` or ``with``, under any event loop or none; leaving the block records how the run ended
-    (finished, failed with the exception, or interrupted) and waits a while until everything is delivered. In a
-    notebook, `start` and `finish` do the same.
+    (finished, failed with the exception, or interrupted) and waits a while until everything is delivered; a child run
+    leaves the waiting to its parent. In a notebook, `start` and `finish` do the same.
 
     Every ``log_…`` and ``set_…`` method returns at once (some microseconds; files are copied first) and raises nothing
     but `UsageError`, unless ``strict``: see `modelbox.Client.start_run`.
@@ -95,10 +95,7 @@ class LiveRun(RunMetrics, RunValues, RunRecords):
         if resume is not None:
             check_id(resume, ObjectKind.RUN)
         if kind_of_id(experiment) is not ObjectKind.EXPERIMENT:
-            ref = ModelRef.parse(experiment)
-            if "@" in experiment:
-                raise InvalidError(f"{shown(experiment)} is no experiment: expected namespace/name")
-            experiment = f"{ref.namespace}/{ref.model}"
+            parse_path(experiment, "experiment")
         if name:
             check_key(name)
         parent_id = parent.id if isinstance(parent, LiveRun) else parent or ""
@@ -312,6 +309,10 @@ class LiveRun(RunMetrics, RunValues, RunRecords):
         self.finish(*outcome_of(error))
         host = self._host
         if host is None or self._flush_timeout_s <= 0:
+            return
+        parent = self._parent
+        if parent is not None and parent._pid == os.getpid() and not parent._ended:
+            # The parent waits for all of it: a search of many trials must not stand still behind each of them.
             return
         timeout_s = self._flush_timeout_s
         if host.error is not None:

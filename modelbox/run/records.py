@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from modelbox._local_files import FilesArgument
 from modelbox.errors import InvalidError
 from modelbox.objects import JsonValue
-from modelbox.refs import ModelRef, shown
+from modelbox.refs import ModelRef, parse_path, shown
 from modelbox.run.recording import Recording
 from modelbox.spool.checks import (
     aware,
@@ -154,7 +154,10 @@ class RunRecords(Recording):
         """
         with self._guarded(version):
             if kind_of_id(version) is None:
-                ModelRef.parse(version)
+                path, at, number = version.partition("@")
+                parse_path(path, "dataset")
+                if at and not (number.isascii() and number.isdigit()):
+                    raise InvalidError(f"{shown(version)} is not a dataset version: expected namespace/name@3")
                 version = f"{DATASET}{version}"
             else:
                 check_id(version, ObjectKind.DATASET_VERSION)

@@ -97,7 +97,7 @@ def check_labels(values: Mapping[str, object]) -> None:
     """Raises `InvalidError` or `LimitError` for a value that is no short text."""
     for key, value in values.items():
         if not isinstance(value, str):
-            raise InvalidError(f"{shown(key)} is {shown(value)}: expected text")
+            raise InvalidError(f"the value of {shown(key)} is {shown(value)}: expected text, such as str() of it")
         if len(value) > _MAX_LABEL_CHARS:
             raise LimitError(f"{shown(key)} has {len(value)} characters, more than the {_MAX_LABEL_CHARS} allowed")
 
@@ -183,10 +183,12 @@ def int64(step: int) -> int:
     """A whole number of any library that fits into 64 bits.
 
     Raises:
-        InvalidError: It does not.
-        TypeError: It is none.
+        InvalidError: It is none, or does not fit.
     """
-    number = operator.index(step)
+    try:
+        number = operator.index(step)
+    except TypeError as exc:
+        raise InvalidError(f"the step {shown(step)} is not valid: expected a whole number") from exc
     if not -(2**63) <= number < 2**63:
         raise InvalidError(f"the step {shown(step)} does not fit into 64 bits")
     return number

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import string
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelbox.errors import InvalidError, RefError
-from modelbox.refs import LATEST, ModelRef, check_alias, check_name, parse_digest, shown
+from modelbox.refs import LATEST, ModelRef, check_alias, check_name, parse_digest, parse_path, shown
 
 EDGE = string.ascii_lowercase + string.digits
 names = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", fullmatch=True).filter(lambda name: ".." not in name)
@@ -36,6 +37,17 @@ def test_the_text_of_a_reference_parses_to_the_same_reference(
 @given(names, names)
 def test_without_a_selector_it_is_the_latest(namespace: str, model: str) -> None:
     assert ModelRef.parse(f"{namespace}/{model}") == ModelRef(namespace=namespace, model=model, alias=LATEST)
+
+
+@pytest.mark.parametrize("text", ["", "lid", "ns/", "ns/a b", "ns/a/b", "N/lid", "ns/lid@1", None])
+def test_a_path_that_names_nothing_says_what_it_should_have_named(text: Any) -> None:
+    with pytest.raises(InvalidError, match=r"names no experiment|valid (experiment|namespace) name") as caught:
+        parse_path(text, "experiment")
+    assert "model" not in str(caught.value)
+
+
+def test_a_path_is_taken_apart() -> None:
+    assert parse_path("langtech/lid", "experiment") == ("langtech", "lid")
 
 
 @given(st.text())

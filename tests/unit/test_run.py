@@ -4,6 +4,7 @@ import logging
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -289,6 +290,20 @@ def test_a_child_run_names_its_parent(host: SpoolHost, server: MemoryServer) -> 
     parent, first = [one for one in server.operations if isinstance(one, NewRun)]
     assert (parent.id, first.id, first.parent_id, first.name) == (run.id, child.id, run.id, "trial 1")
     assert [edit.id for edit in edits(server)] == [child.id, run.id]
+
+
+def test_a_child_run_leaves_waiting_for_a_server_that_is_away_to_its_parent(
+    host: SpoolHost, server: MemoryServer
+) -> None:
+    server.away = Unavailable("nobody there")
+    with run_on(host, flush_timeout_s=30) as run:
+        began = time.monotonic()
+        for number in range(3):
+            with run.child(f"trial {number}") as child:
+                child.log_metric("loss", 0.5)
+        assert time.monotonic() - began < 10
+        server.away = None
+    assert len(server.series("loss")) == 3
 
 
 def test_a_resumed_run_is_running_again_and_is_not_made_anew(host: SpoolHost, server: MemoryServer) -> None:
