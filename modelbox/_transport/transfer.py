@@ -8,6 +8,7 @@ makes progress it goes on, after several breaks in a row without any it gives up
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,7 @@ _BREAKS_IN_A_ROW = 6
 _PAUSE_BASE_S = 0.2
 _PAUSE_CAP_S = 5.0
 _STALL_S = 30.0
+_ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _MIN_BYTES_PER_S = 1024
 _BROKEN = (Unavailable, DeadlineExceeded, ServerBusy)
 
@@ -174,6 +176,17 @@ async def track_artifact(
             raise InvalidError(f"the file {file.path} has no uri: a tracked file says where it lies", path=file.path)
     local = [file for file in files if not isinstance(file, ArtifactFile)]
     if local:
+        try:
+            measured = await _measured(local)
+        except InvalidError as exc:
+            for text in (os.fspath(file) for file in local):
+                if _ELSEWHERE.match(text):
+                    raise InvalidError(
+                        f"{text} is no local file: what lies elsewhere is an ArtifactFile with uri, size_bytes and "
+                        "digest (--uri, --size and --digest)",
+                        path=text,
+                    ) from exc
+            raise
         listed += [
             ArtifactFile(
                 path=f.path,
@@ -182,7 +195,7 @@ async def track_artifact(
                 media_type=f.media_type,
                 uri=f.local.as_uri(),
             )
-            for f in await _measured(local)
+            for f in measured
         ]
     return await source.grpc.create_artifact(
         NewArtifact(parent=parent, name=name, files=tuple(listed), labels=labels, metadata=metadata)

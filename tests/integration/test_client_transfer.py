@@ -247,6 +247,8 @@ async def test_artifacts_come_back_and_tracked_ones_say_where_they_are(
         stored = (await client.upload_artifact(path, "all", tree)).item
         target = await client.download_artifact(stored.id, tmp_path / "copy")
         assert contents(target) == contents(tree)
+        with pytest.raises(InvalidError, match=r"s3://voices/a\.wav is no local file: what lies elsewhere"):
+            await client.track_artifact(path, "elsewhere", ["s3://voices/a.wav"])
         tracked = (await client.track_artifact(path, "there", [tree])).item
         with pytest.raises(InvalidError, match="not stored here: it lies at file:///"):
             await client.download_artifact(tracked.id, tmp_path / "other")
