@@ -139,6 +139,8 @@ def show(run_id: RunArgument, url: UrlOption = None, output: OutputOption = Outp
             )
             return
         _print_run(found, attributes)
+        if checkpoints or artifacts:
+            print_line("")
         fields(
             {
                 "checkpoints": ", ".join(str(one.epoch) for one in checkpoints[-10:]),

@@ -76,7 +76,7 @@ def _refuse_overwriting(found: ObjectRow, old: Mapping[str, JsonValue], changed:
         if key in old:
             raise ConflictError(
                 f"the parameter {shown(key)} of {found.uid} is {shown(old[key])}, not {shown(value)}: "
-                "say so if it is to be overwritten",
+                "overwrite=True (--overwrite) gives it another value",
                 object=found.uid,
                 key=key,
                 current=old[key],
