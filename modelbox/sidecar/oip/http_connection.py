@@ -276,6 +276,8 @@ class Connection(asyncio.Protocol):
             body = self._take(start, end)
             self._enter(State.BUSY)
             answer = await server.routes.answer(HttpRequest(head.method, head.path, head.headers, body))
+            if transport.is_closing():
+                return  # the peer went away while its request was answered; uvloop refuses to write then
             if self._reading_paused:
                 self._reading_paused = False
                 transport.resume_reading()
