@@ -96,7 +96,16 @@ def pack_json(values: Mapping[str, JsonValue]) -> dict[str, str]:
     try:
         return {key: dumps(value) for key, value in values.items()}
     except (ValueError, TypeError, RecursionError) as exc:
-        raise InvalidError(f"metadata must be JSON: {exc}") from exc
+        raise _no_json(values, "metadata", exc) from exc
+
+
+def _no_json(values: Mapping[str, JsonValue], what: str, error: Exception) -> InvalidError:
+    for key, value in values.items():
+        try:
+            dumps({key: value}).encode()
+        except (ValueError, TypeError, RecursionError):
+            return InvalidError(f"{what} must be JSON: {shown(key)} is not ({error})", key=str(key))
+    return InvalidError(f"{what} must be JSON: {error}")
 
 
 def unpack_json(texts: Mapping[str, str]) -> dict[str, JsonValue]:
@@ -120,7 +129,7 @@ def pack_object(values: Mapping[str, JsonValue], what: str) -> bytes:
     try:
         return dumps(dict(values)).encode()
     except (ValueError, TypeError, RecursionError) as exc:
-        raise InvalidError(f"{what} must be JSON: {exc}") from exc
+        raise _no_json(values, what, exc) from exc
 
 
 def unpack_object(data: bytes, what: str) -> dict[str, JsonValue]:

@@ -344,8 +344,8 @@ def test_metadata_that_is_not_json_is_refused(value: str) -> None:
 
 
 def test_metadata_that_cannot_become_json_is_refused_before_it_is_sent() -> None:
-    with pytest.raises(errors.InvalidError, match="metadata must be JSON"):
-        wire.pack_new_model(NewModel(namespace="a", name="b", metadata={"x": float("nan")}))
+    with pytest.raises(errors.InvalidError, match="metadata must be JSON: 'x' is not"):
+        wire.pack_new_model(NewModel(namespace="a", name="b", metadata={"good": 1, "x": float("nan")}))
 
 
 def test_a_version_whose_metric_is_not_finite_travels_in_the_feed() -> None:

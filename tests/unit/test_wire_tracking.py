@@ -253,8 +253,8 @@ def test_values_that_are_no_json_stay_with_the_caller() -> None:
     for _ in range(10_000):
         deep = [deep]
     for value in (deep, {1, 2}, float("nan"), object()):
-        edit = t.AttributesEdit(object="run", kind=t.AttributeKind.PARAM, values={"x": value})
-        with pytest.raises(InvalidError, match="the values of kind param must be JSON"):
+        edit = t.AttributesEdit(object="run", kind=t.AttributeKind.PARAM, values={"good": 1, "x": value})
+        with pytest.raises(InvalidError, match="the values of kind param must be JSON: 'x' is not"):
             tracking.pack_attributes_edit(edit)
 
 
