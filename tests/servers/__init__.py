@@ -1,0 +1,1 @@
+"""Real servers that tests start by themselves: databases and blob stores."""
