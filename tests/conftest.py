@@ -14,7 +14,7 @@ from hypothesis import settings
 settings.register_profile("modelbox", deadline=None)
 settings.load_profile("modelbox")
 
-pytest_plugins = ("tests.fixtures",)
+pytest_plugins = ("tests.fixtures", "tests.servers.fixtures")
 
 # Of the backends of Keras, the one that requirements/training.txt brings.
 os.environ.setdefault("KERAS_BACKEND", "torch")

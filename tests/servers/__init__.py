@@ -1,1 +1,1 @@
-"""Real servers that tests start by themselves: databases and blob stores."""
+"""Real servers that tests start by themselves: in temporary directories, on free ports, with nothing to install."""
