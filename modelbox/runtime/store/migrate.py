@@ -15,7 +15,7 @@ from modelbox.errors import ConfigError
 
 __all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "migrate")
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
 
 

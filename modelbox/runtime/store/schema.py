@@ -49,12 +49,14 @@ __all__ = (
     "feed_head",
     "holdings",
     "instances",
+    "leases",
     "lineage_edges",
     "metadata",
     "models",
     "namespaces",
     "objects",
     "readmes",
+    "replicas",
     "runs",
     "spools",
     "uploads",
@@ -534,4 +536,36 @@ lineage_edges = Table(
     Column("mod_rev", BigInteger, nullable=False),
     Index(None, "target_id"),
     sqlite_with_rowid=False,
+)
+
+# -- replicas --------------------------------------------------------------------------------------------------------
+
+# The servers of this database. Times but for `started_at_us` are by the database's clock; `clock_ahead_us` says by how
+# much the server's own clock was ahead of that. `rev` is the newest revision that it had seen.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("uid", String(40), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("grpc_address", String(255), nullable=False),
+    Column("http_address", String(255), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
+    Column("seen_at_us", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    Column("clock_ahead_us", BigInteger, nullable=False),
+    Column("rev", BigInteger, nullable=False),
+)
+
+# Which replica does what only one may do. `token` grows with each new holder; a row stays for good.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(40), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("renewed_at_us", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
 )
