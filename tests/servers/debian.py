@@ -7,6 +7,7 @@ Needs ``apt-get`` and ``dpkg-deb``, and the network the first time.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -60,7 +61,7 @@ def unpacked(name: str, packages: Sequence[str]) -> Packages:
 
     Args:
         name: Of the server, for the directory.
-        packages: What to unpack; nothing is added to it but what is named here.
+        packages: What to unpack; nothing is added to it but what is named here. ``a|b``: whichever there is.
 
     Raises:
         CannotHave: They cannot be downloaded.
@@ -89,7 +90,7 @@ def _fill(root: Path, packages: Sequence[str]) -> None:
         tree.mkdir()
         options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
         try:
-            _run("apt-get", *options, "download", *packages, cwd=archives)
+            _download(options, packages, archives)
         except CannotHave:
             # The lists are old or missing. Lists of our own need no rights and no lock of the system's.
             state = root.parent / "apt"
@@ -97,13 +98,24 @@ def _fill(root: Path, packages: Sequence[str]) -> None:
                 (state / name).mkdir(parents=True, exist_ok=True)
             options += ["-o", f"Dir::State::Lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
             _run("apt-get", *options, "update", cwd=archives)
-            _run("apt-get", *options, "download", *packages, cwd=archives)
+            _download(options, packages, archives)
         for archive in archives.glob("*.deb"):
             _run("dpkg-deb", "-x", str(archive), str(tree), cwd=archives)
         tree.chmod(0o755)
         tree.rename(root)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _download(options: Sequence[str], packages: Sequence[str], archives: Path) -> None:
+    _run("apt-get", *options, "download", *(name for name in packages if "|" not in name), cwd=archives)
+    for names in (name.split("|") for name in packages if "|" in name):
+        for name in names[:-1]:
+            with contextlib.suppress(CannotHave):
+                _run("apt-get", *options, "download", name, cwd=archives)
+                break
+        else:
+            _run("apt-get", *options, "download", names[-1], cwd=archives)
 
 
 def _run(*command: str, cwd: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from tests.servers.availability import unavailable
+from tests.servers.debian import CannotHave
+from tests.servers.mariadb import MariadbServer
 from tests.servers.postgres import PostgresServer, find_binaries
 
 
@@ -33,3 +36,30 @@ def postgres_migrated_url(postgres_server: PostgresServer) -> Iterator[str]:
     url = postgres_server.new_database(migrated=True)
     yield url
     postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariadbServer]:
+    """The MariaDB of this test process: leave it running. Tests that kill one start their own."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(MariadbServer())
+        except CannotHave as exc:
+            unavailable(str(exc))
+        yield server
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: MariadbServer) -> Iterator[str]:
+    """Where an empty database of the test's own is."""
+    url = mariadb_server.new_database()
+    yield url
+    mariadb_server.drop_database(url)
+
+
+@pytest.fixture
+def mariadb_migrated_url(mariadb_server: MariadbServer) -> Iterator[str]:
+    """Where a database of the test's own is that has our newest schema."""
+    url = mariadb_server.new_database(migrated=True)
+    yield url
+    mariadb_server.drop_database(url)
