@@ -30,11 +30,13 @@ __all__ = (
     "Kind",
     "SettingError",
     "Settings",
+    "choice",
     "is_loopback",
     "number",
     "port_problems",
     "problems_error",
     "setting",
+    "text",
 )
 
 T = TypeVar("T")
@@ -44,10 +46,15 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """How one setting is read; ``read`` raises ValueError with what was expected."""
+    """How one setting is read; ``read`` raises ValueError with what was expected.
+
+    Attributes:
+        secret: Whether values may hold a password, and so are shown nowhere.
+    """
 
     read: Callable[[Any], Any]
     allowed: str
+    secret: bool = False
 
 
 def number(low: float, high: float, unit: str, *, whole: bool) -> Kind:
@@ -64,6 +71,28 @@ def number(low: float, high: float, unit: str, *, whole: bool) -> Kind:
         return value if whole else float(value)
 
     return Kind(read=read, allowed=allowed)
+
+
+def text(max_chars: int, allowed: str, *, secret: bool = False) -> Kind:
+    """A line of printable text, or none."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > max_chars or (value and not value.isprintable()):
+            raise ValueError
+        return value
+
+    return Kind(read=read, allowed=allowed, secret=secret)
+
+
+def choice(*allowed: str) -> Kind:
+    """One of a few words."""
+
+    def read(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError
+        return str(value)
+
+    return Kind(read=read, allowed=", ".join(allowed))
 
 
 def _read_bool(value: Any) -> bool:
@@ -111,7 +140,7 @@ LEVEL = Kind(read=_read_level, allowed=", ".join(_LOG_LEVELS))
 
 def setting(default: Any, kind: Kind, help_text: str) -> Any:
     """A field of a settings class."""
-    return field(default=default, metadata={"kind": kind, "help": help_text})
+    return field(default=default, repr=not kind.secret, metadata={"kind": kind, "help": help_text})
 
 
 class Settings(Generic[T]):
@@ -187,7 +216,8 @@ class Settings(Generic[T]):
             return kind.read(value)
         except (ValueError, TypeError, OverflowError, RuntimeError) as exc:
             detail = f" ({exc.args[0]})" if isinstance(exc, SettingError) else ""
-            problems.append(f"{name} = {shown(value)}: expected {kind.allowed}{detail}")
+            given = "(not shown)" if kind.secret else shown(value)
+            problems.append(f"{name} = {given}: expected {kind.allowed}{detail}")
             return None
 
     def variable(self, key: str) -> str:

@@ -47,8 +47,8 @@ from modelbox.runtime.store.fleet import SqlFleetStore
 from modelbox.runtime.store.lineage import SqlLineageStore
 from modelbox.runtime.store.metrics import SqlMetricStore
 from modelbox.runtime.store.notes import SqlNoteStore
+from modelbox.runtime.store.opening import open_database
 from modelbox.runtime.store.registry import SqlRegistryStore
-from modelbox.runtime.store.sqlite import SqliteDatabase
 from modelbox.runtime.store.tracking import SqlTrackingStore
 
 __all__ = ("Addresses", "serve")
@@ -122,8 +122,11 @@ class _Server:
             grpc=address_of(sockets[0]), http=address_of(sockets[1]), metrics=address_of(sockets[2])
         )
         self._database = await self._stack.enter_async_context(
-            SqliteDatabase(
-                config.data_dir,
+            open_database(
+                config.database_url,
+                data_dir=config.data_dir,
+                connections=config.database_connections,
+                connect_timeout_s=config.database_connect_timeout_s,
                 observe=metrics.observe_database,
                 observe_metrics=lambda operation, *seen: metrics.observe_database(f"metrics_{operation}", *seen),
             )
@@ -205,6 +208,8 @@ class _Server:
         metrics.describe(version=info["version"], server_id=info["server_id"])
         metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", lambda: self._grpc.connections)
         metrics.observe_gauge("modelbox_watchers", "Open streams of the change feed.", lambda: self._feed.watchers)
+        for name, (help_text, read) in self._database.gauges().items():
+            metrics.observe_gauge(name, help_text, read)
         health.set_ready()
 
     async def run_until(self, stopping: anyio.Event) -> None:

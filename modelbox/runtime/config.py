@@ -25,6 +25,7 @@ from modelbox._serving.settings import (
     port_problems,
     problems_error,
     setting,
+    text,
 )
 from modelbox.refs import shown
 
@@ -39,6 +40,12 @@ __all__ = (
 
 CONFIG_PATH_VARIABLE = "MODELBOX_SERVER_CONFIG"
 """Names the TOML file where no flag does."""
+
+_DATABASE_URL = text(
+    2000,
+    "postgresql://user:password@host:5432/database, mysql://user:password@host:3306/database, or empty",
+    secret=True,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,22 @@ class ServerConfig:
             "kind": PATH,
             "help": "Directory of the database and the files, made if missing. MODELBOX_HOME changes the default.",
         },
+    )
+    database_url: str = setting(
+        "",
+        _DATABASE_URL,
+        "PostgreSQL or MySQL that all replicas share; empty: SQLite in data_dir, for one server. It may hold a"
+        " password: give it by the environment or by a file that others cannot read.",
+    )
+    database_connections: int = setting(
+        10,
+        number(1, 1000, "connections", whole=True),
+        "Connections for reading from PostgreSQL or MySQL at most; seven more are used for other things.",
+    )
+    database_connect_timeout_s: float = setting(
+        30.0,
+        number(0, 3600, "seconds", whole=False),
+        "Seconds that a start waits for a PostgreSQL or MySQL that does not answer yet.",
     )
     insecure_plaintext: bool = setting(
         False,

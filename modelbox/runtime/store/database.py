@@ -7,15 +7,22 @@ thread (SQLite) or under `AsyncConnection.run_sync`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
-__all__ = ("Database",)
+from modelbox.errors import StorageError
+
+__all__ = ("Database", "DatabaseObserver", "MainDatabase")
 
 T = TypeVar("T")
+
+DatabaseObserver = Callable[[Literal["read", "write", "commit"], float, bool], None]
+"""Told of each function's run ("read", "write") or commit: seconds, and whether it succeeded.
+
+SQLite tells in a database thread, others on the event loop."""
 
 
 class Database(AbstractAsyncContextManager[Any, None], Protocol):
@@ -59,3 +66,21 @@ class Database(AbstractAsyncContextManager[Any, None], Protocol):
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has ``callback`` called on the event loop after commits: a hint that there is something new to read."""
+
+
+class MainDatabase(Database, Protocol):
+    """What a server opens: the database of everything, and beside it that of the metrics."""
+
+    @property
+    def metrics(self) -> Database:
+        """Where metrics are: apart on SQLite, elsewhere in the same database by a writer of its own."""
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be used at the moment, for people; empty while all is well."""
+
+    def gauges(self) -> Mapping[str, tuple[str, Callable[[], float]]]:
+        """What to show of its connections: by name of the metric, its help text and where its value is."""
+
+    async def wait_failed(self) -> StorageError:
+        """Returns once it has failed for good: time to exit, non-zero. One that others run comes back by itself."""

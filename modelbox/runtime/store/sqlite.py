@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +23,12 @@ from anyio import to_thread
 from sqlalchemy import Connection
 
 from modelbox.errors import ConfigError, StorageError
+from modelbox.runtime.store.database import DatabaseObserver
 from modelbox.runtime.store.history import create_head
 from modelbox.runtime.store.migrate import MAIN, METRICS, migrate
-from modelbox.runtime.store.sqlite_file import DatabaseObserver, SqliteFile
+from modelbox.runtime.store.sqlite_file import SqliteFile
 
-__all__ = ("DatabaseObserver", "SqliteDatabase")
+__all__ = ("SqliteDatabase",)
 
 T = TypeVar("T")
 
@@ -82,6 +83,15 @@ class SqliteDatabase:
     def failure(self) -> StorageError | None:
         """Why a writer stopped for good, None while both work."""
         return self._main.failure or self.metrics.failure
+
+    @property
+    def trouble(self) -> str:
+        """See `MainDatabase.trouble`."""
+        return "" if self.failure is None else str(self.failure)
+
+    def gauges(self) -> Mapping[str, tuple[str, Callable[[], float]]]:
+        """See `MainDatabase.gauges`; there is nothing that could run short."""
+        return {}
 
     async def wait_failed(self) -> StorageError:
         """Returns once a writer has stopped for good: time to exit, non-zero."""

@@ -36,6 +36,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from modelbox.errors import ConfigError, ServerBusy, StorageError
+from modelbox.runtime.store.database import DatabaseObserver
+from modelbox.runtime.store.jobs import Job, Outcome, copy_of, deliver
 from modelbox.runtime.store.sqlite_connection import (
     close_connection,
     describe,
@@ -45,15 +47,11 @@ from modelbox.runtime.store.sqlite_connection import (
     scan_engine,
     translate,
 )
-from modelbox.runtime.store.sqlite_jobs import Job, Outcome, copy_of, deliver
 from modelbox.runtime.store.sqlite_search import Searches
 
-__all__ = ("DatabaseObserver", "SqliteFile")
+__all__ = ("SqliteFile",)
 
 T = TypeVar("T")
-
-DatabaseObserver = Callable[[Literal["read", "write", "commit"], float, bool], None]
-"""Told, in a database thread, of each function's run ("read", "write") or commit: seconds, and whether it succeeded."""
 
 _MAX_GROUP = 256
 _MAX_GROUP_S = 0.05

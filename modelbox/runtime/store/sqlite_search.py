@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import Connection
 
 from modelbox.errors import ServerBusy
+from modelbox.runtime.store.jobs import Job, Outcome, deliver
 from modelbox.runtime.store.sqlite_connection import close_connection, raw_of, translate, was_interrupted
-from modelbox.runtime.store.sqlite_jobs import Job, Outcome, deliver
 
 __all__ = ("Searches",)
 

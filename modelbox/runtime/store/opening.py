@@ -1,0 +1,101 @@
+"""Which database a server uses: `database_url` decides, and without one it is SQLite in the data directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from modelbox.errors import ConfigError
+from modelbox.runtime.store.backend import Backend
+from modelbox.runtime.store.database import DatabaseObserver, MainDatabase
+from modelbox.runtime.store.shared import SharedDatabase
+from modelbox.runtime.store.sqlite import SqliteDatabase
+
+__all__ = ("open_database", "parse_database_url")
+
+_KINDS = {
+    "postgresql": ("postgres", "asyncpg"),
+    "postgres": ("postgres", "asyncpg"),
+    "mysql": ("mysql", "asyncmy"),
+    "mariadb": ("mysql", "asyncmy"),
+}
+_EXPECTED = "expected postgresql://user:password@host:5432/database or mysql://user:password@host:3306/database"
+
+
+def parse_database_url(text: str) -> URL:
+    """The address of a database, with the name of its driver.
+
+    Raises:
+        ConfigError: It is none, or not of a kind that is known. The message does not repeat the address, which may hold
+            a password.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as exc:
+        raise ConfigError(f"database_url is not an address: {_EXPECTED}") from exc
+    kind = url.drivername.partition("+")[0]
+    if kind not in _KINDS:
+        raise ConfigError(f"database_url begins with {kind!r}: {_EXPECTED}")
+    if not url.database:
+        raise ConfigError(f"database_url names no database: {_EXPECTED}")
+    return url.set(drivername="postgresql+asyncpg" if _KINDS[kind][0] == "postgres" else "mysql+asyncmy")
+
+
+def _backend_of(url: URL) -> Backend:
+    kind = url.drivername.partition("+")[0]
+    extra, package = _KINDS[kind]
+    try:
+        if extra == "postgres":
+            from modelbox.runtime.store.postgres import PostgresBackend
+
+            return PostgresBackend()
+        from modelbox.runtime.store.mysql import MySQLBackend
+
+        return MySQLBackend()
+    except ModuleNotFoundError as exc:
+        if exc.name != package:
+            raise
+        raise ConfigError(f"{kind} needs the package {package}: pip install 'modelbox[{extra}]'") from exc
+
+
+def open_database(
+    database_url: str,
+    *,
+    data_dir: Path,
+    connections: int = 10,
+    connect_timeout_s: float = 30.0,
+    migrate: bool = True,
+    application: str = "modelbox",
+    observe: DatabaseObserver | None = None,
+    observe_metrics: DatabaseObserver | None = None,
+) -> MainDatabase:
+    """The database of a server; enter it.
+
+    Args:
+        database_url: Address; SQLite in ``data_dir`` for an empty one.
+        data_dir: Directory for SQLite.
+        connections: Readers at most, where there are connections.
+        connect_timeout_s: How long entering waits for a database that is away.
+        migrate: Whether entering brings the schema up to date; always done on SQLite.
+        application: How the database's administrators see this server.
+        observe: Told how long functions and commits take.
+        observe_metrics: The same of the metrics' writer.
+
+    Raises:
+        ConfigError: The address is none, or the driver is not installed.
+    """
+    if not database_url:
+        return SqliteDatabase(data_dir, observe=observe, observe_metrics=observe_metrics)
+    url = parse_database_url(database_url)
+    return SharedDatabase(
+        url,
+        _backend_of(url),
+        connections=connections,
+        connect_timeout_s=connect_timeout_s,
+        migrate=migrate,
+        application=application,
+        observe=observe,
+        observe_metrics=observe_metrics,
+    )

@@ -1,0 +1,287 @@
+"""The one connection of a replica that changes things: group commit on a database that others share.
+
+Functions that wait share a transaction. Its first statement locks the feed's head row, which no other replica's writer
+gets until this one has committed; so functions of all replicas run one after the other, just as with the one writer of
+SQLite, and need no locks of their own. Invariants:
+
+* Nobody hears of success before the commit.
+* A function never fails for another's sake. They run without savepoints, each of which would cost two round trips;
+  where one fails, the group is rolled back and all of it runs again, each function in a savepoint.
+* What was surely not committed is run again where that can help: after a conflict, and on a new connection. What may
+  have been committed is not (`Unavailable`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Executable
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from modelbox.errors import ModelBoxError, ServerBusy, Unavailable
+from modelbox.runtime.store.backend import Backend, Trouble, error_of, said
+from modelbox.runtime.store.database import DatabaseObserver
+from modelbox.runtime.store.jobs import Job, copy_of
+
+__all__ = ("SharedWriter",)
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_MAX_GROUP = 256
+_MAX_GROUP_S = 0.05
+_MAX_WAITING = 20_000
+_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.5
+
+_AGAIN = frozenset([Trouble.CONFLICT, Trouble.BUSY, Trouble.LOST, Trouble.READ_ONLY])
+_UNSOUND = frozenset([Trouble.LOST, Trouble.READ_ONLY, Trouble.REFUSED, Trouble.INTERRUPTED])
+
+
+class _NeedsSavepoints(Exception):
+    """A function of a group failed: the others are to run without it."""
+
+
+class _Undecided(Exception):
+    """The connection broke while a commit was on its way."""
+
+
+class SharedWriter:
+    """Runs functions that change things, one group after the other.
+
+    Args:
+        engine: Makes the connection.
+        backend: The kind of database.
+        first: Statement that begins each transaction, None for none.
+        patience_s: How long a group is tried while the database is away or locked.
+        observe: Told how long functions and commits take.
+        committed: Called on the event loop after each commit.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        backend: Backend,
+        *,
+        first: Executable | None,
+        patience_s: float,
+        observe: DatabaseObserver | None,
+        committed: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._backend = backend
+        self._first = first
+        self._patience_s = patience_s
+        self._observe = observe
+        self._committed = committed
+        self._connection: AsyncConnection | None = None
+        self._waiting: deque[Job[Any]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self.trouble = ""
+        """Why nothing can be changed at the moment; empty while all is well."""
+
+    @property
+    def waiting(self) -> int:
+        """Functions whose transaction has not begun."""
+        return len(self._waiting)
+
+    async def write(self, fn: Callable[[Connection], T]) -> T:
+        """See `modelbox.runtime.store.database.Database.write`."""
+        if self._closed or len(self._waiting) >= _MAX_WAITING:
+            what = "the server is shutting down" if self._closed else "too many changes wait for the database"
+            raise ServerBusy(f"{what}: try again", retry_after_s=1.0)
+        loop = asyncio.get_running_loop()
+        job: Job[T] = Job(fn, loop)
+        self._waiting.append(job)
+        if self._task is None:
+            self._task = loop.create_task(self._write_waiting(), name="write to the database")
+        return await job.future
+
+    async def aclose(self) -> None:
+        """Carries out what waits, and closes the connection."""
+        self._closed = True
+        if self._task is not None:
+            await self._task
+        await self._drop()
+
+    # -- groups ----------------------------------------------------------------------------------------------------
+
+    async def _write_waiting(self) -> None:
+        """Writes until nothing waits; cancelled only when the event loop ends."""
+        group: list[Job[Any]] = []
+        try:
+            while self._waiting:
+                group = []
+                await self._write_group(group)
+        except BaseException as exc:
+            _fail((*group, *self._waiting), ServerBusy("the server stops: try again", retry_after_s=1.0))
+            self._waiting.clear()
+            if isinstance(exc, Exception):
+                _LOG.exception("the writer failed unexpectedly; going on")
+            else:
+                raise
+        finally:
+            self._task = None
+
+    async def _write_group(self, group: list[Job[Any]]) -> None:
+        """Takes functions off the queue into ``group``, and tries until each has its outcome."""
+        until = time.monotonic() + self._patience_s
+        pause_s = _PAUSE_S
+        savepoints = False
+        while True:
+            trouble = None
+            try:
+                outcomes = await self._transaction(group, savepoints=savepoints)
+            except _NeedsSavepoints:
+                savepoints = True
+                continue
+            except _Undecided as exc:
+                self.trouble = f"the connection broke: {said(exc.__cause__ or exc)}"
+                _fail(
+                    group,
+                    Unavailable(
+                        f"the connection to {self._backend.name} broke while a change was committed: look whether it"
+                        " is stored before you try again"
+                    ),
+                )
+                return
+            except Exception as exc:
+                trouble = self._trouble_of(exc)
+                if trouble not in _AGAIN or time.monotonic() >= until:
+                    error = error_of(exc, self._backend)
+                    if trouble in (Trouble.LOST, Trouble.READ_ONLY, Trouble.REFUSED, Trouble.FULL):
+                        self.trouble = str(error)
+                    _fail(group, error)
+                    return
+            else:
+                self.trouble = ""
+                self._committed()
+                self._settle(group, outcomes)
+                return
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+
+    async def _transaction(self, group: list[Job[Any]], *, savepoints: bool) -> list[Any]:
+        """One try: results of the functions, or exceptions in their places where there are savepoints."""
+        connection = await self._connect()
+        try:
+            transaction = await connection.begin()
+            outcomes = await connection.run_sync(self._run_group, group, savepoints)
+        except BaseException as exc:
+            await self._roll_back(connection, exc)
+            raise
+        began = time.perf_counter()
+        try:
+            await transaction.commit()
+        except BaseException as exc:
+            self._seen("commit", began, succeeded=False)
+            await self._roll_back(connection, exc)
+            if not isinstance(exc, Exception) or self._trouble_of(exc) is Trouble.LOST:
+                raise _Undecided from exc
+            raise
+        self._seen("commit", began, succeeded=True)
+        return outcomes
+
+    def _run_group(self, conn: Connection, group: list[Job[Any]], savepoints: bool) -> list[Any]:
+        """Runs functions, and more that come meanwhile; the first time, ``group`` is filled."""
+        if self._first is not None:
+            conn.execute(self._first)
+        outcomes = [self._run(conn, job, group, savepoints=savepoints) for job in group]
+        if not group:
+            until = time.monotonic() + _MAX_GROUP_S
+            while self._waiting and len(group) < _MAX_GROUP and (not group or time.monotonic() < until):
+                job = self._waiting.popleft()
+                if job.future.cancelled():
+                    continue
+                group.append(job)
+                outcomes.append(self._run(conn, job, group, savepoints=savepoints))
+        return outcomes
+
+    def _run(self, conn: Connection, job: Job[Any], group: list[Job[Any]], *, savepoints: bool) -> Any:
+        began = time.perf_counter()
+        try:
+            if not savepoints:
+                result = job.fn(conn)
+            else:
+                with conn.begin_nested():
+                    result = job.fn(conn)
+        except Exception as exc:
+            self._seen("write", began, succeeded=False)
+            if self._trouble_of(exc) in _AGAIN or (len(group) == 1 and not savepoints):
+                raise
+            if not savepoints:
+                raise _NeedsSavepoints from exc
+            return _Failed(exc)
+        self._seen("write", began, succeeded=True)
+        return result
+
+    def _trouble_of(self, exc: BaseException) -> Trouble:
+        if isinstance(exc, ModelBoxError):
+            return Trouble.OTHER
+        if self._first is None and isinstance(exc, IntegrityError):
+            # Nothing kept another replica from making the same row at the same moment.
+            return Trouble.CONFLICT
+        return self._backend.trouble_of(exc)
+
+    def _seen(self, operation: Any, began: float, *, succeeded: bool) -> None:
+        if self._observe is not None:
+            self._observe(operation, time.perf_counter() - began, succeeded)
+
+    def _settle(self, group: list[Job[Any]], outcomes: list[Any]) -> None:
+        for job, outcome in zip(group, outcomes, strict=True):
+            if job.future.done():
+                continue
+            if isinstance(outcome, _Failed):
+                job.future.set_exception(error_of(outcome.error, self._backend))
+            else:
+                job.future.set_result(outcome)
+
+    # -- the connection --------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> AsyncConnection:
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+        return self._connection
+
+    async def _roll_back(self, connection: AsyncConnection, exc: BaseException) -> None:
+        """Leaves the transaction; the connection goes with it where it is not sure to be well."""
+        sound = isinstance(exc, Exception) and self._trouble_of(exc) not in _UNSOUND
+        if sound:
+            try:
+                await connection.rollback()
+            except Exception:
+                sound = False
+        if not sound:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.invalidate()
+            with contextlib.suppress(Exception):
+                await connection.close()
+
+
+class _Failed:
+    """What a function raised, in the place of its result."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _fail(group: Any, error: BaseException) -> None:
+    for job in group:
+        if not job.future.done():
+            job.future.set_exception(copy_of(error))
