@@ -48,6 +48,7 @@ from modelbox.refs import Digest, ModelRef
 
 __all__ = (
     "ArtifactStore",
+    "BlobEntry",
     "BlobStore",
     "BlobWriter",
     "FeedBatch",
@@ -375,6 +376,21 @@ class BlobWriter(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobEntry:
+    """One blob as the store keeps it.
+
+    Attributes:
+        stored_at: When these bytes were written, by the clock of the store, aware and in UTC.
+        generation: Opaque; another one once the same bytes were uploaded again, as far as the store can tell.
+    """
+
+    digest: Digest
+    size_bytes: int
+    stored_at: datetime
+    generation: str
+
+
 class BlobStore(Protocol):
     """Bytes by digest, and uploads on their way there. Never keeps a blob that is not complete and verified."""
 
@@ -408,3 +424,26 @@ class BlobStore(Protocol):
 
     def local_path(self, digest: Digest) -> Path | None:
         """Where the blob is as a local file, for sendfile; None where it is none."""
+
+    async def find_blob(self, digest: Digest) -> BlobEntry | None:
+        """The blob as it is now, None if it is not here."""
+
+    def iter_blobs(self) -> AsyncIterator[BlobEntry]:
+        """Every blob that is here from beginning to end of the iteration, in no order; others may be among them.
+
+        Flat in memory, however many there are. What is no blob by its name is left out.
+
+        Raises:
+            StorageError: The store cannot be listed.
+        """
+
+    async def delete(self, entry: BlobEntry) -> bool:
+        """Removes a blob if it is still of the generation of ``entry``; returns whether it did.
+
+        The one caller is `modelbox.runtime.services.space`, which first makes sure by the database that nobody names
+        the blob and nobody completes an upload of it. The generation is the second line: a remover that was paused
+        for an hour must not take what was uploaded since. Nothing happens to a blob that is gone.
+
+        Raises:
+            StorageError: The store refuses, or cannot be reached; the blob may be gone or not.
+        """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
 
 from modelbox.errors import IntegrityError, InvalidError, LimitError, StorageError
 from modelbox.refs import Digest
-from modelbox.runtime.ports import BlobStore
+from modelbox.runtime.ports import BlobEntry, BlobStore
 
 UPLOAD = "upl_0123456789abcdef01234567"
 DATA = random.Random(7).randbytes(5_000_001)
@@ -31,6 +33,10 @@ async def get(blobs: BlobStore, digest: Digest, offset: int = 0, length: int | N
     chunks = [chunk async for chunk in blobs.read(digest, offset=offset, length=length)]
     assert all(0 < len(chunk) <= 1 << 20 for chunk in chunks)
     return b"".join(chunks)
+
+
+async def entries(blobs: BlobStore) -> list[BlobEntry]:
+    return [entry async for entry in blobs.iter_blobs()]
 
 
 class BlobStoreContract:
@@ -114,6 +120,43 @@ class BlobStoreContract:
         assert await blobs.upload_offset(UPLOAD) == 4
         assert await blobs.sweep_uploads(idle_s=-3600) == frozenset()
         assert await blobs.upload_offset(UPLOAD) == 0
+
+    async def test_every_blob_is_listed_once_and_uploads_are_not(self, blobs: BlobStore) -> None:
+        assert await entries(blobs) == []
+        pieces = [DATA[:size] for size in (0, 1, 500, len(DATA))]
+        digests = [await put(blobs, piece) for piece in pieces]
+        async with blobs.open_upload(UPLOAD) as writer:
+            await writer.write(b"on its way")
+        found = await entries(blobs)
+        assert sorted((entry.digest, entry.size_bytes) for entry in found) == sorted(
+            zip(digests, map(len, pieces), strict=True)
+        )
+        for entry in found:
+            assert await blobs.find_blob(entry.digest) == entry
+            assert entry.stored_at.utcoffset() == timedelta(0)
+            assert abs(datetime.now(UTC) - entry.stored_at) < timedelta(hours=1)
+        assert await blobs.find_blob(digest_of(b"nix")) is None
+
+    async def test_a_deleted_blob_is_gone_and_can_come_again(self, blobs: BlobStore) -> None:
+        digest, other = await put(blobs, DATA), await put(blobs, DATA[:9])
+        entry = await blobs.find_blob(digest)
+        assert entry is not None
+        assert await blobs.delete(entry)
+        assert await blobs.find_size(digest) is None
+        assert await blobs.find_blob(digest) is None
+        with pytest.raises(StorageError):
+            await get(blobs, digest)
+        assert not await blobs.delete(entry)
+        assert [left.digest for left in await entries(blobs)] == [other]
+        assert await put(blobs, DATA) == digest
+        assert await get(blobs, digest) == DATA
+
+    async def test_bytes_of_another_generation_are_not_deleted(self, blobs: BlobStore) -> None:
+        digest = await put(blobs, DATA)
+        entry = await blobs.find_blob(digest)
+        assert entry is not None
+        assert not await blobs.delete(dataclasses.replace(entry, generation="of yesterday"))
+        assert await get(blobs, digest) == DATA
 
     async def test_room(self, blobs: BlobStore) -> None:
         await blobs.check_room(1)

@@ -140,3 +140,48 @@ async def test_bytes_are_on_disk_before_their_name(
         f"fsync blobs/sha256/{name[:2]}",
         "fsync blobs/sha256",
     ]
+
+
+async def test_what_was_uploaded_again_a_moment_before_is_put_back(
+    tmp_path: Path, blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A remover looks, is paused, the bytes are uploaded again, the remover goes on."""
+    digest = await put(blobs, DATA)
+    entry = await blobs.find_blob(digest)
+    assert entry is not None
+    rename = os.rename
+
+    def late(old: Path, new: Path) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_bytes(DATA)
+        os.replace(fresh, old)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert not await blobs.delete(entry)
+    monkeypatch.undo()
+    assert await get(blobs, digest) == DATA
+    assert list((tmp_path / "removed").iterdir()) == []
+
+
+async def test_a_start_puts_back_what_a_crash_left_half_removed(tmp_path: Path, blobs: FilesystemBlobs) -> None:
+    digest, other = await put(blobs, DATA), await put(blobs, DATA[:9])
+    for number, moved in enumerate((digest, other)):
+        path = blobs.local_path(moved)
+        assert path is not None
+        os.rename(path, tmp_path / "removed" / f"{path.name}.{number:016x}")
+    await put(blobs, DATA[:9])
+    async with FilesystemBlobs(tmp_path) as again:
+        assert await get(again, digest) == DATA
+        assert await get(again, other) == DATA[:9]
+        assert list((tmp_path / "removed").iterdir()) == []
+
+
+async def test_only_blobs_are_listed(tmp_path: Path, blobs: FilesystemBlobs) -> None:
+    digest = await put(blobs, b"one")
+    path = blobs.local_path(digest)
+    assert path is not None
+    (path.parent / "README").write_text("no blob")
+    (path.parent / ("f" * 64 if path.parent.name != "ff" else "0" * 64)).write_text("in the wrong directory")
+    (path.parent / f"{path.parent.name}{'0' * 62}").symlink_to(path)
+    assert [entry.digest async for entry in blobs.iter_blobs()] == [digest]

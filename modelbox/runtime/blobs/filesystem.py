@@ -1,11 +1,14 @@
 """Blobs as files of a directory.
 
-Layout: ``blobs/sha256/ab/<64 hex>``, mode 0444, and ``uploads/<id>`` for what is on its way. Invariants:
+Layout: ``blobs/sha256/ab/<64 hex>``, mode 0444, ``uploads/<id>`` for what is on its way, and ``removed/`` for what is
+about to go. Invariants:
 
 * A name below ``blobs`` appears by rename only, after size and hash were checked and the bytes were synced; then the
   directories are synced. A crash leaves a whole blob or none.
 * Names are made of digests and of ids that the server made, never of user text.
 * An fsync that failed is never repeated on the same file: the upload is discarded.
+* A blob is removed by moving it to ``removed`` first. If that took other bytes than meant, for they were uploaded
+  again a moment before, they are put back; so does the next start where a crash came between.
 
 Hashing and writing run in threads while the next bytes arrive; an upload holds at most 4 MiB in memory.
 """
@@ -17,10 +20,12 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import stat
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -30,6 +35,7 @@ from anyio import to_thread
 
 from modelbox.errors import ConfigError, IntegrityError, InvalidError, LimitError, ModelBoxError, StorageError
 from modelbox.refs import Digest, parse_digest, shown
+from modelbox.runtime.ports import BlobEntry
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -40,6 +46,8 @@ K = TypeVar("K", bound=str)
 
 CHUNK_BYTES = 1 << 20
 _QUEUED_BLOCKS = 2
+_BLOB_NAME = re.compile(r"[0-9a-f]{64}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UPLOAD_ID = re.compile(r"[a-z]{1,8}_[0-9a-f]{8,32}")
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _KNOWN_HASHES = 256
@@ -51,7 +59,7 @@ class FilesystemBlobs:
     Use as an async context manager: entering makes the directories.
 
     Args:
-        directory: Holds ``blobs`` and ``uploads``; one file system.
+        directory: Holds ``blobs``, ``uploads`` and ``removed``; one file system.
         reserve_bytes: Room on the disk that uploads leave to others (the database).
         threads: How many blobs are written or read at the same moment.
     """
@@ -59,6 +67,7 @@ class FilesystemBlobs:
     def __init__(self, directory: Path, *, reserve_bytes: int = 64 << 20, threads: int = 16) -> None:
         self._blobs = directory / "blobs" / "sha256"
         self._uploads = directory / "uploads"
+        self._removed = directory / "removed"
         self._reserve_bytes = reserve_bytes
         self._limiter = anyio.CapacityLimiter(threads)
         # What uploads of this process hashed so far, so that going on need not read their files again.
@@ -75,8 +84,10 @@ class FilesystemBlobs:
 
     def _make_directories(self) -> None:
         try:
-            for directory in (self._blobs, self._uploads):
+            for directory in (self._blobs, self._uploads, self._removed):
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for entry in os.scandir(self._removed):
+                self._put_back(Path(entry.path))
         except OSError as exc:
             raise ConfigError(f"cannot keep blobs in {self._blobs.parent.parent}: {exc.strerror}") from exc
 
@@ -125,6 +136,48 @@ class FilesystemBlobs:
                 yield chunk
         finally:
             os.close(fd)
+
+    async def find_blob(self, digest: Digest) -> BlobEntry | None:
+        """See `BlobStore.find_blob`."""
+        return await to_thread.run_sync(_entry, self._path(digest), digest, limiter=self._limiter)
+
+    async def iter_blobs(self) -> AsyncIterator[BlobEntry]:
+        """See `BlobStore.iter_blobs`; one of the 256 directories at a time is in memory."""
+        for part in range(256):
+            directory = self._blobs / f"{part:02x}"
+            for entry in await to_thread.run_sync(_entries, directory, limiter=self._limiter):
+                yield entry
+
+    async def delete(self, entry: BlobEntry) -> bool:
+        """See `BlobStore.delete`."""
+        return await to_thread.run_sync(self._delete, entry, limiter=self._limiter)
+
+    def _delete(self, entry: BlobEntry) -> bool:
+        path = self._path(entry.digest)
+        found = _entry(path, entry.digest)
+        if found is None or found.generation != entry.generation:
+            return False
+        removed = self._removed / f"{path.name}.{secrets.token_hex(8)}"
+        try:
+            os.rename(path, removed)
+            taken = _entry(removed, entry.digest)
+            if taken is not None and taken.generation != entry.generation:
+                self._put_back(removed)
+                return False
+            _unlink(removed)
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise StorageError(f"removing {entry.digest} failed: {exc.strerror}") from exc
+        return True
+
+    def _put_back(self, removed: Path) -> None:
+        name = removed.name.partition(".")[0]
+        if _BLOB_NAME.fullmatch(name):
+            # Whoever uploaded the bytes once more meanwhile has made a file as good as this one.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.link(removed, self._blobs / name[:2] / name, follow_symlinks=False)
+        _unlink(removed)
 
     # -- uploads ---------------------------------------------------------------------------------------------------
 
@@ -360,6 +413,38 @@ def _sizes(paths: dict[K, Path]) -> dict[K, int]:
         if stat.S_ISREG(status.st_mode):
             found[key] = status.st_size
     return found
+
+
+def _entry(path: Path, digest: Digest) -> BlobEntry | None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise StorageError(f"looking at {digest} failed: {exc.strerror}") from exc
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return BlobEntry(
+        digest=digest,
+        size_bytes=status.st_size,
+        stored_at=_EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000),
+        generation=f"{status.st_ino}-{status.st_mtime_ns}",
+    )
+
+
+def _entries(directory: Path) -> list[BlobEntry]:
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise StorageError(f"listing {directory} failed: {exc.strerror}") from exc
+    found = [
+        _entry(directory / name, Digest(f"sha256:{name}"))
+        for name in names
+        if _BLOB_NAME.fullmatch(name) and name[:2] == directory.name
+    ]
+    return [entry for entry in found if entry is not None]
 
 
 def _open_blob(path: Path, digest: Digest) -> int:
