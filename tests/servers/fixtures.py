@@ -11,6 +11,7 @@ from tests.servers.availability import unavailable
 from tests.servers.debian import CannotHave
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgres import PostgresServer, find_binaries
+from tests.servers.s3 import MotoServer, RadosGateway, S3Bucket, S3Server
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +64,27 @@ def mariadb_migrated_url(mariadb_server: MariadbServer) -> Iterator[str]:
     url = mariadb_server.new_database(migrated=True)
     yield url
     mariadb_server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def rados_gateway() -> Iterator[S3Server]:
+    """The S3 server of this test process: leave it running. Tests that stop one start their own."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(RadosGateway())
+        except CannotHave as exc:
+            unavailable(str(exc))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """The quick S3 server of this test process, which checks no credentials: leave it running."""
+    with MotoServer() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(rados_gateway: S3Server) -> S3Bucket:
+    """An empty bucket of the test's own in a real store."""
+    return rados_gateway.new_bucket()
