@@ -51,7 +51,8 @@ class Backend(Protocol):
     """For people: "PostgreSQL"."""
     lock_head: Executable
     """The first statement of each transaction that changes something. Takes the lock of the feed's head, so that all
-    writers of all replicas run one after the other; where the database can, it also announces the commit."""
+    writers of all replicas run one after the other, and gives its revision and chain; where the database can, it also
+    announces the commit."""
 
     def engine(self, url: URL, *, purpose: Purpose, connections: int, application: str) -> AsyncEngine:
         """An engine whose connections are set up for a purpose.

@@ -21,6 +21,7 @@ from modelbox.errors import ConflictError, IntegrityError, InvalidError, LimitEr
 from modelbox.runtime.store.datasets import create_dataset_version
 from modelbox.runtime.store.edits import set_attributes
 from modelbox.runtime.store.experiments import create_experiment
+from modelbox.runtime.store.history import mark_group, return_to_mark
 from modelbox.runtime.store.lineage import add_edges
 from modelbox.runtime.store.notes import add_comment, log_event, set_readme
 from modelbox.runtime.store.rows import to_us
@@ -121,6 +122,7 @@ def _written(rejections: Sequence[Rejection]) -> str | None:
 
 
 def _carry_out(conn: Connection, operation: Operation, actor: str, at: datetime) -> Rejection | None:
+    mark = mark_group(conn)
     _run(conn, "SAVEPOINT operation")
     try:
         _APPLY[type(operation.payload)](conn, operation.payload, actor=actor, at=at)
@@ -129,6 +131,7 @@ def _carry_out(conn: Connection, operation: Operation, actor: str, at: datetime)
         if error is None:
             raise
         _run(conn, "ROLLBACK TO SAVEPOINT operation")
+        return_to_mark(conn, mark)
         _run(conn, "RELEASE SAVEPOINT operation")
         return Rejection(seq=operation.seq, code=error.code, message=error.message)
     _run(conn, "RELEASE SAVEPOINT operation")

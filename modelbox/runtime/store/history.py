@@ -2,7 +2,8 @@
 
 Invariants: revisions are consecutive from 1; every one has at least one change; ``chain`` binds each to all before it.
 `next_rev` locks the head row, so it comes after every other lock of a transaction and before the first write: business
-rows first, the head last.
+rows first, the head last. A writer of a shared database locks it before everything else and keeps what its group of
+functions adds until the end, which saves four round trips for each: `open_group`, `close_group`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ __all__ = (
     "NewChange",
     "Place",
     "append",
+    "close_group",
     "create_head",
+    "mark_group",
     "next_rev",
+    "open_group",
     "read_head",
+    "return_to_mark",
     "token_of",
     "verify_chain",
 )
@@ -52,6 +57,9 @@ class NewChange:
 _BUMP = Prepared(update(feed_head).where(feed_head.c.id == 1).values(rev=feed_head.c.rev + 1))
 _PLACE = Prepared(select(feed_head.c.rev, feed_head.c.chain).where(feed_head.c.id == 1))
 _SET_CHAIN = Prepared(update(feed_head).where(feed_head.c.id == 1).values(chain=bindparam("new_chain")))
+_SET_HEAD = Prepared(
+    update(feed_head).where(feed_head.c.id == 1).values(rev=bindparam("new_rev"), chain=bindparam("new_chain"))
+)
 _ADD = Prepared(insert(feed_changes), [column.name for column in feed_changes.c])
 _REVISION = select(feed_changes).where(feed_changes.c.rev == bindparam("rev")).order_by(feed_changes.c.idx)
 _HEAD = select(
@@ -83,8 +91,67 @@ class Place:
     chain: bytes
 
 
+class _Group:
+    """What a transaction adds to history, before it is written; ``rows`` is empty between its functions' flushes."""
+
+    __slots__ = ("chain", "rev", "rows")
+
+    def __init__(self, rev: int, chain: bytes) -> None:
+        self.rev = rev
+        self.chain = chain
+        self.rows: list[dict[str, Any]] = []
+
+
+GroupMark = tuple[int, bytes, tuple[dict[str, Any], ...]]
+"""How far a group was."""
+
+_GROUP = "modelbox.feed"
+
+
+def open_group(conn: Connection, rev: int, chain: bytes) -> None:
+    """Keeps in memory what this transaction, which holds the head row's lock, adds to history.
+
+    Args:
+        conn: The transaction, until `close_group`.
+        rev: Of the head.
+        chain: Of the head.
+    """
+    conn.info[_GROUP] = _Group(rev, bytes(chain))
+
+
+def close_group(conn: Connection) -> None:
+    """Writes what was kept, if there is anything."""
+    _flush(conn)
+    conn.info.pop(_GROUP, None)
+
+
+def _flush(conn: Connection) -> None:
+    group: _Group | None = conn.info.get(_GROUP)
+    if group is not None and group.rows:
+        _ADD.run_many(conn, group.rows)
+        _SET_HEAD.run(conn, {"new_rev": group.rev, "new_chain": group.chain})
+        group.rows = []
+
+
+def mark_group(conn: Connection) -> GroupMark | None:
+    """Beside a savepoint: how far the transaction's history is; None if it is not kept in memory."""
+    group: _Group | None = conn.info.get(_GROUP)
+    return None if group is None else (group.rev, group.chain, tuple(group.rows))
+
+
+def return_to_mark(conn: Connection, mark: GroupMark | None) -> None:
+    """After a rollback to the savepoint: forgets what was added since `mark_group`."""
+    group: _Group | None = conn.info.get(_GROUP)
+    if group is not None and mark is not None:
+        group.rev, group.chain, group.rows = mark[0], mark[1], list(mark[2])
+
+
 def next_rev(conn: Connection) -> Place:
     """Takes the head row's lock and the next revision. Call it once, behind every other lock; then `append`."""
+    group: _Group | None = conn.info.get(_GROUP)
+    if group is not None:
+        group.rev += 1
+        return Place(rev=group.rev, chain=group.chain)
     place = _PLACE.first(conn, {}) if _BUMP.run(conn, {}) == 1 else None
     if place is None:
         raise StorageError("the database has no feed head: it was not set up")
@@ -112,6 +179,11 @@ def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, acto
     chain = next_chain(place.chain, place.rev, [_body(row) for row in rows])
     for row in rows:
         row["chain"] = chain
+    group: _Group | None = conn.info.get(_GROUP)
+    if group is not None:
+        group.rows += rows
+        group.chain = chain
+        return
     _ADD.run_many(conn, rows)
     _SET_CHAIN.run(conn, {"new_chain": chain})
 
@@ -124,6 +196,7 @@ def _body(row: dict[str, JsonValue]) -> bytes:
 
 def read_head(conn: Connection) -> FeedHead:
     """The head as this transaction sees it."""
+    _flush(conn)
     row = conn.execute(_HEAD).one()
     return FeedHead(server_id=row[0], epoch=row[1], rev=row[2], chain=bytes(row[3]), compact_rev=row[4])
 

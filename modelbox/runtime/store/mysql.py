@@ -63,7 +63,7 @@ class MySQLBackend:
     """See `modelbox.runtime.store.backend.Backend`."""
 
     name = "MySQL"
-    lock_head: Executable = select(feed_head.c.rev).where(feed_head.c.id == 1).with_for_update()
+    lock_head: Executable = select(feed_head.c.rev, feed_head.c.chain).where(feed_head.c.id == 1).with_for_update()
 
     def engine(self, url: URL, *, purpose: Purpose, connections: int, application: str) -> AsyncEngine:
         """See the protocol."""

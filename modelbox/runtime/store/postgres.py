@@ -72,7 +72,9 @@ class PostgresBackend:
 
     name = "PostgreSQL"
     lock_head: Executable = (
-        select(feed_head.c.rev, func.pg_notify(_CHANNEL, "")).where(feed_head.c.id == 1).with_for_update()
+        select(feed_head.c.rev, feed_head.c.chain, func.pg_notify(_CHANNEL, ""))
+        .where(feed_head.c.id == 1)
+        .with_for_update()
     )
 
     def engine(self, url: URL, *, purpose: Purpose, connections: int, application: str) -> AsyncEngine:

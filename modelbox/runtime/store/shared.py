@@ -235,7 +235,7 @@ class SharedDatabase:
         return SharedWriter(
             engine,
             self._backend,
-            first=self._backend.lock_head if main else None,
+            lock_head=self._backend.lock_head if main else None,
             patience_s=self._patience_s,
             observe=self._observe if main else self._observe_metrics,
             committed=self._committed if main else lambda: None,

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from modelbox.errors import ModelBoxError, ServerBusy, Unavailable
 from modelbox.runtime.store.backend import Backend, Trouble, error_of, said
 from modelbox.runtime.store.database import DatabaseObserver
+from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark
 from modelbox.runtime.store.jobs import Job, copy_of
 
 __all__ = ("SharedWriter",)
@@ -60,7 +61,7 @@ class SharedWriter:
     Args:
         engine: Makes the connection.
         backend: The kind of database.
-        first: Statement that begins each transaction, None for none.
+        lock_head: `Backend.lock_head`; None for what is not in the feed, and which others write at the same time.
         patience_s: How long a group is tried while the database is away or locked.
         observe: Told how long functions and commits take.
         committed: Called on the event loop after each commit.
@@ -71,14 +72,14 @@ class SharedWriter:
         engine: AsyncEngine,
         backend: Backend,
         *,
-        first: Executable | None,
+        lock_head: Executable | None,
         patience_s: float,
         observe: DatabaseObserver | None,
         committed: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._backend = backend
-        self._first = first
+        self._lock_head = lock_head
         self._patience_s = patience_s
         self._observe = observe
         self._committed = committed
@@ -193,8 +194,9 @@ class SharedWriter:
 
     def _run_group(self, conn: Connection, group: list[Job[Any]], savepoints: bool) -> list[Any]:
         """Runs functions, and more that come meanwhile; the first time, ``group`` is filled."""
-        if self._first is not None:
-            conn.execute(self._first)
+        if self._lock_head is not None:
+            rev, chain = conn.execute(self._lock_head).one()[:2]
+            open_group(conn, rev, chain)
         outcomes = [self._run(conn, job, group, savepoints=savepoints) for job in group]
         if not group:
             until = time.monotonic() + _MAX_GROUP_S
@@ -204,6 +206,7 @@ class SharedWriter:
                     continue
                 group.append(job)
                 outcomes.append(self._run(conn, job, group, savepoints=savepoints))
+        close_group(conn)
         return outcomes
 
     def _run(self, conn: Connection, job: Job[Any], group: list[Job[Any]], *, savepoints: bool) -> Any:
@@ -212,8 +215,13 @@ class SharedWriter:
             if not savepoints:
                 result = job.fn(conn)
             else:
-                with conn.begin_nested():
-                    result = job.fn(conn)
+                mark = mark_group(conn)
+                try:
+                    with conn.begin_nested():
+                        result = job.fn(conn)
+                except BaseException:
+                    return_to_mark(conn, mark)
+                    raise
         except Exception as exc:
             self._seen("write", began, succeeded=False)
             if self._trouble_of(exc) in _AGAIN or (len(group) == 1 and not savepoints):
@@ -227,7 +235,7 @@ class SharedWriter:
     def _trouble_of(self, exc: BaseException) -> Trouble:
         if isinstance(exc, ModelBoxError):
             return Trouble.OTHER
-        if self._first is None and isinstance(exc, IntegrityError):
+        if self._lock_head is None and isinstance(exc, IntegrityError):
             # Nothing kept another replica from making the same row at the same moment.
             return Trouble.CONFLICT
         return self._backend.trouble_of(exc)
