@@ -318,6 +318,14 @@ class MetricStoreContract:
             first_steps=b"", last_steps=b"", counts=b"", mins=b"", maxs=b"", means=b"", lasts=b""
         )
 
+    async def test_the_mean_of_huge_numbers_is_none_of_them_too_huge(self, store: SqlMetricStore) -> None:
+        run = new_id(ObjectKind.RUN)
+        values = [1.5e308, 1.5e308, 1.5e308, 1e-300, -1.5e308, -1.5e308, math.inf, 1.5e308]
+        await log(store, run, {"a": [(step, 7, value) for step, value in enumerate(values)]})
+        found = await store.sample(run, "a", from_step=None, to_step=None, buckets=4)
+        assert same(_floats(found.means), [1.5e308, 7.5e307, -1.5e308, math.inf])
+        assert same(_floats(found.maxs), [1.5e308, 1.5e308, -1.5e308, math.inf])
+
     @pytest.mark.parametrize("buckets", [1, 2, 3, 10, 1000])
     async def test_a_sample_over_all_steps(self, store: SqlMetricStore, buckets: int) -> None:
         run = new_id(ObjectKind.RUN)

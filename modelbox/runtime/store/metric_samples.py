@@ -58,6 +58,28 @@ _FULL = Prepared(
         func.max(case((metric_points.c.kind == MINUS_INF, 1), else_=0)),
     ).where(*_WITHIN)
 )
+_HUGE = 1e290
+_SCALE = 2.0**64
+_CAREFUL = Prepared(
+    select(
+        func.count(),
+        func.min(_FINITE),
+        func.max(_FINITE),
+        func.sum(case((metric_points.c.value.between(-_HUGE, _HUGE), _FINITE))),
+        func.max(case((metric_points.c.kind == PLUS_INF, 1), else_=0)),
+        func.max(case((metric_points.c.kind == MINUS_INF, 1), else_=0)),
+        func.count(_FINITE),
+    ).where(*_WITHIN)
+)
+"""For databases that call it an error where a sum (or PostgreSQL's mean of numbers beyond 1e154) is too great: sums
+without the huge numbers."""
+_HUGE_SUM = Prepared(
+    select(
+        func.sum(case((func.abs(_FINITE) > 1.0, metric_points.c.value / _SCALE), (_FINITE.is_not(None), 0.0))),
+        func.count(_FINITE),
+    ).where(*_WITHIN)
+)
+"""The sum, divided by `_SCALE`, where there are numbers next to which those below 1 are nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +131,33 @@ def sample_part(
 
 
 def _bucket(conn: Connection, within: dict[str, int], last: Sequence[Any]) -> Bucket:
-    first, plain = _FIRST.first(conn, within), _PLAIN.first(conn, within)
+    first = _FIRST.first(conn, within)
     assert first is not None
-    assert plain is not None
-    count, least, greatest, mean, kind = plain
-    above = below = 0
-    if kind != NUMBER:
-        full = _FULL.first(conn, within)
-        assert full is not None
-        count, least, greatest, mean, above, below = full
+    aggregate = _aggregate if conn.dialect.name == "sqlite" else _aggregate_carefully
+    count, least, greatest, mean, above, below = aggregate(conn, within)
+    if least is not None and max(-least, greatest) > _HUGE:
+        huge = _HUGE_SUM.first(conn, within)
+        assert huge is not None
+        mean = huge[0] / huge[1] * _SCALE
     return first[0], last[0], count, least, greatest, mean, above, below, last[1], last[2]
+
+
+def _aggregate(conn: Connection, within: dict[str, int]) -> Sequence[Any]:
+    """As `_FULL`."""
+    plain = _PLAIN.first(conn, within)
+    assert plain is not None
+    if plain[4] == NUMBER:
+        return (*plain[:4], 0, 0)
+    full = _FULL.first(conn, within)
+    assert full is not None
+    return full
+
+
+def _aggregate_carefully(conn: Connection, within: dict[str, int]) -> Sequence[Any]:
+    found = _CAREFUL.first(conn, within)
+    assert found is not None
+    count, least, greatest, total, above, below, finite = found
+    return count, least, greatest, None if total is None else total / finite, above, below
 
 
 def sampled(buckets: Sequence[Bucket]) -> SampledSeries:
