@@ -13,7 +13,7 @@ from modelbox.runtime.store.database import DatabaseObserver, MainDatabase
 from modelbox.runtime.store.shared import SharedDatabase
 from modelbox.runtime.store.sqlite import SqliteDatabase
 
-__all__ = ("open_database", "parse_database_url")
+__all__ = ("backend_of", "open_database", "parse_database_url")
 
 _KINDS = {
     "postgresql": ("postgres", "asyncpg"),
@@ -43,7 +43,12 @@ def parse_database_url(text: str) -> URL:
     return url.set(drivername="postgresql+asyncpg" if _KINDS[kind][0] == "postgres" else "mysql+asyncmy")
 
 
-def _backend_of(url: URL) -> Backend:
+def backend_of(url: URL) -> Backend:
+    """What is particular about the database of an address of `parse_database_url`.
+
+    Raises:
+        ConfigError: Its driver is not installed.
+    """
     kind = url.drivername.partition("+")[0]
     extra, package = _KINDS[kind]
     try:
@@ -91,7 +96,7 @@ def open_database(
     url = parse_database_url(database_url)
     return SharedDatabase(
         url,
-        _backend_of(url),
+        backend_of(url),
         connections=connections,
         connect_timeout_s=connect_timeout_s,
         migrate=migrate,
