@@ -15,7 +15,7 @@ from modelbox.errors import ConfigError
 
 __all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "migrate")
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
 
 

@@ -8,6 +8,8 @@ Times are microseconds since 1970 in UTC. JSON is kept as text that this program
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -25,6 +27,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 __all__ = (
@@ -36,6 +40,7 @@ __all__ = (
     "attribute_history",
     "attribute_leaves",
     "attributes",
+    "blob_removals",
     "blobs",
     "checkpoints",
     "comments",
@@ -55,12 +60,15 @@ __all__ = (
     "models",
     "namespaces",
     "objects",
+    "quotas",
     "readmes",
     "replicas",
+    "retention_policies",
     "runs",
     "spools",
     "uploads",
     "version_blobs",
+    "version_locks",
     "versions",
 )
 
@@ -78,6 +86,18 @@ class LongText(TypeDecorator[str]):
 
             return dialect.type_descriptor(LONGTEXT())
         return dialect.type_descriptor(Text())
+
+
+@compiles(CreateTable, "mysql")
+def _create_table_of_mysql(element: CreateTable, compiler: Any, **kwargs: Any) -> str:
+    """Whatever a database's defaults are: transactions, and texts that are the same only byte by byte.
+
+    What is sorted, compared or unique there is so by code points, with case, accents and spaces at the end. MySQL and
+    MariaDB have no name in common for this.
+    """
+    collation = "utf8mb4_nopad_bin" if compiler.dialect.is_mariadb else "utf8mb4_0900_bin"
+    statement: str = compiler.visit_create_table(element, **kwargs)
+    return f"{statement.rstrip()} ENGINE=InnoDB ROW_FORMAT=DYNAMIC CHARACTER SET utf8mb4 COLLATE {collation}"
 
 
 metadata = MetaData(
@@ -197,6 +217,8 @@ holdings = Table(
     Column("namespace", String(64), primary_key=True),
     Column("blob_id", _Id, ForeignKey("blobs.id"), primary_key=True),
     Column("created_at_us", BigInteger, nullable=False),
+    # By the clock of the database: last sent, asked for, or let go of by a version or artifact. Unset before that.
+    Column("used_at_us", BigInteger),
 )
 
 uploads = Table(
@@ -568,4 +590,50 @@ leases = Table(
     Column("token", BigInteger, nullable=False),
     Column("renewed_at_us", BigInteger, nullable=False),
     Column("until_us", BigInteger, nullable=False),
+)
+
+# -- space -----------------------------------------------------------------------------------------------------------
+
+# What `modelbox.retention` goes by. `scope` is ns or ns/model; `keep_best` is JSON.
+retention_policies = Table(
+    "retention_policies",
+    metadata,
+    Column("scope", String(160), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("keep_all", Boolean, nullable=False),
+    Column("keep_last", BigInteger),
+    Column("keep_younger_s", Double),
+    Column("keep_best", LongText, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+)
+
+# Versions that nobody deletes, neither by hand nor by a policy.
+version_locks = Table(
+    "version_locks",
+    metadata,
+    Column("version_id", _Id, ForeignKey("versions.id"), primary_key=True, autoincrement=False),
+    Column("reason", Text, nullable=False),
+    Column("locked_at_us", BigInteger, nullable=False),
+    Column("locked_by", Text, nullable=False),
+)
+
+# By name, as holdings. `used_bytes` is the sum of the namespace's holdings, kept along with them.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("limit_bytes", BigInteger, nullable=False),
+    Column("used_bytes", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+)
+
+# Blobs whose rows are gone and whose bytes are about to be; see `modelbox.runtime.store.removal`.
+blob_removals = Table(
+    "blob_removals",
+    metadata,
+    Column("digest", String(71), primary_key=True),
+    Column("batch", String(40), nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
 )
