@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -21,6 +22,7 @@ from modelbox.errors import (
 )
 from modelbox.events import ModelEvent, ReloadFailed, ReloadSucceeded, SessionFreed, StaleChanged
 from modelbox.loader.cache import Cache
+from modelbox.loader.cache_state import RefState
 from modelbox.loader.ledger import Ledger
 from modelbox.loader.loader import Loader
 from modelbox.loader.reload import ModelState, Reloader
@@ -36,7 +38,6 @@ from tests.onnx_models import add_constant, endless_loop, unknown_operator
 REF = ModelRef.parse("ns/model@prod")
 SETTINGS = LoaderSettings(
     offline_after_s=0.2,
-    warm_up_timeout_s=2.0,
     drain_timeout_s=2.0,
     retry_base_s=0.02,
     retry_max_s=0.05,
@@ -58,7 +59,7 @@ class Log:
         self._news.set()
 
     async def until(self, wanted: Callable[[ModelEvent], bool], *, count: int = 1) -> ModelEvent:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(found := [event for event in self.events if wanted(event)]) < count:
                 self._news = anyio.Event()
                 await self._news.wait()
@@ -102,6 +103,21 @@ async def loading(
         yield loader, log
 
 
+async def reported(source: FeedSource, wanted: Callable[[InstanceReport], bool]) -> InstanceReport:
+    """The first report that is wanted, once it is there."""
+    with anyio.fail_after(30):
+        while not (found := [report for report in source.reports if wanted(report)]):
+            await anyio.sleep(0.005)
+    return found[0]
+
+
+async def recorded(reloader: Reloader, wanted: Callable[[RefState], bool]) -> None:
+    """Waits until the disk knows."""
+    with anyio.fail_after(30):
+        while (state := reloader._cache.load_ref(reloader._cache_key)) is None or not wanted(state):
+            await anyio.sleep(0.005)
+
+
 async def answer(reloader: Reloader) -> float:
     outputs = await reloader.runner.predict(X)
     return float(outputs["y"][0, 0])
@@ -112,8 +128,7 @@ async def test_loads_and_answers(source: FeedSource, tmp_path: Path) -> None:
         reloader = await loader.load(REF, LoadOptions())
         assert await answer(reloader) == 2.0
         assert reloader.state is ModelState.ACTIVE
-        await anyio.wait_all_tasks_blocked()
-    report = source.reports[0]
+        report = await reported(source, lambda report: True)
     assert (report.state, report.version, report.ref) == (InstanceState.ACTIVE, 1, "ns/model@prod")
 
 
@@ -194,8 +209,7 @@ async def test_a_bad_version_leaves_the_old_one(kind: str, source: FeedSource, t
         assert failure.quarantined
         assert (failure.code, failure.stage) == (error.code, stage)
         assert await answer(reloader) == 2.0
-        await anyio.wait_all_tasks_blocked()
-        nack = next(report for report in source.reports if report.state is InstanceState.FAILED)
+        nack = await reported(source, lambda report: report.state is InstanceState.FAILED)
         assert (nack.version, nack.target_version, nack.stage) == (1, 9, failure.stage)
         # Not tried again for this move; tried again when the alias moves anew.
         source.edit(source.versions["ns/model@1"], note="wakes the machine")
@@ -209,7 +223,7 @@ async def test_a_bad_version_leaves_the_old_one(kind: str, source: FeedSource, t
 
 
 async def test_an_endless_model_is_stopped_and_refused(source: FeedSource, tmp_path: Path) -> None:
-    async with loading(source, tmp_path) as (loader, log):
+    async with loading(source, tmp_path, settings=replace(SETTINGS, warm_up_timeout_s=2.0)) as (loader, log):
         reloader = await loader.load(REF, LoadOptions(compatibility=Compatibility.ANY))
         source.move("prod", source.add({"model.onnx": endless_loop()}, version=9))
         failure = await log.failed(9)
@@ -277,11 +291,10 @@ async def test_first_load_errors(source: FeedSource, tmp_path: Path) -> None:
 
 async def test_serves_the_last_good_version_without_a_server(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, log):
-        await loader.load(REF, LoadOptions())
+        reloader = await loader.load(REF, LoadOptions())
         source.move("prod", source.versions["ns/model@2"])
         await log.served(2)
-        await anyio.wait_all_tasks_blocked()
-        await anyio.sleep(0.1)
+        await recorded(reloader, lambda state: state.version.version == 2)
     source.faults.down = True
     async with loading(source, tmp_path) as (loader, log):
         reloader = await loader.load(REF, LoadOptions())
@@ -296,14 +309,14 @@ async def test_serves_the_last_good_version_without_a_server(source: FeedSource,
 
 async def test_a_start_into_a_bad_promotion_serves_the_last_good(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, _):
-        await loader.load(REF, LoadOptions())
-        await anyio.sleep(0.1)
+        await recorded(await loader.load(REF, LoadOptions()), lambda state: True)
     source.move("prod", source.add({"model.onnx": b"not a model"}, version=9))
     failures = []
     for _ in range(2):
         async with loading(source, tmp_path) as (loader, log):
             reloader = await loader.load(REF, LoadOptions())
             assert await answer(reloader) == 2.0
+            await recorded(reloader, lambda state: bool(state.quarantine))
             await anyio.sleep(0.1)
             failures.append(sum(isinstance(e, ReloadFailed) for e in log.events))
     assert failures == [1, 0]  # the second time the quarantine is known from disk
@@ -311,8 +324,7 @@ async def test_a_start_into_a_bad_promotion_serves_the_last_good(source: FeedSou
 
 async def test_a_silent_server_delays_a_start_only_shortly(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, _):
-        await loader.load(REF, LoadOptions())
-        await anyio.sleep(0.1)
+        await recorded(await loader.load(REF, LoadOptions()), lambda state: True)
 
     class Silent(FeedSource):
         async def resolve(self, ref: ModelRef):  # type: ignore[no-untyped-def]
@@ -320,7 +332,7 @@ async def test_a_silent_server_delays_a_start_only_shortly(source: FeedSource, t
 
     silent = Silent(contents=source.contents, versions=source.versions, aliases=source.aliases)
     async with loading(silent, tmp_path) as (loader, _):
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             reloader = await loader.load(REF, LoadOptions())
         assert reloader.stale
         assert await answer(reloader) == 2.0
@@ -374,7 +386,7 @@ async def test_opens_the_kept_optimised_form_next_time(source: FeedSource, tmp_p
     for _ in range(2):
         async with loading(source, tmp_path) as (loader, _log):
             reloader = await loader.load(REF, LoadOptions())
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while not list(tmp_path.glob("derived/*/*/model.ort")):
                     await anyio.sleep(0.02)
             assert await answer(reloader) == 2.0
@@ -422,12 +434,12 @@ async def test_a_bug_takes_nothing_out_of_service(call: str, tmp_path: Path, cap
         else:
             await log.served(2)
             assert await answer(reloader) == 3.0
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while source.flawed:
                 await anyio.sleep(0.01)
         source.move("prod", source.versions["ns/model@3"])
         await log.served(3)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not any(report.version == 3 for report in source.reports):
                 await anyio.sleep(0.01)
     assert f"a bug in {call}" in caplog.text

@@ -132,8 +132,8 @@ async def test_who_wants_every_run_on_the_loop_is_not_interrupted(
 async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> None:
     runner = make(tmp_path, batching=True, batch_above_s=0.0, mode=Mode.POOL)
     runner.predict_sync(ask(1))
-    assert runner.active is not None
-    run_within = runner.active.run_within
+    active: Any = runner.active
+    run_within = active.run_within
     began, go_on = threading.Event(), threading.Event()
 
     def run(feed: Any, stop: Any) -> Any:
@@ -141,7 +141,7 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
         assert go_on.wait(30)
         return run_within(feed, stop)
 
-    runner.active.run_within = run
+    active.run_within = run
     answers: list[Any] = []
     async with anyio.create_task_group() as tasks:
 
