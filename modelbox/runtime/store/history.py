@@ -108,12 +108,12 @@ GroupMark = tuple[int, bytes, tuple[dict[str, Any], ...]]
 _GROUP = "modelbox.feed"
 
 
-def open_group(conn: Connection, rev: int, chain: bytes) -> None:
-    """Keeps in memory what this transaction, which holds the head row's lock, adds to history.
+def open_group(conn: Connection, rev: int = -1, chain: bytes = _GENESIS) -> None:
+    """Keeps in memory what this transaction, which nobody else's can be in the way of, adds to history.
 
     Args:
         conn: The transaction, until `close_group`.
-        rev: Of the head.
+        rev: Of the head; it is read when it is wanted where it is not given.
         chain: Of the head.
     """
     conn.info[_GROUP] = _Group(rev, bytes(chain))
@@ -150,13 +150,18 @@ def next_rev(conn: Connection) -> Place:
     """Takes the head row's lock and the next revision. Call it once, behind every other lock; then `append`."""
     group: _Group | None = conn.info.get(_GROUP)
     if group is not None:
+        if group.rev < 0:
+            group.rev, group.chain = _place(_PLACE.first(conn, {}))
         group.rev += 1
         return Place(rev=group.rev, chain=group.chain)
-    place = _PLACE.first(conn, {}) if _BUMP.run(conn, {}) == 1 else None
-    if place is None:
+    rev, chain = _place(_PLACE.first(conn, {}) if _BUMP.run(conn, {}) == 1 else None)
+    return Place(rev=rev, chain=chain)
+
+
+def _place(row: Sequence[Any] | None) -> tuple[int, bytes]:
+    if row is None:
         raise StorageError("the database has no feed head: it was not set up")
-    rev, chain = place
-    return Place(rev=rev, chain=bytes(chain))
+    return row[0], bytes(row[1])
 
 
 def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, actor: str, at: datetime) -> None:

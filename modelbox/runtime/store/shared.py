@@ -71,7 +71,7 @@ class SharedDatabase:
         *,
         connections: int = 10,
         connect_timeout_s: float = 30.0,
-        patience_s: float = 5.0,
+        patience_s: float = 10.0,
         migrate: bool = True,
         application: str = "modelbox",
         observe: DatabaseObserver | None = None,

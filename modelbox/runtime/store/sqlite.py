@@ -64,6 +64,7 @@ class SqliteDatabase:
         self.metrics = SqliteFile(
             metrics,
             prepare=_prepare_metrics,
+            has_feed=False,
             readers=_METRIC_READERS,
             searchers=_METRIC_SEARCHERS,
             observe=observe_metrics,

@@ -37,6 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from modelbox.errors import ConfigError, ServerBusy, StorageError
 from modelbox.runtime.store.database import DatabaseObserver
+from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark
 from modelbox.runtime.store.jobs import Job, Outcome, copy_of, deliver
 from modelbox.runtime.store.sqlite_connection import (
     close_connection,
@@ -70,6 +71,7 @@ class SqliteFile:
         prepare: Brings the schema up to date, on the writer's connection; begins and ends its own transactions.
         attached: Other files that readers see, by the name under which they are attached. They are there already, and
             their own `SqliteFile` closes after this one.
+        has_feed: Whether the change feed is in this file.
         readers: Threads for short reads.
         searchers: Threads for searches.
         observe: Told how long functions and commits take.
@@ -85,6 +87,7 @@ class SqliteFile:
         *,
         prepare: Callable[[Connection], None],
         attached: Mapping[str, Path] | None = None,
+        has_feed: bool = True,
         readers: int = 4,
         searchers: int = 2,
         observe: DatabaseObserver | None = None,
@@ -92,6 +95,7 @@ class SqliteFile:
         self._path = path
         self._prepare = prepare
         self._attached = dict(attached or {})
+        self._has_feed = has_feed
         self._reader_count = readers
         self._observe = observe
         self._writes: _Queue = queue.SimpleQueue()
@@ -282,6 +286,8 @@ class SqliteFile:
             if self._failure is not None:
                 raise self._failure
             raw.execute("BEGIN IMMEDIATE")
+            if self._has_feed:
+                open_group(connection)
             until = time.monotonic() + _MAX_GROUP_S
             for number, job in enumerate(group):
                 if number and time.monotonic() > until:
@@ -297,6 +303,7 @@ class SqliteFile:
                     raise done[-1][2] or StorageError("the transaction was lost")
             began = time.perf_counter()
             if raw.in_transaction:
+                close_group(connection)
                 raw.execute("COMMIT")
                 self._seen("commit", began, True)
         except Exception as exc:
@@ -325,6 +332,7 @@ class SqliteFile:
 
     def _savepoint(self, connection: Connection, raw: sqlite3.Connection, job: Job[Any]) -> Outcome:
         began = time.perf_counter()
+        mark = mark_group(connection)
         raw.execute("SAVEPOINT job")
         try:
             result = job.fn(connection)
@@ -333,6 +341,7 @@ class SqliteFile:
             if raw.in_transaction:
                 raw.execute("ROLLBACK TO job")
                 raw.execute("RELEASE job")
+                return_to_mark(connection, mark)
             return job, None, self._failed_with(exc)
         raw.execute("RELEASE job")
         self._seen("write", began, True)
