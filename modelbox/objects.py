@@ -1,4 +1,4 @@
-"""What the server keeps: namespaces, models, versions, aliases, artifacts, instances.
+"""What the server keeps: namespaces, models, versions, aliases, artifacts, instances, members.
 
 Frozen data, the same on the server, on the wire and in user code. `to_json` and `from_json` are the one JSON form: the
 state in the change feed, the REST bodies and ``modelbox --output json`` are all made by it.
@@ -35,6 +35,7 @@ __all__ = (
     "InstanceReport",
     "InstanceState",
     "JsonValue",
+    "Member",
     "Model",
     "ModelPatch",
     "ModelVersion",
@@ -280,6 +281,41 @@ class Instance:
     first_seen_at: datetime
     last_seen_at: datetime
     alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A server, one of those that share a database.
+
+    Attributes:
+        id: Another one with each start.
+        name: As it was configured; by default the host and the port of gRPC.
+        role: ``all``, ``control`` (no bytes) or ``blobs`` (only bytes).
+        state: ``ready``, ``degraded`` or ``draining``, as it said last.
+        grpc_address: Where clients reach it.
+        http_address: The same for HTTP.
+        version: ModelBox's release.
+        started_at: By its own clock.
+        last_seen_at: By the database's clock.
+        alive: Whether it was seen within its lease.
+        clock_ahead_s: By how much its clock is ahead of the database's, in seconds.
+        rev: The newest revision of the change feed that it had seen.
+        leases: Names of what it does alone.
+    """
+
+    id: str
+    name: str
+    role: str
+    state: str
+    grpc_address: str
+    http_address: str
+    version: str
+    started_at: datetime
+    last_seen_at: datetime
+    alive: bool
+    clock_ahead_s: float
+    rev: int
+    leases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
