@@ -64,8 +64,7 @@ metric_keys = Table(
     "metric_keys",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
-    # Compared byte by byte, where MySQL would take `Loss` for `loss`.
-    Column("name", String(250).with_variant(String(250, collation="utf8mb4_bin"), "mysql", "mariadb"), nullable=False),
+    Column("name", String(250), nullable=False),
     UniqueConstraint("name"),
 )
 

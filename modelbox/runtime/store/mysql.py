@@ -29,6 +29,7 @@ _SCHEMA_LOCK = "modelbox.schema"
 _SCHEMA_WAIT_S = 300
 _CONNECT_S = 5
 _LOOK_S = 0.1
+_SQL_MODE = "'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 _RECONNECT_S = 1.0
 
 _BY_NUMBER = {
@@ -76,17 +77,15 @@ class MySQLBackend:
             # Servers close connections that were idle for hours.
             pool_recycle=1800,
             isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
-            connect_args={"connect_timeout": _CONNECT_S},
+            # From the first statement on: SQLAlchemy learns from it how names are quoted.
+            connect_args={"connect_timeout": _CONNECT_S, "sql_mode": _SQL_MODE},
         )
 
         @event.listens_for(engine.sync_engine, "connect")
         def prepare(connection: Any, _: object) -> None:
             cursor = connection.cursor()
             cursor.execute("SET NAMES utf8mb4 COLLATE utf8mb4_bin")
-            cursor.execute(
-                "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',"
-                " SESSION time_zone = '+00:00', SESSION innodb_lock_wait_timeout = 2"
-            )
+            cursor.execute("SET SESSION time_zone = '+00:00', SESSION innodb_lock_wait_timeout = 2")
             cursor.execute("SHOW VARIABLES LIKE 'idle_write_transaction_timeout'")
             if writes and cursor.fetchone() is not None:
                 # MariaDB's: a replica that stands still with the head's lock must not hold up the others.

@@ -27,11 +27,7 @@ def upgrade() -> None:
     op.create_table(
         "metric_keys",
         sa.Column("id", _Id, autoincrement=True, nullable=False),
-        sa.Column(
-            "name",
-            sa.String(length=250).with_variant(sa.String(length=250, collation="utf8mb4_bin"), "mysql", "mariadb"),
-            nullable=False,
-        ),
+        sa.Column("name", sa.String(length=250), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_metric_keys")),
         sa.UniqueConstraint("name", name=op.f("uq_metric_keys_name")),
     )

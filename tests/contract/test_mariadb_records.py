@@ -1,0 +1,40 @@
+"""Events, comments, readmes, datasets and lineage over MariaDB."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelbox.runtime.store.database import MainDatabase
+from modelbox.runtime.store.opening import open_database
+
+from .record_stores import AttachmentContract, DatasetStoreContract, LineageStoreContract, NoteStoreContract
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def database(mariadb_migrated_url: str, tmp_path: Path) -> AsyncIterator[MainDatabase]:
+    async with open_database(mariadb_migrated_url, data_dir=tmp_path) as opened:
+        yield opened
+
+
+class TestNotes(NoteStoreContract):
+    pass
+
+
+class TestDatasets(DatasetStoreContract):
+    pass
+
+
+class TestLineage(LineageStoreContract):
+    pass
+
+
+class TestAttachments(AttachmentContract):
+    pass

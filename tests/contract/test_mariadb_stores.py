@@ -1,0 +1,40 @@
+"""The stores over MariaDB."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelbox.runtime.store.database import MainDatabase
+from modelbox.runtime.store.opening import open_database
+
+from .metadata_stores import ArtifactStoreContract, FeedStoreContract, FleetStoreContract, RegistryStoreContract
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def database(mariadb_migrated_url: str, tmp_path: Path) -> AsyncIterator[MainDatabase]:
+    async with open_database(mariadb_migrated_url, data_dir=tmp_path) as opened:
+        yield opened
+
+
+class TestRegistry(RegistryStoreContract):
+    pass
+
+
+class TestArtifacts(ArtifactStoreContract):
+    pass
+
+
+class TestFleet(FleetStoreContract):
+    pass
+
+
+class TestFeed(FeedStoreContract):
+    pass
