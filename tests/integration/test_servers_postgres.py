@@ -29,7 +29,7 @@ def test_the_password_is_asked_for(postgres_server: PostgresServer, postgres_url
 
 
 def test_a_killed_server_comes_back_on_its_port_with_what_was_committed() -> None:
-    with PostgresServer(fsync=True) as server:
+    with PostgresServer() as server:
         url = server.new_database()
         server.execute("CREATE TABLE kept (id int)", url=url)
         ends: tuple[Callable[[], None], ...] = (server.kill, partial(server.stop, signal.SIGQUIT), server.stop)

@@ -187,7 +187,11 @@ class PostgresServer:
     def new_database(self, *, migrated: bool = False) -> str:
         """Makes a database, empty or with our newest schema, and returns where it is."""
         if migrated and not self._has_template:
-            self.execute(f"CREATE DATABASE {_TEMPLATE}")
+            # Not as the C locale has it, as nobody's database does: ours is to be the same in every one.
+            self.execute(
+                f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0 LOCALE_PROVIDER builtin"
+                " BUILTIN_LOCALE 'PG_UNICODE_FAST'"
+            )
             _in_thread(lambda: _migrate(self.url(_TEMPLATE)))
             self._has_template = True
         name = f"test_{next(_names)}"

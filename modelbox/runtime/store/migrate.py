@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, bindparam, inspect, text
 
 from modelbox.errors import ConfigError
+from modelbox.runtime.store import metric_schema, schema
 
 __all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "migrate")
 
@@ -73,7 +74,33 @@ def migrate(connection: Connection, migrations: Migrations = MAIN) -> bool:
         raise
     if by_hand:
         connection.exec_driver_sql("COMMIT")
+    if connection.dialect.name == "postgresql":
+        _compare_by_bytes(connection)
     return True
+
+
+_COLLATED = text(
+    """
+    SELECT t.relname AS "table", quote_ident(a.attname) AS name, format_type(a.atttypid, a.atttypmod) AS type
+    FROM pg_attribute a JOIN pg_class t ON t.oid = a.attrelid JOIN pg_collation c ON c.oid = a.attcollation
+    WHERE t.relnamespace = current_schema()::regnamespace AND t.relname IN :tables
+      AND a.attnum > 0 AND NOT a.attisdropped AND c.collname <> 'C'
+    ORDER BY t.relname, a.attnum
+    """
+).bindparams(bindparam("tables", expanding=True))
+
+
+def _compare_by_bytes(connection: Connection) -> None:
+    """Has PostgreSQL compare our texts byte by byte, in whatever language its administrator sorts.
+
+    Names are in the same order on every database then, and pages of lists that are ordered by them fit together.
+    """
+    tables = [*schema.metadata.tables, *metric_schema.metadata.tables]
+    columns: dict[str, list[str]] = {}
+    for row in connection.execute(_COLLATED, {"tables": tables}):
+        columns.setdefault(row.table, []).append(f'ALTER COLUMN {row.name} TYPE {row.type} COLLATE "C"')
+    for table, changes in columns.items():
+        connection.execute(text(f"ALTER TABLE {table} {', '.join(changes)}"))
 
 
 def _stored(connection: Connection, migrations: Migrations) -> str | None:
