@@ -22,7 +22,7 @@ from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
 from modelbox.errors import LimitError, ServerBusy, StorageError
-from modelbox.runtime.blobs.filesystem import FilesystemBlobs
+from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.config import ServerConfig
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
 from modelbox.runtime.grpc.server import make_server
@@ -131,7 +131,20 @@ class _Server:
                 observe_metrics=lambda operation, *seen: metrics.observe_database(f"metrics_{operation}", *seen),
             )
         )
-        blobs = await self._stack.enter_async_context(FilesystemBlobs(config.data_dir))
+        blobs = await self._stack.enter_async_context(
+            open_blobs(
+                config.blobs_url,
+                data_dir=config.data_dir,
+                connect_timeout_s=config.database_connect_timeout_s,
+                s3=S3Options(
+                    endpoint=config.s3_endpoint,
+                    region=config.s3_region,
+                    path_style=config.s3_path_style,
+                    public_endpoint=config.s3_public_endpoint,
+                    presign=config.s3_presign,
+                ),
+            )
+        )
         feed_store = SqlFeedStore(self._database)
         self._feed = await self._stack.enter_async_context(
             FeedService(feed_store, bookmark_interval_s=config.bookmark_interval_s)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from modelbox._serving.settings import (
     ADDRESS,
@@ -19,6 +21,7 @@ from modelbox._serving.settings import (
     LEVEL,
     PATH,
     PORT,
+    Kind,
     Settings,
     is_loopback,
     number,
@@ -46,6 +49,22 @@ _DATABASE_URL = text(
     "postgresql://user:password@host:5432/database, mysql://user:password@host:3306/database, or empty",
     secret=True,
 )
+
+
+def _read_endpoint(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 1024 or not value.isprintable():
+        raise ValueError
+    if not value:
+        return ""
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
+        raise ValueError
+    if url.query or url.fragment or url.path not in ("", "/") or (url.port is not None and not url.port):
+        raise ValueError
+    return f"{url.scheme}://{url.netloc}"
+
+
+_ENDPOINT = Kind(read=_read_endpoint, allowed="http://host:port or https://host, or empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +97,28 @@ class ServerConfig:
         30.0,
         number(0, 3600, "seconds", whole=False),
         "Seconds that a start waits for a PostgreSQL or MySQL that does not answer yet.",
+    )
+    blobs_url: str = setting(
+        "",
+        text(1024, "s3://bucket, s3://bucket/prefix, file:///directory, or empty"),
+        "Where the bytes of files are: an S3-compatible store or a directory, which all replicas share; empty:"
+        " data_dir. Credentials for S3 come from the environment (AWS_ACCESS_KEY_ID ...), a profile, or the machine.",
+    )
+    s3_endpoint: str = setting(
+        "", _ENDPOINT, "Address of an S3-compatible store; empty: Amazon's of the region. Only with s3:// in blobs_url."
+    )
+    s3_region: str = setting("", text(64, "a region's name, or empty"), "Region; empty: what the environment says.")
+    s3_path_style: bool = setting(
+        False, BOOL, "Name the bucket in the path and not in the host, as most stores beside Amazon's want."
+    )
+    s3_presign: bool = setting(
+        False,
+        BOOL,
+        "Let clients send bytes to the S3 store and read them there, by addresses that hold for five minutes. Clients"
+        " that cannot reach it go on through the server.",
+    )
+    s3_public_endpoint: str = setting(
+        "", _ENDPOINT, "Address of the S3 store as clients reach it; empty: s3_endpoint. Only with s3_presign."
     )
     insecure_plaintext: bool = setting(
         False,
@@ -166,6 +207,12 @@ def load_server_config(
             "TLS yet: expected a loopback address such as 127.0.0.1, or insecure_plaintext = true beside it in a "
             "network that you trust"
         )
+    if not config.blobs_url.startswith("s3://"):
+        problems += [
+            f"{key} is set, and blobs_url is no s3:// address: set that too, or leave {key} out"
+            for key in ("s3_endpoint", "s3_public_endpoint", "s3_presign")
+            if getattr(config, key) and not any(p.startswith((key, "blobs_url")) for p in problems)
+        ]
     problems += port_problems(config, ("grpc_port", "http_port", "metrics_port"))
     if problems:
         raise problems_error(problems)
