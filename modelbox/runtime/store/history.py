@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from modelbox.errors import StorageError
 from modelbox.feed import Action, Kind, ResumeToken, next_chain
-from modelbox.objects import JsonValue, to_json
+from modelbox.objects import to_json
 from modelbox.runtime.ports import FeedHead
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import to_us
@@ -29,6 +29,7 @@ __all__ = (
     "NewChange",
     "Place",
     "append",
+    "change_body",
     "close_group",
     "create_head",
     "mark_group",
@@ -181,7 +182,7 @@ def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, acto
         }
         for idx, change in enumerate(changes)
     ]
-    chain = next_chain(place.chain, place.rev, [_body(row) for row in rows])
+    chain = next_chain(place.chain, place.rev, [change_body(row) for row in rows])
     for row in rows:
         row["chain"] = chain
     group: _Group | None = conn.info.get(_GROUP)
@@ -193,7 +194,7 @@ def append(conn: Connection, place: Place, changes: Sequence[NewChange], *, acto
     _SET_CHAIN.run(conn, {"new_chain": chain})
 
 
-def _body(row: dict[str, JsonValue]) -> bytes:
+def change_body(row: Mapping[str, Any]) -> bytes:
     """What the chain binds of a change: every column, in a form that the row gives back."""
     parts = [row[name] for name in ("idx", "namespace", "object", "kind", "action", "actor", "at_us", "state")]
     return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
@@ -223,7 +224,7 @@ def verify_chain(conn: Connection) -> int:
     while expected_rev < head.rev:
         expected_rev += 1
         rows = [dict(row) for row in conn.execute(_REVISION, {"rev": expected_rev}).mappings()]
-        chain = next_chain(bytes(chain), expected_rev, [_body(row) for row in rows])
+        chain = next_chain(bytes(chain), expected_rev, [change_body(row) for row in rows])
         if not rows or any(bytes(row["chain"]) != chain for row in rows):
             raise StorageError(
                 f"revision {expected_rev} of the change feed is missing or was altered", rev=expected_rev
