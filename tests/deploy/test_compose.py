@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import compose_spec
 import pytest
 import yaml
 
-from modelbox.runtime.config import load_server_config
+from modelbox.runtime.config import ServerConfig, load_server_config
 from modelbox.sidecar.config import load_sidecar_config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("server", "sidecar", "example")
+SERVERS = ("server-1", "server-2")
+OURS = (*SERVERS, "sidecar", "example")
 
 
 def _parse(compose: dict[str, Any]) -> Any:
@@ -31,8 +34,8 @@ def test_fits_the_specification() -> None:
 @pytest.mark.parametrize(("key", "value"), [("read_onli", True), ("ports", ["abc:def"]), ("restart", "perhaps")])
 def test_the_specification_finds_mistakes(key: str, value: object) -> None:
     compose = copy.deepcopy(COMPOSE)
-    compose["services"]["server"][key] = value
-    with pytest.raises(ValueError, match=r"services\.server"):
+    compose["services"]["sidecar"][key] = value
+    with pytest.raises(ValueError, match=r"services\.sidecar"):
         _parse(compose)
 
 
@@ -53,7 +56,7 @@ def test_listens_on_loopback_only(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
 
 
-@pytest.mark.parametrize("name", [*OURS, "prometheus"])
+@pytest.mark.parametrize("name", [*OURS, "balancer", "prometheus"])
 def test_may_do_only_what_it_needs(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
@@ -62,30 +65,61 @@ def test_may_do_only_what_it_needs(name: str) -> None:
     assert not {"privileged", "cap_add", "user", "pid", "network_mode"} & set(service)
 
 
-@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["balancer", "postgres", "s3", "prometheus", "grafana"])
 def test_pins_the_images_of_others(name: str) -> None:
     tag = SERVICES[name]["image"].partition(":")[2]
     assert tag.lstrip("v").split(".")[0].isdecimal(), "pinned by tag"
 
 
 def test_holds_no_password() -> None:
-    assert SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if any(word in name for word in ("PASSWORD", "SECRET", "KEY", "DATABASE_URL")):
+                assert "${" in value, name
+                assert ":?" in value, "compose says what is missing"
+
+
+def _server_config(name: str) -> ServerConfig:
+    """As the program reads what compose gives it."""
+    given = {key: re.sub(r"\$\{[^}]*\}", "secret", value) for key, value in SERVICES[name]["environment"].items()}
+    return load_server_config(flags={}, env=given)
+
+
+def test_two_replicas_share_a_database_and_a_store() -> None:
+    one, two = (_server_config(name) for name in SERVERS)
+    assert one.database_url == two.database_url == "postgresql://modelbox:secret@postgres:5432/modelbox"
+    assert one.blobs_url == two.blobs_url == f"s3://{SERVICES['s3']['environment']['GARAGE_DEFAULT_BUCKET']}"
+    assert one.replica_name != two.replica_name
+    region = tomllib.loads((DEPLOY / "garage" / "garage.toml").read_text())["s3_api"]["s3_region"]
+    assert one.s3_region == region
 
 
 def test_publishes_the_ports_that_the_programs_have() -> None:
-    server = load_server_config(flags={}, env={})
+    server = _server_config("server-1")
     sidecar = load_sidecar_config(flags={}, env={})
-    inside = {name: {int(port.split(":")[2]) for port in SERVICES[name]["ports"]} for name in OURS}
-    assert inside["server"] == {server.http_port, server.grpc_port}
+    inside = {name: {int(port.split(":")[2]) for port in service["ports"]} for name, service in SERVICES.items()}
+    assert inside["balancer"] == {server.http_port, server.grpc_port}
+    assert inside["server-1"] == inside["server-2"] == inside["postgres"] == inside["s3"] == set()
     assert inside["sidecar"] == {sidecar.http_port, sidecar.grpc_port}
-    assert SERVICES["sidecar"]["environment"]["MODELBOX_URL"] == f"http://server:{server.http_port}"
+    assert SERVICES["sidecar"]["environment"]["MODELBOX_URL"] == f"http://balancer:{server.http_port}"
 
 
-@pytest.mark.parametrize("name", ["server", "sidecar"])
+def test_the_balancer_knows_where_the_replicas_are() -> None:
+    environment = SERVICES["balancer"]["environment"]
+    for number, name in enumerate(SERVERS, 1):
+        server = _server_config(name)
+        assert environment[f"SERVER_{number}_HTTP"] == f"{name}:{server.http_port}"
+        assert environment[f"SERVER_{number}_GRPC"] == f"{name}:{server.grpc_port}"
+        assert environment[f"SERVER_{number}_CHECK"] == str(server.http_port)
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "sidecar"])
 def test_leaves_time_to_drain(name: str) -> None:
-    drain_s = max(
-        load_server_config(flags={}, env={}).drain_timeout_s, load_sidecar_config(flags={}, env={}).drain_timeout_s
-    )
+    if name == "sidecar":
+        drain_s = load_sidecar_config(flags={}, env={}).drain_timeout_s
+    else:
+        server = _server_config(name)
+        drain_s = server.drain_delay_s + server.drain_timeout_s
     assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > drain_s
 
 

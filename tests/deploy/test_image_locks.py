@@ -10,7 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
-EXTRAS = {"sidecar": ("onnx", "otel", "sidecar", "images"), "server": ("server",), "example": ("otel",), "build": ()}
+EXTRAS = {
+    "sidecar": ("onnx", "otel", "sidecar", "images"),
+    "server": ("server", "postgres", "mysql", "s3"),
+    "example": ("otel",),
+    "build": (),
+}
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)((?: ;[^\\]*)?)", re.MULTILINE)
 
 every_lock = pytest.mark.parametrize("name", EXTRAS)

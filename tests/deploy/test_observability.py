@@ -162,7 +162,7 @@ def test_prometheus_scrapes_what_compose_starts(config: str) -> None:
     targets = [t for job in scraped["scrape_configs"] for static in job["static_configs"] for t in static["targets"]]
     assert {target.partition(":")[0] for target in targets} <= set(services)
     # The ports that the programs have by default.
-    assert set(targets) == {"server:2112", "sidecar:8002", "example:8080"}
+    assert set(targets) == {"server-1:2112", "server-2:2112", "sidecar:8002", "example:8080"}
 
 
 def test_alerts_name_jobs_that_are_scraped() -> None:
