@@ -28,7 +28,7 @@ from modelbox._wire.feed import (
     unpack_filter,
     unpack_snapshot,
 )
-from modelbox._wire.fleet import pack_instance, pack_report, unpack_instance, unpack_report
+from modelbox._wire.fleet import pack_instance, pack_member, pack_report, unpack_instance, unpack_member, unpack_report
 from modelbox._wire.registry import (
     pack_alias,
     pack_alias_move,
@@ -69,6 +69,7 @@ __all__ = (
     "pack_feed_item",
     "pack_filter",
     "pack_instance",
+    "pack_member",
     "pack_model",
     "pack_model_patch",
     "pack_namespace",
@@ -93,6 +94,7 @@ __all__ = (
     "unpack_feed_item",
     "unpack_filter",
     "unpack_instance",
+    "unpack_member",
     "unpack_model",
     "unpack_model_patch",
     "unpack_namespace",

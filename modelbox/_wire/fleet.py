@@ -1,4 +1,4 @@
-"""Reports of instances as messages and back."""
+"""Reports of instances, and members, as messages and back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from modelbox.objects import (
     Instance,
     InstanceReport,
     InstanceState,
+    Member,
 )
 from modelbox.refs import shown
 
@@ -56,6 +57,44 @@ def unpack_report(message: pb.InstanceReport) -> InstanceReport:
         stage=message.stage,
         reason=message.reason,
         stale=message.stale,
+    )
+
+
+def pack_member(value: Member) -> pb.Member:
+    """As a message."""
+    return pb.Member(
+        id=value.id,
+        name=value.name,
+        role=value.role,
+        state=value.state,
+        grpc_address=value.grpc_address,
+        http_address=value.http_address,
+        version=value.version,
+        started_at_us=pack_time(value.started_at),
+        last_seen_at_us=pack_time(value.last_seen_at),
+        alive=value.alive,
+        clock_ahead_s=value.clock_ahead_s,
+        rev=value.rev,
+        leases=list(value.leases),
+    )
+
+
+def unpack_member(message: pb.Member) -> Member:
+    """From a message."""
+    return Member(
+        id=message.id,
+        name=message.name,
+        role=message.role,
+        state=message.state,
+        grpc_address=message.grpc_address,
+        http_address=message.http_address,
+        version=message.version,
+        started_at=unpack_time(message.started_at_us),
+        last_seen_at=unpack_time(message.last_seen_at_us),
+        alive=message.alive,
+        clock_ahead_s=message.clock_ahead_s,
+        rev=message.rev,
+        leases=tuple(message.leases),
     )
 
 

@@ -27,14 +27,18 @@ from modelbox.runtime.config import ServerConfig
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
 from modelbox.runtime.grpc.server import make_server
 from modelbox.runtime.metrics import CONTENT_TYPE, Metrics
+from modelbox.runtime.replica_ports import Lease
 from modelbox.runtime.rest.app import build_app
+from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.bundle import Services
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.services.find import FindService
 from modelbox.runtime.services.fleet import FleetService
+from modelbox.runtime.services.housekeeping import Housekeeping
 from modelbox.runtime.services.lineage import LineageService
+from modelbox.runtime.services.members import MemberService
 from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
@@ -44,7 +48,10 @@ from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.find import SqlFindStore
 from modelbox.runtime.store.fleet import SqlFleetStore
+from modelbox.runtime.store.importing import refuse_unfinished_import
+from modelbox.runtime.store.leases import SqlLeases
 from modelbox.runtime.store.lineage import SqlLineageStore
+from modelbox.runtime.store.members import SqlMemberStore
 from modelbox.runtime.store.metrics import SqlMetricStore
 from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.opening import open_database
@@ -55,6 +62,10 @@ __all__ = ("Addresses", "serve")
 
 _LOG = logging.getLogger(__name__)
 _SWEEP_INTERVAL_S = 3600.0
+_COMPACT_INTERVAL_S = 600.0
+_LEASE_S = 15.0
+_LEASE_ALONE_S = 600.0
+"""Of a server that shares its database with none: nobody waits for it, and each renewal is a write."""
 
 
 class Addresses:
@@ -107,6 +118,7 @@ class _Server:
         self._stack = stack
         self._health = Health()
         self._metrics = Metrics()
+        self._stopping = False
 
     async def start(self) -> None:
         config, metrics, health = self._config, self._metrics, self._health
@@ -131,6 +143,7 @@ class _Server:
                 observe_metrics=lambda operation, *seen: metrics.observe_database(f"metrics_{operation}", *seen),
             )
         )
+        await self._database.read(refuse_unfinished_import)
         blobs = await self._stack.enter_async_context(
             open_blobs(
                 config.blobs_url,
@@ -147,14 +160,36 @@ class _Server:
         )
         feed_store = SqlFeedStore(self._database)
         self._feed = await self._stack.enter_async_context(
-            FeedService(feed_store, bookmark_interval_s=config.bookmark_interval_s)
+            FeedService(feed_store, bookmark_interval_s=config.bookmark_interval_s, compact_interval_s=None)
         )
-        info = {
+        fixed = {
             "server_id": (await feed_store.head()).server_id,
             "version": package_version(),
             "grpc_address": config.advertise_grpc or _reachable(sockets[0]),
             "http_address": config.advertise_http or _reachable(sockets[1]),
         }
+        rules = RoleRules(config.role)
+        alone = not config.database_url
+        lease_s = _LEASE_ALONE_S if alone else _LEASE_S
+        self._members = MemberService(
+            SqlMemberStore(self._database),
+            name=config.replica_name or f"{socket.gethostname()}:{sockets[0].getsockname()[1]}",
+            role=config.role,
+            grpc_address=_complete(fixed["grpc_address"]),
+            http_address=_complete(fixed["http_address"]),
+            version=fixed["version"],
+            rev=lambda: self._feed.rev,
+            trouble=lambda: self._database.trouble,
+            on_trouble=self._on_trouble,
+            alone=alone,
+            lease_s=lease_s,
+        )
+
+        def info() -> dict[str, str]:
+            if config.role == "control":
+                return {**fixed, "bytes_address": self._members.http_with_bytes()}
+            return fixed
+
         tracking_store = SqlTrackingStore(self._database)
         metric_service = MetricService(SqlMetricStore(self._database.metrics), tracking_store)
         artifacts = ArtifactService(SqlArtifactStore(self._database), blobs, metrics=metric_service)
@@ -170,11 +205,9 @@ class _Server:
             datasets=DatasetService(SqlDatasetStore(self._database)),
             lineage=LineageService(SqlLineageStore(self._database)),
             find=FindService(SqlFindStore(self._database, limit_s=config.find_timeout_s)),
+            members=self._members,
         )
         tasks = await self._stack.enter_async_context(task_group())
-        tasks.start_soon(_sweep_for_ever, artifacts.sweep_uploads, "stale uploads", name="upload sweeper")
-        tasks.start_soon(_sweep_for_ever, tracking.finish_deletions, "what is below the bin", name="bin sweeper")
-        tasks.start_soon(_sweep_for_ever, metric_service.sweep, "metrics of nothing", name="metric sweeper")
 
         self._boundary = Boundary(
             limits=CallLimits(
@@ -184,6 +217,8 @@ class _Server:
             ),
             metrics=metrics,
             health=health,
+            rules=rules,
+            bytes_address=self._members.http_with_bytes,
         )
         self._grpc = make_server(
             services,
@@ -208,6 +243,7 @@ class _Server:
             hello=hello,
             metrics=metrics,
             server_info=info,
+            rules=rules,
             loopback=config.loopback,
             send_timeout_s=config.send_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
@@ -218,11 +254,26 @@ class _Server:
         self._scrapes = await run_http(self._stack, _metrics_app(metrics), sockets[2], drain_s=1.0)
         await self._grpc.listen(sockets[0])
 
-        metrics.describe(version=info["version"], server_id=info["server_id"])
+        metrics.describe(version=fixed["version"], server_id=fixed["server_id"])
         metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", lambda: self._grpc.connections)
         metrics.observe_gauge("modelbox_watchers", "Open streams of the change feed.", lambda: self._feed.watchers)
         for name, (help_text, read) in self._database.gauges().items():
             metrics.observe_gauge(name, help_text, read)
+        await self._stack.enter_async_context(self._members)
+
+        async def keep_house(lease: Lease) -> None:
+            async with anyio.create_task_group() as chores:
+                for work, what, every_s in (
+                    (artifacts.sweep_uploads, "stale uploads", _SWEEP_INTERVAL_S),
+                    (tracking.finish_deletions, "what is below the bin", _SWEEP_INTERVAL_S),
+                    (metric_service.sweep, "metrics of nothing", _SWEEP_INTERVAL_S),
+                    (self._feed.compact, "old revisions of the change feed", _COMPACT_INTERVAL_S),
+                ):
+                    chores.start_soon(_sweep_for_ever, work, what, every_s, name=f"remove {what}")
+
+        leases = SqlLeases(self._database)
+        housekeeping = Housekeeping(leases, self._members.id, lease_s=lease_s)
+        tasks.start_soon(housekeeping.run, "housekeeping", keep_house, name="housekeeping")
         health.set_ready()
 
     async def run_until(self, stopping: anyio.Event) -> None:
@@ -238,8 +289,12 @@ class _Server:
 
     async def stop(self) -> None:
         """Drains and closes what listens; the rest closes with the stack."""
+        self._stopping = True
+        self._health.set_unready("shutting down", accepting=True)
+        await self._members.drain()
+        await anyio.sleep(self._config.drain_delay_s)
         self._health.set_unready("shutting down")
-        self._feed.drain()
+        self._feed.drain(spread_s=self._config.drain_timeout_s / 2)
         self._boundary.end_ambient()
         _LOG.info("draining: new work is refused, calls have %s s to end", self._config.drain_timeout_s)
         async with anyio.create_task_group() as closing:
@@ -247,14 +302,25 @@ class _Server:
             closing.start_soon(self._http.cleanup, name="drain HTTP")
         await self._scrapes.cleanup()
 
+    def _on_trouble(self, reason: str) -> None:
+        """Tells balancers that others may do better while the database is away; calls are tried all the same."""
+        if self._stopping or bool(reason) != self._health.ready:
+            return
+        if reason:
+            _LOG.warning("degraded: %s", reason)
+            self._health.set_unready(f"degraded: {reason}", accepting=True)
+        else:
+            _LOG.info("all is well again")
+            self._health.set_ready()
+
     async def _close_grpc(self) -> None:
         cut_off = await self._grpc.aclose(grace_s=self._config.drain_timeout_s)
         if cut_off:
             _LOG.warning("cut off %d gRPC calls that did not end within %s s", cut_off, self._config.drain_timeout_s)
 
 
-async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str) -> None:
-    """Removes what nobody needs, at the start and then every hour."""
+async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str, every_s: float) -> None:
+    """Removes what nobody needs, at the start and then every so many seconds."""
     while True:
         try:
             removed = await sweep()
@@ -263,7 +329,7 @@ async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str) -> Non
         else:
             if removed:
                 _LOG.info("removed %s: %d", what, removed)
-        await anyio.sleep(_SWEEP_INTERVAL_S)
+        await anyio.sleep(every_s)
 
 
 def _metrics_app(metrics: Metrics) -> web.Application:
@@ -274,6 +340,11 @@ def _metrics_app(metrics: Metrics) -> web.Application:
     app = web.Application()
     app.add_routes([web.get("/metrics", scrape)])
     return app
+
+
+def _complete(address: str) -> str:
+    """``address`` with this machine's name where it has none."""
+    return f"{socket.gethostname()}{address}" if address.startswith(":") else address
 
 
 def _reachable(sock: socket.socket) -> str:

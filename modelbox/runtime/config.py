@@ -23,6 +23,7 @@ from modelbox._serving.settings import (
     PORT,
     Kind,
     Settings,
+    choice,
     is_loopback,
     number,
     port_problems,
@@ -31,6 +32,7 @@ from modelbox._serving.settings import (
     text,
 )
 from modelbox.refs import shown
+from modelbox.runtime.roles import ROLES
 
 __all__ = (
     "CONFIG_PATH_VARIABLE",
@@ -128,9 +130,25 @@ class ServerConfig:
     )
     advertise_grpc: str = setting("", ADDRESS, "gRPC address that clients are told; empty: where it listens.")
     advertise_http: str = setting("", ADDRESS, "HTTP address that clients are told; empty: where it listens.")
+    role: str = setting(
+        "all",
+        choice(*ROLES),
+        "What this server does: all; control, which leaves files to servers with them; or blobs, which sends and takes"
+        " files and nothing else. Servers of all roles share a database and a blob store.",
+    )
+    replica_name: str = setting(
+        "",
+        text(128, "at most 128 printable characters"),
+        "Name of this server among those that share its database; empty: the host and the port of gRPC.",
+    )
     log_level: str = setting("info", LEVEL, "Least severity that is logged, on stderr.")
     drain_timeout_s: float = setting(
         30.0, number(0, 3600, "seconds", whole=False), "Seconds that calls get to finish after SIGTERM."
+    )
+    drain_delay_s: float = setting(
+        0.0,
+        number(0, 600, "seconds", whole=False),
+        "Seconds between the end of readiness and the end of new work after SIGTERM, for load balancers to notice.",
     )
     bookmark_interval_s: float = setting(
         10.0, number(0.05, 300, "seconds", whole=False), "Seconds between bookmarks in the change feed."

@@ -30,6 +30,7 @@ from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
 __all__ = ("Boundary", "CallLimits", "Streaming", "context_of", "current_actor", "failure_of")
@@ -37,6 +38,7 @@ __all__ = ("Boundary", "CallLimits", "Streaming", "context_of", "current_actor",
 _LOG = logging.getLogger(__name__)
 _ACTOR: ContextVar[str] = ContextVar("modelbox_actor", default="")
 _MAX_ACTOR_CHARS = 128
+_ALL = RoleRules("all")
 
 
 def current_actor() -> str:
@@ -118,13 +120,25 @@ class Boundary:
     Args:
         limits: How long to wait for peers.
         metrics: Where calls are counted.
-        health: While it is not ready, calls are refused as busy; those of ``always`` are not.
+        health: While it accepts none, calls are refused as busy; those of ``always`` are not.
+        rules: Which calls are for servers of another role.
+        bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
     """
 
-    def __init__(self, *, limits: CallLimits, metrics: Metrics, health: Health) -> None:
+    def __init__(
+        self,
+        *,
+        limits: CallLimits,
+        metrics: Metrics,
+        health: Health,
+        rules: RoleRules = _ALL,
+        bytes_address: Callable[[], str] = str,
+    ) -> None:
         self._limits = limits
         self._metrics = metrics
         self._health = health
+        self._rules = rules
+        self._bytes_address = bytes_address
         self._ambient: set[anyio.CancelScope] = set()
 
     def end_ambient(self) -> None:
@@ -198,6 +212,7 @@ class Boundary:
         """
         name = path.removeprefix("/")
         metrics, health = self._metrics, self._health
+        refused = self._rules.refuses_call(name)
         call_timeout_s = self._limits.call_timeout_s
         loop: asyncio.AbstractEventLoop | None = None
 
@@ -205,7 +220,7 @@ class Boundary:
             message: bytes | memoryview, remaining_s: float | None, done: Callable[[bytes | Exception], None]
         ) -> bool:
             nonlocal loop
-            if not health.ready:
+            if not health.accepting or refused:
                 return False
             begun = time.monotonic()
             limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
@@ -253,6 +268,7 @@ class Boundary:
         encode: Callable[[Any], bytes],
     ) -> DirectMethod:
         name = path.removeprefix("/")
+        refused = self._rules.refuses_call(name)
         call_timeout_s = self._limits.call_timeout_s
 
         async def answer(message: bytes | memoryview, remaining_s: float | None) -> bytes:
@@ -260,8 +276,10 @@ class Boundary:
             status = "CANCELLED"
             try:
                 with self._metrics.running("grpc"):
-                    if not self._health.ready:
+                    if not self._health.accepting:
                         raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
+                    if refused:
+                        raise self._rules.refusal(name, bytes_address=self._bytes_address())
                     limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
                     try:
                         # This task is the call's own, so asyncio's will do: it takes a quarter of the time of anyio's.
@@ -286,8 +304,10 @@ class Boundary:
     async def _guard(self, name: str, method: Handler, stream: Stream[Any, Any], *, always: bool) -> str:
         limits = self._limits
         try:
-            if not always and not self._health.ready:
+            if not always and not self._health.accepting:
                 raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
+            if not always and self._rules.refuses_call(name):
+                raise self._rules.refusal(name, bytes_address=self._bytes_address())
             if method.cardinality is Cardinality.UNARY_UNARY:
                 try:
                     with anyio.fail_after(limits.call_timeout_s):

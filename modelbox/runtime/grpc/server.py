@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from modelbox._proto.modelbox import v1 as pb
 from modelbox._serving.codec import WireCodec
 from modelbox._serving.grpc import GrpcServer, Servable
 from modelbox._serving.guard import Limits
@@ -39,7 +38,7 @@ _PACKAGE = "modelbox.v1"
 def make_server(
     services: Services,
     *,
-    info: Mapping[str, str],
+    info: Callable[[], Mapping[str, str]],
     boundary: Boundary,
     limits: Limits,
     stall_s: float,
@@ -50,7 +49,7 @@ def make_server(
 
     Args:
         services: What is called.
-        info: What `ServerInfo` says.
+        info: Gives what `ServerInfo` says.
         boundary: Which every call passes.
         limits: What peers may do.
         stall_s: How long a peer may keep a call waiting, seconds.
@@ -68,7 +67,7 @@ def make_server(
         DatasetAdapter(services.datasets),
         LineageAdapter(services.lineage),
         FindAdapter(services.find),
-        ServerAdapter(pb.ServerInfo(**info)),
+        ServerAdapter(services.members, info),
     ]
     direct: dict[str, DirectMethod] = {}
     for adapter in adapters:

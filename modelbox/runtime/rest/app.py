@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -17,6 +17,7 @@ from modelbox.runtime.rest.find import FindRoutes
 from modelbox.runtime.rest.metrics import MetricRoutes
 from modelbox.runtime.rest.records import RecordRoutes
 from modelbox.runtime.rest.tracking import TrackingRoutes
+from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.bundle import Services
 
 __all__ = ("build_app",)
@@ -31,7 +32,8 @@ def build_app(
     health: Health,
     hello: HelloWatch,
     metrics: Metrics,
-    server_info: Mapping[str, str],
+    server_info: Callable[[], Mapping[str, str]],
+    rules: RoleRules,
     loopback: bool,
     send_timeout_s: float,
     stall_timeout_s: float,
@@ -43,8 +45,9 @@ def build_app(
         health: What the probes say.
         hello: Told of every request.
         metrics: Where requests are counted.
-        server_info: What GET /api/v1/server answers; an address that begins with a colon is completed with the host
-            that the client used.
+        server_info: Gives what GET /api/v1/server answers; an address that begins with a colon is completed with the
+            host that the client used.
+        rules: Which routes are for servers of another role.
         loopback: Whether only this machine can reach the server.
         send_timeout_s: See `ChangeRoutes` and `MetricRoutes`.
         stall_timeout_s: See `FileRoutes`.
@@ -61,20 +64,33 @@ def build_app(
     async def server(request: web.Request) -> web.StreamResponse:
         name = request.url.host or ""
         host = f"[{name}]" if ":" in name else name
-        return json_response({k: host + v if v.startswith(":") else v for k, v in server_info.items()})
+        return json_response({k: host + v if v.startswith(":") else v for k, v in server_info().items()})
+
+    async def members(request: web.Request) -> web.StreamResponse:
+        return json_response({"members": [to_json(one) for one in await services.members.list_members()]})
 
     async def version(request: web.Request) -> web.StreamResponse:
         return json_response(to_json(await services.registry.get_version(ref_of(request))))
 
     app = web.Application(
         client_max_size=_MAX_BODY_BYTES,
-        middlewares=[boundary(metrics=metrics, health=health, hello=hello, loopback=loopback)],
+        middlewares=[
+            boundary(
+                metrics=metrics,
+                health=health,
+                hello=hello,
+                loopback=loopback,
+                rules=rules,
+                bytes_address=services.members.http_with_bytes,
+            )
+        ],
     )
     app.add_routes(
         [
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
             web.get("/api/v1/server", server),
+            web.get("/api/v1/members", members),
             web.post("/api/v1/uploads", files.begin_upload),
             web.get("/api/v1/uploads/{id}", files.get_upload),
             web.patch("/api/v1/uploads/{id}", files.write_upload),

@@ -23,6 +23,7 @@ from modelbox._wire import ACTOR_KEY
 from modelbox.errors import AuthError, InvalidError, LimitError, ModelBoxError, NotFoundError, ServerBusy
 from modelbox.refs import shown
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
 __all__ = ("actor_of", "boundary", "json_response")
@@ -45,15 +46,25 @@ def json_response(data: object, *, status: int = 200) -> web.Response:
     return web.Response(text=text, status=status, content_type="application/json")
 
 
-def boundary(*, metrics: Metrics, health: Health, hello: HelloWatch, loopback: bool) -> Middleware:
+def boundary(
+    *,
+    metrics: Metrics,
+    health: Health,
+    hello: HelloWatch,
+    loopback: bool,
+    rules: RoleRules,
+    bytes_address: Callable[[], str],
+) -> Middleware:
     """The middleware.
 
     Args:
         metrics: Where requests are counted.
-        health: While it is not ready, requests are refused as busy, but those for health.
+        health: While it accepts none, requests are refused as busy, but those for health.
         hello: Told of every request.
         loopback: The server listens on loopback only, so a host name that is not this machine's own comes from a page
             of another site that made its name point here (DNS rebinding).
+        rules: Which routes are for servers of another role.
+        bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
     """
 
     @web.middleware
@@ -65,17 +76,19 @@ def boundary(*, metrics: Metrics, health: Health, hello: HelloWatch, loopback: b
         status = "CANCELLED"
         try:
             with metrics.running("http"):
-                response = await _guard(request, handler)
+                response = await _guard(request, handler, route)
                 status = str(response.status)
                 return response
         finally:
             metrics.observe_call("http", route, status, time.monotonic() - begun)
 
-    async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _guard(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
         try:
             _check_origin(request, loopback=loopback)
-            if not health.ready and request.path not in _ALWAYS:
+            if not health.accepting and request.path not in _ALWAYS:
                 raise ServerBusy(f"the server is {health.reason}: try again", retry_after_s=1.0)
+            if rules.refuses_route(route):
+                return _elsewhere(request, rules.refusal(route, bytes_address=bytes_address()))
             response = await handler(request)
         except ModelBoxError as exc:
             response = _failed(request, exc)
@@ -108,6 +121,16 @@ def _failed(request: web.Request, error: ModelBoxError, *, status: int | None = 
     if request.can_read_body and not request.content.is_eof():
         # What is still on its way could be gigabytes; nobody will read it.
         response.force_close()
+    return response
+
+
+def _elsewhere(request: web.Request, error: ModelBoxError) -> web.Response:
+    """A refusal by role; where another server has the bytes, its answer leads there."""
+    address = error.fields.get("bytes_address")
+    if not address:
+        return _failed(request, error)
+    response = _failed(request, error, status=307)
+    response.headers["Location"] = f"http://{address}{request.raw_path}"
     return response
 
 

@@ -10,6 +10,7 @@ from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.services.find import FindService
 from modelbox.runtime.services.fleet import FleetService
 from modelbox.runtime.services.lineage import LineageService
+from modelbox.runtime.services.members import MemberService
 from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
@@ -32,3 +33,4 @@ class Services:
     datasets: DatasetService
     lineage: LineageService
     find: FindService
+    members: MemberService

@@ -10,6 +10,8 @@ Refuses to judge who is slow: an adapter closes a stream whose send takes too lo
 from __future__ import annotations
 
 import logging
+import math
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -47,6 +49,8 @@ _MAX_OBJECTS = 1000
 _MEMORY_FACTOR = 4
 """Parsed JSON takes about this much more memory than its text."""
 _CHANGE_OVERHEAD = 500
+_ENDS_PER_S = 200
+"""Streams that end each second while the server drains."""
 
 
 def _now() -> datetime:
@@ -106,7 +110,7 @@ class FeedService:
         max_bytes: Estimated memory of the ring, in bytes.
         keep_revs: Revisions that compaction always keeps.
         keep: Age that compaction always keeps.
-        compact_interval_s: Pause between two compactions.
+        compact_interval_s: Pause between two compactions; None where somebody else calls `compact`.
         clock: Gives the time, aware and in UTC.
     """
 
@@ -120,7 +124,7 @@ class FeedService:
         max_bytes: int = 16 << 20,
         keep_revs: int = 100_000,
         keep: timedelta = timedelta(days=7),
-        compact_interval_s: float = 600.0,
+        compact_interval_s: float | None = 600.0,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._store = store
@@ -134,6 +138,7 @@ class FeedService:
         self._wake = anyio.Event()
         self._news = anyio.Event()
         self._draining = False
+        self._drain_s = 0.0
         self._watchers = 0
         self._stack: AsyncExitStack | None = None
 
@@ -142,13 +147,19 @@ class FeedService:
         """Open streams."""
         return self._watchers
 
+    @property
+    def rev(self) -> int:
+        """The newest revision that was seen."""
+        return self._ring.last
+
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             self._store.on_commit(self._on_commit)
             await tasks.start(self._tail, name="feed tailer")
-            tasks.start_soon(self._compact_for_ever, name="feed compaction")
+            if self._compact_interval_s is not None:
+                tasks.start_soon(self._compact_for_ever, self._compact_interval_s, name="feed compaction")
             self._stack = stack.pop_all()
         return self
 
@@ -165,10 +176,17 @@ class FeedService:
         else:
             await stack.__aexit__(exc_type, exc, traceback)
 
-    def drain(self) -> None:
-        """Ends all streams: each sends what it has, a last bookmark, and stops. New ones are refused."""
-        self._draining = True
-        self._tell()
+    def drain(self, *, spread_s: float = 0.0) -> None:
+        """Ends all streams: each sends what it has, a last bookmark, and stops. New ones are refused.
+
+        Args:
+            spread_s: Many streams do not end at once, so that their readers do not all ask another server at once, but
+                at most this much later; few of them do.
+        """
+        if not self._draining:
+            self._drain_s = min(spread_s, self._watchers / _ENDS_PER_S)
+            self._draining = True
+            self._tell()
 
     # -- list and watch --------------------------------------------------------------------------------------------
 
@@ -229,8 +247,11 @@ class FeedService:
         behind = cursor < head.rev
         yield self._bookmark(head, cursor, chain)
         due = anyio.current_time() + self._bookmark_interval_s
+        ends = math.inf
         while True:
             news, draining = self._news, self._draining
+            if draining and ends == math.inf:
+                ends = anyio.current_time() + random.uniform(0, self._drain_s)
             revisions = await self._next_after(cursor)
             if revisions is None:
                 yield Resync(
@@ -253,12 +274,12 @@ class FeedService:
                     behind = False
                     yield self._bookmark(head, cursor, chain)
                 continue
-            if draining:
+            if anyio.current_time() >= ends:
                 yield self._bookmark(head, cursor, chain)
                 return
-            with anyio.move_on_after(max(0.0, due - anyio.current_time())) as scope:
+            with anyio.move_on_after(max(0.0, min(due, ends) - anyio.current_time())):
                 await news.wait()
-            if scope.cancelled_caught:
+            if anyio.current_time() >= due:
                 yield self._bookmark(head, cursor, chain)
                 due = anyio.current_time() + self._bookmark_interval_s
 
@@ -340,9 +361,9 @@ class FeedService:
             if self._ring.last >= batch.head.rev:
                 return
 
-    async def _compact_for_ever(self) -> None:
+    async def _compact_for_ever(self, interval_s: float) -> None:
         while True:
-            await anyio.sleep(self._compact_interval_s)
+            await anyio.sleep(interval_s)
             try:
                 await self.compact()
             except ModelBoxError as exc:

@@ -91,8 +91,6 @@ class MemberService:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            if self._alone:
-                await self._store.clear()
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             await tasks.start(self._beat_for_ever, name="membership")
@@ -142,7 +140,13 @@ class MemberService:
         return random.choice(places) if places else ""
 
     async def _beat_for_ever(self, *, task_status: TaskStatus[None]) -> None:
-        await self._beat()
+        try:
+            if self._alone:
+                await self._store.clear()
+            await self._beat()
+        except ModelBoxError as exc:
+            # A full disk, say: what can be read is served all the same.
+            _LOG.warning("cannot make this server a member yet: %s", exc)
         task_status.started()
         while True:
             # Sooner when something is wrong: the beat is what notices that all is well again.

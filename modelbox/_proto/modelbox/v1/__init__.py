@@ -109,6 +109,8 @@ __all__ = (
     "ListExperimentsResponse",
     "ListInstancesRequest",
     "ListInstancesResponse",
+    "ListMembersRequest",
+    "ListMembersResponse",
     "ListModelsRequest",
     "ListModelsResponse",
     "ListNamespacesRequest",
@@ -122,6 +124,7 @@ __all__ = (
     "LogEventRequest",
     "LogMetricsRequest",
     "LogMetricsResponse",
+    "Member",
     "MetricColumns",
     "MetricServiceBase",
     "MetricServiceStub",
@@ -1930,6 +1933,28 @@ default_message_pool.register_message(
 
 
 @dataclass(eq=False, repr=False)
+class ListMembersRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "modelbox.v1", "ListMembersRequest", ListMembersRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class ListMembersResponse(betterproto2.Message):
+    members: "list[Member]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+
+default_message_pool.register_message(
+    "modelbox.v1", "ListMembersResponse", ListMembersResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class ListModelsRequest(betterproto2.Message):
     namespace: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
@@ -2134,6 +2159,74 @@ class LogMetricsResponse(betterproto2.Message):
 default_message_pool.register_message(
     "modelbox.v1", "LogMetricsResponse", LogMetricsResponse
 )
+
+
+@dataclass(eq=False, repr=False)
+class Member(betterproto2.Message):
+    """
+    A server, one of those that share a database.
+    """
+
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Another one with each start.
+    """
+
+    name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    role: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    all, control (no bytes) or blobs (only bytes).
+    """
+
+    state: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    ready, degraded or draining, as it said last.
+    """
+
+    grpc_address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
+    http_address: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    ModelBox's release.
+    """
+
+    started_at_us: "int" = betterproto2.field(8, betterproto2.TYPE_INT64)
+    """
+    By its own clock.
+    """
+
+    last_seen_at_us: "int" = betterproto2.field(9, betterproto2.TYPE_INT64)
+    """
+    By the database's clock.
+    """
+
+    alive: "bool" = betterproto2.field(10, betterproto2.TYPE_BOOL)
+    """
+    Whether it was seen within its lease.
+    """
+
+    clock_ahead_s: "float" = betterproto2.field(11, betterproto2.TYPE_DOUBLE)
+    """
+    By how much its clock is ahead of the database's, in seconds.
+    """
+
+    rev: "int" = betterproto2.field(12, betterproto2.TYPE_INT64)
+    """
+    The newest revision of the change feed that it had seen.
+    """
+
+    leases: "list[str]" = betterproto2.field(
+        13, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    Names of what it does alone.
+    """
+
+
+default_message_pool.register_message("modelbox.v1", "Member", Member)
 
 
 @dataclass(eq=False, repr=False)
@@ -2863,6 +2956,11 @@ class ServerInfo(betterproto2.Message):
     """
 
     http_address: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+
+    bytes_address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Where files are sent to and read from over HTTP; empty: at http_address.
+    """
 
 
 default_message_pool.register_message("modelbox.v1", "ServerInfo", ServerInfo)
@@ -4125,6 +4223,30 @@ class ServerServiceStub(betterproto2_grpclib.ServiceStub):
             "/modelbox.v1.ServerService/GetServerInfo",
             message,
             ServerInfo,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def list_members(
+        self,
+        message: "ListMembersRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ListMembersResponse":
+        """
+        The servers that share this one's database, by name.
+        """
+
+        if message is None:
+            message = ListMembersRequest()
+
+        return await self._unary_unary(
+            "/modelbox.v1.ServerService/ListMembers",
+            message,
+            ListMembersResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -5634,12 +5756,29 @@ class ServerServiceBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def list_members(
+        self, message: "ListMembersRequest"
+    ) -> "ListMembersResponse":
+        """
+        The servers that share this one's database, by name.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def __rpc_get_server_info(
         self, stream: "grpclib.server.Stream[GetServerInfoRequest, ServerInfo]"
     ) -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.get_server_info(request)
+        await stream.send_message(response)
+
+    async def __rpc_list_members(
+        self, stream: "grpclib.server.Stream[ListMembersRequest, ListMembersResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.list_members(request)
         await stream.send_message(response)
 
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
@@ -5649,6 +5788,12 @@ class ServerServiceBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetServerInfoRequest,
                 ServerInfo,
+            ),
+            "/modelbox.v1.ServerService/ListMembers": grpclib.const.Handler(
+                self.__rpc_list_members,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListMembersRequest,
+                ListMembersResponse,
             ),
         }
 
