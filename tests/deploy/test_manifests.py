@@ -11,10 +11,12 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import yaml
 
+from modelbox.runtime.config import load_server_config
 from modelbox.sidecar.config import load_sidecar_config
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+REPLICAS = ROOT / "deploy" / "kubernetes-replicas"
 RELEASES = ("1.30", "1.33", "1.37")
 """Releases of Kubernetes whose schemas the manifests are checked against; the first is the oldest that they ask for."""
 
@@ -188,3 +190,42 @@ def test_the_autoscaler_scales_the_sidecar() -> None:
     assert "replicas" not in OBJECTS["Deployment/speech"]["spec"], "each apply would undo the autoscaler"
     (resource,) = (m["containerResource"] for m in spec["metrics"] if m["type"] == "ContainerResource")
     assert container("Deployment/speech", resource["container"])["resources"]["requests"]["cpu"]
+
+
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+REPLICATED: dict[str, Any] = yaml.safe_load((REPLICAS / "server.yaml").read_text())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_replicas_fit_the_schema(release: str) -> None:
+    assert kubernetes_validate.validate(REPLICATED, release, strict=True) == release
+
+
+def test_the_replicas_stand_where_the_one_stood() -> None:
+    overlay = yaml.safe_load((REPLICAS / "kustomization.yaml").read_text())
+    assert overlay["resources"] == ["../kubernetes", "server.yaml"]
+    deleted, budget = (yaml.safe_load(patch["patch"]) for patch in overlay["patches"])
+    assert deleted["$patch"] == "delete"
+    assert f"{deleted['kind']}/{deleted['metadata']['name']}" in OBJECTS
+    assert f"{budget['kind']}/{budget['metadata']['name']}" in OBJECTS
+    service = OBJECTS["Service/modelbox-server"]["spec"]
+    (server,) = REPLICATED["spec"]["template"]["spec"]["containers"]
+    assert service["selector"].items() <= REPLICATED["spec"]["template"]["metadata"]["labels"].items()
+    assert {port["targetPort"] for port in service["ports"]} <= {port["name"] for port in server["ports"]}
+    (alone,) = POD_TEMPLATES["StatefulSet/modelbox-server"]["spec"]["containers"]
+    assert server["image"] == alone["image"]
+    assert server["securityContext"] == alone["securityContext"]
+
+
+def test_the_replicas_understand_their_settings() -> None:
+    (server,) = REPLICATED["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry.get("value", "a-pod") for entry in server["env"]}
+    secret = {"MODELBOX_DATABASE_URL": "postgresql://modelbox:secret@postgres.example:5432/modelbox"}
+    config = load_server_config(flags={}, env=given | secret)
+    for name in given:
+        assert hasattr(config, name.removeprefix("MODELBOX_").lower()), name
+    grace_s = REPLICATED["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s > config.drain_delay_s + config.drain_timeout_s
+    probe = server["readinessProbe"]
+    assert config.drain_delay_s > probe["periodSeconds"] * probe["failureThreshold"]
