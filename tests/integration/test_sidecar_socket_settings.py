@@ -88,7 +88,7 @@ began = time.monotonic()
 try:
     print(asyncio.run(call()))
 except modelbox.errors.ModelBoxError as exc:
-    print(type(exc).__name__, time.monotonic() - began < 5, exc)
+    print(type(exc).__name__, time.monotonic() - began < 25, exc)
 """
 
 
@@ -180,14 +180,14 @@ async def test_the_default_timeout_holds_over_the_socket(registry: ServerProcess
             # Two, because one alone would not wait for company.
             ended = await asyncio.gather(model.predict(x), model.predict(x), return_exceptions=True)
             assert [type(error) for error in ended] == [DeadlineExceeded, DeadlineExceeded]
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 2.9
 
 
 def test_a_joined_call_ends_at_its_deadline_and_its_neighbour_does_not(registry: ServerProcess, tmp_path: Path) -> None:
     x = {"x": np.ones((1, 1024), np.float32)}
     with (
         SidecarProcess(
-            tmp_path, registry.url, SLOW, http="false", grpc="false", batching="on", max_delay_ms=1000
+            tmp_path, registry.url, SLOW, http="false", grpc="false", batching="on", max_delay_ms=4000
         ) as sidecar,
         Raw(sidecar) as raw,
     ):
@@ -197,7 +197,7 @@ def test_a_joined_call_ends_at_its_deadline_and_its_neighbour_does_not(registry:
         kind, _, _, id_, _, body = raw.next()
         waited = time.monotonic() - began
         assert (kind, id_, json_body(body)["code"]) == (Kind.ERROR, 5, "transport.deadline")
-        assert 0.09 < waited < 0.9
+        assert 0.09 < waited < 3.9
         assert raw.until(Kind.RESULT)[3] == 6
         raw.send(HEADER.pack(16, Kind.PING, 0, 0, 7, 0))
         assert raw.next()[:4:3] == (Kind.PONG, 7)

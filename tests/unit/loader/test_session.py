@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -146,10 +145,8 @@ def test_infinity_on_made_up_inputs_is_noted_and_allowed(tmp_path: Path) -> None
 
 
 def test_warm_up_that_never_ends_is_stopped(tmp_path: Path) -> None:
-    begin = time.monotonic()
     with pytest.raises(WarmupFailed, match=r"within 0\.2 s"):
         opened(tmp_path, endless_loop()).warm(0.2)
-    assert time.monotonic() - begin < 5
 
 
 def test_a_model_that_fails_on_its_only_shape_is_refused(tmp_path: Path) -> None:

@@ -98,9 +98,10 @@ async def test_latency_counts_from_when_a_call_was_due() -> None:
             await load.until(at_least(2), within_s=20, what="2 answers")
         first, second = load.answers[:2]
         assert first.latency_s >= 0.30
-        assert second.due_s == pytest.approx(first.due_s + 0.2)
-        assert second.latency_s >= 0.10, "the second call was due before the first was answered"
-        assert load.skipped == 0
+        periods = round((second.due_s - first.due_s) / 0.2)
+        assert 1 <= periods <= 1 + load.skipped
+        assert second.due_s == pytest.approx(first.due_s + 0.2 * periods)
+        assert second.due_s + second.latency_s >= first.due_s + first.latency_s, "it was not sent before that"
 
 
 async def test_calls_that_fall_a_whole_period_behind_are_counted_and_not_sent() -> None:
@@ -109,7 +110,10 @@ async def test_calls_that_fall_a_whole_period_behind_are_counted_and_not_sent() 
         async with load_on(service, clients=1, period_s=0.1) as load:
             await load.until(at_least(2), within_s=20, what="2 answers")
         assert load.skipped >= 2
-        assert load.answers[1].due_s == pytest.approx(load.answers[0].due_s + 0.1 * (1 + load.skipped))
+        # Further calls may have been skipped behind the second.
+        periods = round((load.answers[1].due_s - load.answers[0].due_s) / 0.1)
+        assert 3 <= periods <= 1 + load.skipped
+        assert load.answers[1].due_s == pytest.approx(load.answers[0].due_s + 0.1 * periods)
 
 
 @pytest.mark.parametrize(
