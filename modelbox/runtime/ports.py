@@ -252,10 +252,15 @@ class ArtifactStore(Protocol):
         """
 
     async def find_held(self, namespace: str, digest: Digest) -> int | None:
-        """Size of the bytes if the namespace holds them."""
+        """Size of the bytes if the namespace holds them; they are not collected for a grace time from now on."""
 
     async def open_upload(self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime) -> UploadRecord:
-        """The unfinished upload of these bytes to this namespace, or a new one."""
+        """The unfinished upload of these bytes to this namespace, or a new one.
+
+        Raises:
+            LimitError: The namespace's quota does not allow that many bytes more.
+            ServerBusy: Bytes of this digest are being removed at this moment.
+        """
 
     async def get_upload(self, upload_id: str) -> UploadRecord:
         """Reads an upload.
@@ -265,7 +270,11 @@ class ArtifactStore(Protocol):
         """
 
     async def finish_upload(self, upload_id: str, *, at: datetime) -> None:
-        """Records that the namespace holds the bytes, which are verified and on disk."""
+        """Records that the namespace holds the bytes, which are verified and on disk.
+
+        Raises:
+            LimitError: The namespace's quota does not allow that many bytes more.
+        """
 
     async def delete_upload(self, upload_id: str) -> None:
         """Forgets an upload; nothing happens if there is none."""

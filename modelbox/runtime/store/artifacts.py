@@ -21,8 +21,10 @@ from modelbox.refs import Digest, ModelRef, shown
 from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
 from modelbox.runtime.store.attributes import project
 from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.holdings import check_quota, find_fresh, hold, release_artifact, touch
 from modelbox.runtime.store.lookups import model_row, ref_row
 from modelbox.runtime.store.objects import ObjectRow, find_object, hide_with, object_id, object_row, remove_objects
+from modelbox.runtime.store.removal import check_not_removed
 from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
 from modelbox.runtime.store.schema import (
     artifact_blobs,
@@ -47,7 +49,6 @@ _HELD = (
     .join(holdings, holdings.c.blob_id == blobs.c.id)
     .where(holdings.c.namespace == bindparam("ns"), blobs.c.digest.in_(bindparam("digests", expanding=True)))
 )
-_BLOB = select(blobs.c.id, blobs.c.size_bytes).where(blobs.c.digest == bindparam("content"))
 _UPLOAD = select(uploads).where(uploads.c.uid == bindparam("the_uid"))
 _DOWNLOAD = select(downloads.c.id).where(
     downloads.c.uid == bindparam("the_uid"),
@@ -83,7 +84,7 @@ def delete_artifacts_of(conn: Connection, parent: str) -> list[Artifact]:
 
 
 def _delete_row(conn: Connection, row: Any) -> None:
-    conn.execute(delete(artifact_blobs).where(artifact_blobs.c.artifact_id == row.id))
+    release_artifact(conn, row.namespace, row.id)
     conn.execute(delete(artifacts).where(artifacts.c.id == row.id))
     remove_objects(conn, [object_id(conn, row.uid)])
 
@@ -113,6 +114,9 @@ def _open_upload(
     row = conn.execute(query.order_by(uploads.c.id).limit(1)).first()
     if row is not None:
         return _record(row)
+    # From here on the row of the upload keeps the bytes from being removed; see `modelbox.runtime.store.removal`.
+    check_not_removed(conn, digest)
+    check_quota(conn, namespace, size_bytes)
     conn.execute(
         insert(uploads).values(
             uid=uid, namespace=namespace, digest=digest, size_bytes=size_bytes, done=False, created_at_us=at_us
@@ -132,12 +136,8 @@ def _get_upload(conn: Connection, upload_id: str) -> UploadRecord:
 
 def _finish_upload(conn: Connection, upload_id: str, at_us: int) -> None:
     record = _get_upload(conn, upload_id)
-    blob = conn.execute(_BLOB, {"content": record.digest}).first()
-    if blob is None:
-        conn.execute(insert(blobs).values(digest=record.digest, size_bytes=record.size_bytes, created_at_us=at_us))
-        blob = conn.execute(_BLOB, {"content": record.digest}).one()
-    if not held_blobs(conn, record.namespace, [record.digest]):
-        conn.execute(insert(holdings).values(namespace=record.namespace, blob_id=blob.id, created_at_us=at_us))
+    check_not_removed(conn, record.digest)
+    hold(conn, record.namespace, record.digest, record.size_bytes, at_us)
     conn.execute(update(uploads).where(uploads.c.uid == upload_id).values(done=True))
 
 
@@ -385,8 +385,10 @@ class SqlArtifactStore:
 
     async def find_held(self, namespace: str, digest: Digest) -> int | None:
         """See the port."""
-        held = await self._db.read(lambda conn: held_blobs(conn, namespace, [digest]))
-        return held[digest][1] if digest in held else None
+        size_bytes, fresh = await self._db.read(lambda conn: find_fresh(conn, namespace, digest))
+        if size_bytes is None or fresh:
+            return size_bytes
+        return await self._db.write(lambda conn: touch(conn, namespace, digest))
 
     async def open_upload(self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime) -> UploadRecord:
         """See the port."""

@@ -25,12 +25,12 @@ from modelbox.feed import Action, Kind
 from modelbox.refs import shown
 from modelbox.runtime.store.datasets import DATASET_VERSIONS, DATASETS, dataset_of, dataset_version_of
 from modelbox.runtime.store.experiments import EXPERIMENTS, experiment_of
+from modelbox.runtime.store.holdings import release_artifact
 from modelbox.runtime.store.notes import delete_comments, purge_comments, restore_comments
 from modelbox.runtime.store.objects import OBJECTS, remove_objects
 from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, to_us
 from modelbox.runtime.store.runs import CHECKPOINTS, RUNS, checkpoint_of, run_of
 from modelbox.runtime.store.schema import (
-    artifact_blobs,
     artifacts,
     checkpoints,
     dataset_versions,
@@ -371,7 +371,7 @@ def purge(conn: Connection, namespace: str, before: datetime, batch: int, *, act
         found = conn.execute(ARTIFACTS.where(artifacts.c.uid == row.uid)).first()
         if found is not None:
             writing.note(row.namespace, row.uid, Kind.ARTIFACT, Action.DELETED, artifact_of(found))
-            conn.execute(delete(artifact_blobs).where(artifact_blobs.c.artifact_id == found.id))
+            release_artifact(conn, row.namespace, found.id)
             conn.execute(delete(artifacts).where(artifacts.c.id == found.id))
     # What refers to others of its kind lets go of them first: not every database waits for the end of a statement.
     for some in _chunks(ids):

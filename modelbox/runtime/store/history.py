@@ -21,6 +21,7 @@ from modelbox.errors import StorageError
 from modelbox.feed import Action, Kind, ResumeToken, next_chain
 from modelbox.objects import to_json
 from modelbox.runtime.ports import FeedHead
+from modelbox.runtime.space_ports import ChainPlace
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import to_us
 from modelbox.runtime.store.schema import feed_changes, feed_head
@@ -39,9 +40,11 @@ __all__ = (
     "return_to_mark",
     "token_of",
     "verify_chain",
+    "verify_part",
 )
 
 _GENESIS = bytes(32)
+_VERIFIED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,11 @@ _SET_HEAD = Prepared(
     update(feed_head).where(feed_head.c.id == 1).values(rev=bindparam("new_rev"), chain=bindparam("new_chain"))
 )
 _ADD = Prepared(insert(feed_changes), [column.name for column in feed_changes.c])
-_REVISION = select(feed_changes).where(feed_changes.c.rev == bindparam("rev")).order_by(feed_changes.c.idx)
+_REVISIONS = (
+    select(feed_changes)
+    .where(feed_changes.c.rev > bindparam("begin"), feed_changes.c.rev <= bindparam("end"))
+    .order_by(feed_changes.c.rev, feed_changes.c.idx)
+)
 _HEAD = select(
     feed_head.c.server_id, feed_head.c.epoch, feed_head.c.rev, feed_head.c.chain, feed_head.c.compact_rev
 ).where(feed_head.c.id == 1)
@@ -218,17 +225,35 @@ def verify_chain(conn: Connection) -> int:
     Raises:
         StorageError: A revision is missing or was altered; ``rev`` says the first one.
     """
-    expected_rev, chain = conn.execute(select(feed_head.c.compact_rev, feed_head.c.compact_chain)).one()
-    start = expected_rev
+    place = verify_part(conn, None, _VERIFIED_AT_ONCE)
+    while not place.done:
+        place = verify_part(conn, place, _VERIFIED_AT_ONCE)
+    return place.verified
+
+
+def verify_part(conn: Connection, after: ChainPlace | None, limit: int) -> ChainPlace:
+    """`verify_chain` in parts: up to ``limit`` revisions after a place, in whichever transaction.
+
+    Revisions that were compacted since the part before are left out.
+    """
+    compact_rev, compact_chain = conn.execute(select(feed_head.c.compact_rev, feed_head.c.compact_chain)).one()
+    rev, chain, verified = (
+        (compact_rev, bytes(compact_chain), 0) if after is None else (after.rev, after.chain, after.verified)
+    )
+    if compact_rev > rev:
+        rev, chain = compact_rev, bytes(compact_chain)
     head = read_head(conn)
-    while expected_rev < head.rev:
-        expected_rev += 1
-        rows = [dict(row) for row in conn.execute(_REVISION, {"rev": expected_rev}).mappings()]
-        chain = next_chain(bytes(chain), expected_rev, [change_body(row) for row in rows])
-        if not rows or any(bytes(row["chain"]) != chain for row in rows):
-            raise StorageError(
-                f"revision {expected_rev} of the change feed is missing or was altered", rev=expected_rev
-            )
-    if bytes(chain) != head.chain:
+    end = min(head.rev, rev + limit)
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in conn.execute(_REVISIONS, {"begin": rev, "end": end}).mappings():
+        rows.setdefault(row["rev"], []).append(dict(row))
+    while rev < end:
+        rev += 1
+        changes = rows.get(rev, [])
+        chain = next_chain(chain, rev, [change_body(row) for row in changes])
+        if not changes or any(bytes(row["chain"]) != chain for row in changes):
+            raise StorageError(f"revision {rev} of the change feed is missing or was altered", rev=rev)
+        verified += 1
+    if rev == head.rev and chain != head.chain:
         raise StorageError("the change feed's head does not fit its last revision", rev=head.rev)
-    return int(head.rev - start)
+    return ChainPlace(rev=rev, chain=chain, verified=verified, done=rev >= head.rev)

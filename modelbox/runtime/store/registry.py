@@ -42,7 +42,9 @@ from modelbox.runtime.store.artifacts import delete_artifacts_of, held_blobs
 from modelbox.runtime.store.attributes import METRIC, project
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.history import read_head, token_of
+from modelbox.runtime.store.holdings import release_version
 from modelbox.runtime.store.lineage import find_missing, write_edges
+from modelbox.runtime.store.locks import check_unlocked
 from modelbox.runtime.store.lookups import (
     find_alias_row,
     find_model_row,
@@ -68,7 +70,7 @@ from modelbox.runtime.store.rows import (
 from modelbox.runtime.store.schema import alias_moves, aliases, models, namespaces, version_blobs, versions
 from modelbox.tracking import ObjectKind
 
-__all__ = ("SqlRegistryStore", "update_model", "update_version")
+__all__ = ("SqlRegistryStore", "delete_version", "update_model", "update_version")
 
 _Values = Mapping[str, Mapping[str, Any]]
 
@@ -132,7 +134,7 @@ class _Writing(AliasWriting):
         for artifact in delete_artifacts_of(self.conn, path):
             self.note(row.namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
             gone.append(artifact.id)
-        self.conn.execute(delete(version_blobs).where(version_blobs.c.version_id == row.id))
+        release_version(self.conn, row.namespace, row.id)
         self.conn.execute(delete(versions).where(versions.c.id == row.id))
         remove_objects(self.conn, [object_id(self.conn, row.uid)])
         self.note(row.namespace, path, Kind.VERSION, Action.DELETED, version_of(row))
@@ -194,6 +196,7 @@ def _held_by(conn: Connection, row: Any, *, version_id: int | None = None) -> li
 def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: datetime) -> tuple[str, ...]:
     row = model_row(conn, namespace, name, lock=True)
     held_by = _held_by(conn, row)
+    check_unlocked(conn, model_id=row.id)
     if held_by:
         raise InUseError(
             f"{namespace}/{name} is in use by {', '.join(held_by)}: delete these aliases first", held_by=held_by
@@ -366,9 +369,10 @@ def update_version(
     return new
 
 
-def _delete_version(
+def delete_version(
     conn: Connection, namespace: str, model: str, version: int, actor: str, at: datetime
 ) -> tuple[str, ...]:
+    """Deletes a version with its artifacts, unless something holds it; returns the ids that are no more."""
     owner = model_row(conn, namespace, model, lock=True)
     row = version_row(conn, owner, version)
     held_by = _held_by(conn, owner, version_id=row.id)
@@ -377,6 +381,7 @@ def _delete_version(
             f"{namespace}/{model}@{version} is in use by {', '.join(held_by)}: move or delete these aliases first",
             held_by=held_by,
         )
+    check_unlocked(conn, version_id=row.id)
     latest = find_alias_row(conn, owner, LATEST)
     was_latest = latest is not None and latest.version_id == row.id
     successor = None
@@ -477,7 +482,7 @@ class SqlRegistryStore:
         self, namespace: str, model: str, version: int, *, actor: str, at: datetime
     ) -> tuple[str, ...]:
         """See the port."""
-        return await self._db.write(lambda conn: _delete_version(conn, namespace, model, version, actor, at))
+        return await self._db.write(lambda conn: delete_version(conn, namespace, model, version, actor, at))
 
     async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
         """See the port."""

@@ -219,6 +219,7 @@ holdings = Table(
     Column("created_at_us", BigInteger, nullable=False),
     # By the clock of the database: last sent, asked for, or let go of by a version or artifact. Unset before that.
     Column("used_at_us", BigInteger),
+    Index(None, "blob_id"),
 )
 
 uploads = Table(
@@ -232,6 +233,7 @@ uploads = Table(
     Column("done", Boolean, nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
     Index(None, "namespace", "digest"),
+    Index(None, "digest"),
 )
 
 version_blobs = Table(

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from modelbox.runtime.store.schema import LongText
+from modelbox.runtime.store.undoing import drop_columns, drop_indexes, drop_tables
 
 revision = "0006"
 down_revision = "0005"
@@ -18,6 +19,10 @@ _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Makes the tables, and the column that says when a namespace last used bytes that it holds."""
     op.add_column("holdings", sa.Column("used_at_us", sa.BigInteger(), nullable=True))
+    op.create_index(op.f("ix_holdings_blob_id"), "holdings", ["blob_id"])
+    # Of MySQL's own accord it goes with that, but not where a downgrade made it.
+    drop_indexes("holdings", "fk_holdings_blob_id")
+    op.create_index(op.f("ix_uploads_digest"), "uploads", ["digest"])
     op.create_table(
         "retention_policies",
         sa.Column("scope", sa.String(length=160), nullable=False),
@@ -59,6 +64,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Removes them: nothing is kept or locked any more, and nobody has a quota."""
-    for table in ("blob_removals", "quotas", "version_locks", "retention_policies"):
-        op.drop_table(table)
-    op.drop_column("holdings", "used_at_us")
+    drop_tables("blob_removals", "quotas", "version_locks", "retention_policies")
+    drop_indexes("uploads", "ix_uploads_digest")
+    drop_indexes("holdings", "ix_holdings_blob_id")
+    drop_columns("holdings", "used_at_us")
