@@ -192,7 +192,7 @@ async def _metrics(metrics: MetricService, runs: list[str]) -> None:
             ]
         )
         await metrics.log([_columns(run, "raw", [1, 2], kind=2, payloads=(bytes(range(256)), b"\0"))])
-    many = np.arange(25_000)
+    many = np.arange(10_500)
     await metrics.log(
         [_columns(runs[0], "many", many[part::3].tolist(), np.sin(many[part::3]).tolist()) for part in range(3)]
     )

@@ -1,4 +1,4 @@
-"""``modelbox server``: starts the central server, and writes a file with its settings.
+"""``modelbox server``: starts the central server, writes a file with its settings, and copies what it keeps.
 
 Only these commands touch `modelbox.runtime`, and only once they run: the rest of the command line works without the
 server's packages.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from modelbox.runtime.config import ServerConfig
 
 __all__ = ("server_app", "write_settings")
 
@@ -47,6 +50,72 @@ def init_config(
     from modelbox.runtime.config import server_config_toml
 
     write_settings(path, server_config_toml(), force=force, start="modelbox server start --config-path")
+
+
+_ConfigPath = Annotated[Path | None, typer.Option("--config-path", help="TOML file with settings.")]
+_DataDir = Annotated[str | None, typer.Option("--data-dir", help="As the server's setting data_dir.")]
+_DatabaseUrl = Annotated[str | None, typer.Option("--database-url", help="As the server's setting database_url.")]
+_BlobsUrl = Annotated[str | None, typer.Option("--blobs-url", help="As the server's setting blobs_url.")]
+
+
+@server_app.command("export")
+def export(
+    directory: Annotated[Path, typer.Argument(help="Directory to write: new, or of an export that was broken off.")],
+    config_path: _ConfigPath = None,
+    data_dir: _DataDir = None,
+    database_url: _DatabaseUrl = None,
+    blobs_url: _BlobsUrl = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Write nothing: read a finished export, and prove it.")
+    ] = False,
+) -> None:
+    """Copy all that a server keeps into a directory, while it runs or not; for backups, and to move it elsewhere.
+
+    Settings are those of the server: options over MODELBOX_... variables over the file. Broken off, run it again.
+
+    Example: modelbox server export --config-path modelbox-server.toml /backups/2026-05-03
+    """
+    from modelbox.runtime.moving.commands import run_export, run_verify
+
+    if verify:
+        done, what = run_verify(directory, say=_progress), "whole"
+    else:
+        config = _settings(config_path, data_dir=data_dir, database_url=database_url, blobs_url=blobs_url)
+        done, what = run_export(config, directory, say=_progress), "exported"
+    typer.echo(
+        f"{what}: {done.rows:,} rows, {done.blobs.count:,} files, revision {done.feed.rev:,} of {done.created_at}"
+    )
+
+
+@server_app.command("import")
+def import_(
+    directory: Annotated[Path, typer.Argument(help="A finished export.")],
+    config_path: _ConfigPath = None,
+    data_dir: _DataDir = None,
+    database_url: _DatabaseUrl = None,
+    blobs_url: _BlobsUrl = None,
+) -> None:
+    """Fill an empty database and a store of files with an export; no server may use them meanwhile.
+
+    Everything keeps its ids, versions, times and history. Broken off, run it again.
+
+    Example: modelbox server import --config-path modelbox-server.toml /backups/2026-05-03
+    """
+    from modelbox.runtime.moving.commands import run_import
+
+    config = _settings(config_path, data_dir=data_dir, database_url=database_url, blobs_url=blobs_url)
+    done = run_import(config, directory, say=_progress)
+    typer.echo(f"imported: {done.rows:,} rows, {done.blobs.count:,} files, revision {done.feed.rev:,}, all read again")
+
+
+def _settings(config_path: Path | None, **flags: str | None) -> ServerConfig:
+    from modelbox.runtime.config import load_server_config
+
+    return load_server_config(flags=flags, env=os.environ, config_path=config_path)
+
+
+def _progress(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def write_settings(path: Path, text: str, *, force: bool, start: str) -> None:

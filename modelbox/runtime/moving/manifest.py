@@ -104,6 +104,11 @@ class ExportManifest:
     tables: tuple[TableFile, ...]
     checksum: str = ""
 
+    @property
+    def rows(self) -> int:
+        """Of all tables."""
+        return sum(table.rows for table in self.tables)
+
     def table(self, name: str) -> TableFile:
         """The file of a table."""
         return next(table for table in self.tables if table.name == name)
