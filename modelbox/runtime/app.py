@@ -198,7 +198,7 @@ class _Server:
             registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
             artifacts=artifacts,
             feed=self._feed,
-            fleet=FleetService(SqlFleetStore(self._database)),
+            fleet=FleetService(SqlFleetStore(self._database.aside)),
             tracking=tracking,
             metrics=metric_service,
             notes=NoteService(SqlNoteStore(self._database)),

@@ -76,6 +76,14 @@ class MainDatabase(Database, Protocol):
         """Where metrics are: apart on SQLite, elsewhere in the same database by a writer of its own."""
 
     @property
+    def aside(self) -> Database:
+        """The same tables for what is not in the feed: where the database has many writers, one that holds up no other.
+
+        Rows that replicas write at once are theirs to guard; a function whose row another one has made meanwhile runs
+        again.
+        """
+
+    @property
     def trouble(self) -> str:
         """Why it cannot be used at the moment, for people; empty while all is well."""
 

@@ -91,7 +91,7 @@ class SharedDatabase:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            writes = await self._engine(stack, "write", 2)
+            writes = await self._engine(stack, "write", 3)
             self._reads = await self._engine(stack, "read", self._connections)
             self._searches = await self._engine(stack, "search", _SEARCHES)
             # However many pages of lists wait, as many connections are left for short reads.
@@ -101,9 +101,11 @@ class SharedDatabase:
             if self._migrate:
                 await self._prepare(writes)
             self._writer = self._make_writer(writes, main=True)
-            self.metrics = SharedMetrics(self, self._make_writer(writes, main=False))
+            self.metrics = BesideFeed(self, self._make_writer(writes, main=False))
+            self.aside = BesideFeed(self, self._make_writer(writes, main=False))
             stack.push_async_callback(self._writer.aclose)
             stack.push_async_callback(self.metrics.aclose)
+            stack.push_async_callback(self.aside.aclose)
             follower = asyncio.get_running_loop().create_task(
                 self._backend.follow(self._url, self._committed), name="database news"
             )
@@ -274,8 +276,8 @@ class SharedDatabase:
                 self._backend.unlock_schema(conn)
 
 
-class SharedMetrics:
-    """The metrics of a `SharedDatabase`: the same connections for reading, and a writer that locks no head."""
+class BesideFeed:
+    """A `SharedDatabase` for what is not in the feed: the same connections for reading, and a writer of its own."""
 
     def __init__(self, main: SharedDatabase, writer: SharedWriter) -> None:
         self._main = main
@@ -310,7 +312,7 @@ class SharedMetrics:
         return await self._main.search(fn, limit_s=limit_s)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
-        """See `Database.on_commit`; nobody waits for metrics."""
+        """See `Database.on_commit`: there is nothing to tell."""
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

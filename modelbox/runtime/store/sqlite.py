@@ -86,6 +86,11 @@ class SqliteDatabase:
         return self._main.failure or self.metrics.failure
 
     @property
+    def aside(self) -> Self:
+        """See `MainDatabase.aside`: there is one writer."""
+        return self
+
+    @property
     def trouble(self) -> str:
         """See `MainDatabase.trouble`."""
         return "" if self.failure is None else str(self.failure)
