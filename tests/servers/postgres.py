@@ -236,8 +236,11 @@ class PostgresServer:
         self._base = base = Path(tempfile.mkdtemp(prefix="modelbox-postgres-"))
         self._as_user = drop_to_nobody(base)
         if self._as_user and not readable_by_all(binaries):
-            shutil.copytree(binaries.parent, base / "install", symlinks=True)
-            binaries = base / "install" / "bin"
+            # The package, and the libraries that lie beside it.
+            package = binaries.parents[1]
+            for part in package.parent.glob(f"{package.name}*"):
+                shutil.copytree(part, base / "install" / part.name, symlinks=True)
+            binaries = base / "install" / binaries.relative_to(package.parent)
         self._binaries = binaries
         self._env = {**os.environ, "HOME": str(base), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
         (base / "password").write_text(self.password)
