@@ -41,8 +41,8 @@ def _upgrade(connection: Connection, revision: str) -> None:
     command.upgrade(config, revision)
 
 
-def _fill(connection: Connection) -> None:
-    """What the first release would have written: two namespaces, models, many versions, artifacts of everything."""
+def write_first_release(connection: Connection, versions: int = MANY) -> None:
+    """What the first release would have written: two namespaces, models, versions, artifacts of everything."""
     tables = MetaData()
     tables.reflect(connection)
     made = {name: tables.tables[name] for name in ("namespaces", "models", "versions", "artifacts")}
@@ -67,8 +67,8 @@ def _fill(connection: Connection) -> None:
                 "metadata": json.dumps(
                     {"n": 3, "data": {"split": ["a", True], "deep": {"x": 1.5}}} if number == 1 else {}
                 ),
-                "latest_version": MANY if number == 1 else 0,
-                "last_version": MANY if number == 1 else 0,
+                "latest_version": versions if number == 1 else 0,
+                "last_version": versions if number == 1 else 0,
                 "created_at_us": 10 + number,
                 "mod_rev": 3,
             }
@@ -92,7 +92,7 @@ def _fill(connection: Connection) -> None:
                 "created_by": "bob",
                 "mod_rev": 4,
             }
-            for number in range(1, MANY + 1)
+            for number in range(1, versions + 1)
         ],
     )
     connection.execute(
@@ -124,7 +124,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
         _upgrade(connection, "0001")
-        _fill(connection)
+        write_first_release(connection)
         connection.exec_driver_sql("COMMIT")
     engine.dispose()
     return path.read_bytes()

@@ -342,8 +342,9 @@ async def _migrate(url: str) -> None:
 
     engine = create_async_engine(url.replace("mysql://", "mysql+asyncmy://"))
     try:
-        async with engine.begin() as connection:
+        async with engine.connect() as connection:
             await connection.run_sync(bring_up)
+            await connection.commit()
     finally:
         await engine.dispose()
 

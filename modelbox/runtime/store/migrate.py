@@ -11,10 +11,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, inspect, text
 
-from modelbox.errors import ConfigError
 from modelbox.runtime.store import metric_schema, schema
 
-__all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "migrate")
+__all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "is_broken", "migrate", "stored_revision")
 
 HEAD = "0006"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
@@ -41,19 +40,26 @@ METRICS = Migrations(
 )
 
 
-def migrate(connection: Connection, migrations: Migrations = MAIN) -> bool:
+def migrate(connection: Connection, migrations: Migrations = MAIN, *, to: str | None = None) -> bool:
     """Brings the schema of a database that nobody else uses up to date; returns whether there was anything to do.
 
-    On SQLite all steps are one transaction.
+    On SQLite and PostgreSQL all steps are one transaction; on MySQL, a step that broke off is undone first.
+
+    Args:
+        connection: To the database; on SQLite not in a transaction.
+        migrations: Whose tables.
+        to: Another revision than the newest one, also an older one, which may lose data; empty for no tables at all.
 
     Raises:
-        ConfigError: The database was made by a newer release.
+        ConfigError: The database was made by a newer release, or there is no such revision.
     """
-    if _stored(connection, migrations) == migrations.head:
+    target = migrations.head if to is None else (to or None)
+    stored = stored_revision(connection, migrations)
+    if stored == target and not is_broken(connection, migrations):
         return False
-    from alembic import command
     from alembic.config import Config
-    from alembic.util.exc import CommandError
+
+    from modelbox.runtime.store.steps import walk
 
     config = Config()
     config.set_main_option("script_location", str(migrations.scripts).replace("%", "%%"))
@@ -62,20 +68,15 @@ def migrate(connection: Connection, migrations: Migrations = MAIN) -> bool:
     if by_hand:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     try:
-        command.upgrade(config, "head")
-    except BaseException as exc:
+        walk(connection, config, version_table=migrations.version_table, stored=stored, target=target)
+    except BaseException:
         if by_hand:
             connection.exec_driver_sql("ROLLBACK")
-        if isinstance(exc, CommandError):
-            raise ConfigError(
-                f"the database has the schema {_stored(connection, migrations)!r}, which this release does not know: "
-                "use the release that made it, or a newer one"
-            ) from exc
         raise
     if by_hand:
         connection.exec_driver_sql("COMMIT")
     if connection.dialect.name == "postgresql":
-        _compare_by_bytes(connection)
+        compare_by_bytes(connection)
     return True
 
 
@@ -90,7 +91,7 @@ _COLLATED = text(
 ).bindparams(bindparam("tables", expanding=True))
 
 
-def _compare_by_bytes(connection: Connection) -> None:
+def compare_by_bytes(connection: Connection) -> None:
     """Has PostgreSQL compare our texts byte by byte, in whatever language its administrator sorts.
 
     Names are in the same order on every database then, and pages of lists that are ordered by them fit together.
@@ -103,7 +104,16 @@ def _compare_by_bytes(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE {table} {', '.join(changes)}"))
 
 
-def _stored(connection: Connection, migrations: Migrations) -> str | None:
+def stored_revision(connection: Connection, migrations: Migrations = MAIN) -> str | None:
+    """How far a database is; None for one without our tables."""
     if not inspect(connection).has_table(migrations.version_table):
         return None
     return connection.execute(text(f"SELECT version_num FROM {migrations.version_table}")).scalar()
+
+
+def is_broken(connection: Connection, migrations: Migrations = MAIN) -> bool:
+    """Whether a migration of MySQL's broke off, so that the stored revision does not tell all."""
+    if connection.dialect.name != "mysql" or not inspect(connection).has_table("schema_steps"):
+        return False
+    query = text("SELECT count(*) FROM schema_steps WHERE version_table = :name")
+    return bool(connection.execute(query, {"name": migrations.version_table}).scalar())

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from modelbox.runtime.store.metric_schema import LongBytes
+from modelbox.runtime.store.undoing import drop_tables
 
 revision = "0001"
 down_revision = None
@@ -63,3 +64,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("series_id", "step", "time_us", name=op.f("pk_metric_points")),
         sqlite_with_rowid=False,
     )
+
+
+def downgrade() -> None:
+    """Drops everything."""
+    drop_tables("metric_points", "metric_series", "metric_keys", "metric_objects")

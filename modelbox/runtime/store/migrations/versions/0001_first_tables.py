@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from modelbox.runtime.store.schema import LongText
+from modelbox.runtime.store.undoing import drop_tables
 
 revision = "0001"
 down_revision = None
@@ -223,3 +224,24 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("version_id", "blob_id", name=op.f("pk_version_blobs")),
     )
     op.create_index(op.f("ix_version_blobs_blob_id"), "version_blobs", ["blob_id"], unique=False)
+
+
+def downgrade() -> None:
+    """Drops everything."""
+    drop_tables(
+        "version_blobs",
+        "artifact_blobs",
+        "aliases",
+        "versions",
+        "artifacts",
+        "alias_moves",
+        "models",
+        "holdings",
+        "uploads",
+        "namespaces",
+        "instances",
+        "feed_head",
+        "feed_changes",
+        "downloads",
+        "blobs",
+    )

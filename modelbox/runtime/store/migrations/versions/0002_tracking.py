@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from modelbox.runtime.store.schema import LongText
+from modelbox.runtime.store.undoing import drop_tables
 
 revision = "0002"
 down_revision = "0001"
@@ -37,6 +38,34 @@ def upgrade() -> None:
     _add_objects(connection, *(tables.tables[name] for name in names[:5]))
     for name in ("models", "versions", "artifacts"):
         _project(connection, tables.tables, tables.tables[name])
+
+
+def downgrade() -> None:
+    """Drops what training recorded, artifacts of runs and the like too. What lies in the bin is out of it again."""
+    connection = op.get_bind()
+    artifacts = sa.table("artifacts", sa.column("id"), sa.column("parent"), sa.column("model_id"))
+    files = sa.table("artifact_blobs", sa.column("artifact_id"))
+    of_namespaces = sa.select(sa.table("namespaces", sa.column("name")).c.name)
+    query = sa.select(artifacts.c.id).where(artifacts.c.model_id.is_(None), artifacts.c.parent.not_in(of_namespaces))
+    for number in connection.execute(query).scalars().all():
+        connection.execute(files.delete().where(files.c.artifact_id == number))
+        connection.execute(artifacts.delete().where(artifacts.c.id == number))
+    drop_tables(
+        "runs",
+        "dataset_versions",
+        "readmes",
+        "lineage_edges",
+        "experiments",
+        "events",
+        "datasets",
+        "comments",
+        "checkpoints",
+        "attributes",
+        "attribute_leaves",
+        "attribute_history",
+        "objects",
+        "spools",
+    )
 
 
 def _make_tables() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from modelbox.runtime.store.undoing import drop_tables
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -45,6 +47,11 @@ def upgrade() -> None:
         made = [{"event_id": row.id, **one} for row in rows for one in _values(json.loads(row.metadata))]
         if made:
             connection.execute(sa.insert(values), made)
+
+
+def downgrade() -> None:
+    """Drops the table: the events still carry their metadata."""
+    drop_tables("event_values")
 
 
 def _values(metadata: dict[str, Any]) -> Iterator[dict[str, Any]]:

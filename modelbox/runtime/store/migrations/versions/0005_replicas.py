@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from modelbox.runtime.store.undoing import drop_tables
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -42,5 +44,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Removes them; nobody's data is in there."""
-    op.drop_table("leases")
-    op.drop_table("replicas")
+    drop_tables("leases", "replicas")
