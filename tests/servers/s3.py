@@ -86,7 +86,7 @@ class S3Bucket:
         """A blocking client of botocore, for looking behind our own store's back."""
         return _client(self.endpoint, self.region, self.access_key, self.secret_key, **config)
 
-    def keys(self) -> list[str]:
+    def list_keys(self) -> list[str]:
         """All keys in it, sorted."""
         found = self.client().list_objects_v2(Bucket=self.bucket)
         return sorted(item["Key"] for item in found.get("Contents", ()))

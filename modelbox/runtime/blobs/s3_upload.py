@@ -142,7 +142,7 @@ class S3Writer:
         self._under_way = 0
         self._progress = anyio.Event()
         self._own_slots = anyio.Semaphore(_IN_FLIGHT)
-        self._send, self._receive = anyio.create_memory_object_stream[list[bytes]](0)
+        self._send, self._receive = anyio.create_memory_object_stream[tuple[int, list[bytes]]](0)
         self._tasks = anyio.create_task_group()
         self._shield = anyio.CancelScope(shield=True)
 
@@ -223,7 +223,7 @@ class S3Writer:
             self._handed += 1
             self._under_way += 1
             try:
-                await self._send.send(part)
+                await self._send.send((self._handed, part))
             except BaseException:
                 self._handed -= 1
                 self._under_way -= 1
@@ -303,9 +303,7 @@ class S3Writer:
     async def _consume(self) -> None:
         with self._shield:
             async with anyio.create_task_group() as sending:
-                number = self._handed
-                async for chunks in self._receive:
-                    number += 1
+                async for number, chunks in self._receive:
                     if self._error is not None or not await self._prepare():
                         self._done()
                         continue
