@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,11 +179,11 @@ def test_what_migrations_make_is_what_is_declared(place: Place, request: pytest.
 def test_each_step_is_taken_back(place: Place, migrations: Migrations) -> None:
     seen = []
     for revision in _revisions(migrations):
-        assert place.run(lambda conn, to=revision: migrate(conn, migrations, to=to))
+        assert place.run(partial(migrate, migrations=migrations, to=revision))
         seen.append((revision, place.run(_described)))
     assert not place.run(lambda conn: migrate(conn, migrations))
     for revision, described in seen[::-1]:
-        place.run(lambda conn, to=revision: migrate(conn, migrations, to=to))
+        place.run(partial(migrate, migrations=migrations, to=revision))
         assert place.run(lambda conn: stored_revision(conn, migrations)) == revision
         assert place.run(_described) == described
     assert place.run(lambda conn: migrate(conn, migrations, to=""))
@@ -221,7 +222,7 @@ def test_a_schema_of_a_newer_release_is_left_alone(place: Place) -> None:
     before = place.run(_described)
     for to in (None, "0001"):
         with pytest.raises(ConfigError, match="'9999', which this release does not know"):
-            place.run(lambda conn, to=to: migrate(conn, to=to))
+            place.run(partial(migrate, to=to))
     assert place.run(_described) == before
 
 
@@ -274,7 +275,7 @@ def test_an_interrupted_migration_is_finished_by_the_next_one(place: Place, newe
     after, interrupted = 0, True
     while interrupted:
         place.run(lambda conn: migrate(conn, to=begin))
-        interrupted = place.run(lambda conn, after=after: _interrupted(conn, after=after, to=to))
+        interrupted = place.run(partial(_interrupted, after=after, to=to))
         place.run(migrate)
         assert place.run(stored_revision) == MAIN.head
         assert place.run(_described) == newest
