@@ -126,5 +126,11 @@ class MetricStore(Protocol):
     async def objects_after(self, after: int, *, limit: int) -> Sequence[tuple[int, str]]:
         """Numbers and ids of objects that have had points, in the order of the numbers, from behind ``after``."""
 
+    async def keep_partitions(self) -> int:
+        """Makes room for points of the next months, where the store keeps them by month, and gives up what is empty.
+
+        To be called every hour or so; returns how much there was to do.
+        """
+
     async def delete_series(self, objects: Sequence[str]) -> int:
         """Removes all series of objects, in small transactions, so that others go on; returns how many points."""

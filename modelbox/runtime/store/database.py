@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from modelbox.errors import StorageError
 
-__all__ = ("Database", "DatabaseObserver", "MainDatabase")
+__all__ = ("Database", "DatabaseObserver", "MainDatabase", "MetricsDatabase")
 
 T = TypeVar("T")
 
@@ -68,11 +68,29 @@ class Database(AbstractAsyncContextManager[Any, None], Protocol):
         """Has ``callback`` called on the event loop after commits: a hint that there is something new to read."""
 
 
+class MetricsDatabase(Database, Protocol):
+    """The database of metrics."""
+
+    @property
+    def appenders(self) -> int:
+        """How many functions of `append` run at the same time; more wait."""
+
+    async def append(self, fn: Callable[[Connection], T]) -> T:
+        """`write` for a function that adds points, with no other function in its transaction.
+
+        It may be run again even where it was committed. A statement of it may be a transaction by itself, if it is the
+        first one that changes anything, and the last.
+
+        Raises:
+            StaleSeriesError: What the function raises is passed on, and not tried again.
+        """
+
+
 class MainDatabase(Database, Protocol):
     """What a server opens: the database of everything, and beside it that of the metrics."""
 
     @property
-    def metrics(self) -> Database:
+    def metrics(self) -> MetricsDatabase:
         """Where metrics are: apart on SQLite, elsewhere in the same database by a writer of its own."""
 
     @property

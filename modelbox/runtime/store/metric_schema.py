@@ -12,20 +12,26 @@ finite numbers; `modelbox.runtime.store.metric_values` turns them back by the ki
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
+    Connection,
     Double,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.event import listens_for
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from modelbox.runtime.store.schema import metadata as _main
@@ -87,6 +93,9 @@ metric_series = Table(
     Column("latest_step", BigInteger, nullable=False),
     Column("latest_time_us", BigInteger, nullable=False),
     Column("first_step", BigInteger, nullable=False),
+    # Of all its points, so that a database that keeps points by time looks only where they are; NULL: not known.
+    Column("low_time_us", BigInteger, nullable=True),
+    Column("high_time_us", BigInteger, nullable=True),
     UniqueConstraint("object_id", "key_id"),
     Index(None, "key_id", "latest", "object_id"),
 )
@@ -94,12 +103,21 @@ metric_series = Table(
 metric_points = Table(
     "metric_points",
     metadata,
-    Column("series_id", _Id, primary_key=True, autoincrement=False),
-    Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("time_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("series_id", _Id, autoincrement=False),
+    Column("step", BigInteger, autoincrement=False),
+    Column("time_us", BigInteger, autoincrement=False),
     # 0 number, 1 text, 2 bytes, 3 NaN, 4 +Inf, 5 -Inf.
     Column("kind", SmallInteger, nullable=False),
     Column("value", Double, nullable=True),
     Column("payload", LongBytes, nullable=True),
+    # PostgreSQL keeps points in the order in which they came, so reading a series would go all over the table.
+    PrimaryKeyConstraint("series_id", "step", "time_us", postgresql_include=["kind", "value"]),
+    postgresql_partition_by="RANGE (time_us)",
     sqlite_with_rowid=False,
 )
+
+
+@listens_for(metric_points, "after_create")
+def _make_default(_: Table, connection: Connection, **__: Any) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("CREATE TABLE metric_points_default PARTITION OF metric_points DEFAULT"))

@@ -4,12 +4,15 @@ The work is done on columns over all batches at once, and the row of each series
 as the last transaction left it, and changed only if it still is so (its count tells); so one that is known is never
 read. Whether a point is there already is looked up only where that is possible: points behind the last one of their
 series cannot be.
+
+How rows get into the database is up to `modelbox.runtime.store.metric_shared.PointWrites`, except on SQLite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from math import nan
 from typing import Any
@@ -22,29 +25,20 @@ from modelbox.errors import InvalidError, ModelBoxError
 from modelbox.refs import shown
 from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_points, metric_series
-from modelbox.runtime.store.metric_values import NUMBER, kept_number, kept_numbers, kind_of, kinds_of, number_of
+from modelbox.runtime.store.metric_shared import PointColumns, PointWrites, add_series, find_series, writes_of
+from modelbox.runtime.store.metric_state import STATE, Change, Name, Series, StaleSeriesError, series_of_row
+from modelbox.runtime.store.metric_values import NUMBER, kept_number, kept_numbers, kind_of, kinds_of
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.prepared_rows import PreparedRows
 
-__all__ = ("Appended", "Series", "StaleSeriesError", "append_points")
+__all__ = ("Appended", "append_points")
 
 _KIND_NAMES = ("numbers", "texts", "bytes")
 _IN_CHUNK = 500
 _FEW = 16
 """Points that take less time one by one than an array of them does, or one statement of SQLAlchemy."""
 _COLUMNS = ("series_id", "step", "time_us", "kind", "value")
-_STATE = (
-    "count",
-    "min",
-    "max",
-    "latest",
-    "latest_flag",
-    "infinite",
-    "latest_step",
-    "latest_time_us",
-    "first_step",
-)
-_NEW_STATE = tuple(f"new_{name}" for name in _STATE)
+_NEW_STATE = tuple(f"new_{name}" for name in STATE)
 
 _FIND_OBJECT = Prepared(
     select(metric_objects.c.id).where(metric_objects.c.uid == bindparam("the_uid")).with_for_update()
@@ -52,9 +46,9 @@ _FIND_OBJECT = Prepared(
 _FIND_KEY = Prepared(select(metric_keys.c.id).where(metric_keys.c.name == bindparam("the_name")))
 _ADD_OBJECT = Prepared(insert(metric_objects), ("uid",))
 _ADD_KEY = Prepared(insert(metric_keys), ("name",))
-_ADD_SERIES = Prepared(insert(metric_series), ("object_id", "key_id", "kind", *_STATE))
+_ADD_SERIES = Prepared(insert(metric_series), ("object_id", "key_id", "kind", *STATE))
 _FIND_SERIES = Prepared(
-    select(metric_series.c.id, metric_series.c.kind, *(metric_series.c[name] for name in _STATE))
+    select(metric_series.c.id, metric_series.c.kind, *(metric_series.c[name] for name in STATE))
     .join(metric_objects, metric_objects.c.id == metric_series.c.object_id)
     .join(metric_keys, metric_keys.c.id == metric_series.c.key_id)
     .where(metric_objects.c.uid == bindparam("the_uid"), metric_keys.c.name == bindparam("the_name"))
@@ -70,57 +64,11 @@ _FIND_POINT = Prepared(
 _UPDATE_SERIES = Prepared(
     update(metric_series)
     .where(metric_series.c.id == bindparam("the_id"), metric_series.c.count == bindparam("old_count"))
-    .values({name: bindparam(new) for name, new in zip(_STATE, _NEW_STATE, strict=True)})
+    .values({name: bindparam(new) for name, new in zip(STATE, _NEW_STATE, strict=True)})
 )
 _ADD_POINTS = PreparedRows(metric_points, _COLUMNS)
 _ADD_PAYLOADS = PreparedRows(metric_points, (*_COLUMNS, "payload"))
 
-
-class StaleSeriesError(Exception):
-    """A series is not as it was remembered: somebody else wrote it. To be tried again without memory."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Series:
-    """The row of a series, with numbers as they are. Never changed: not frozen, since that takes longer than SQLite.
-
-    Attributes:
-        id: 0 for one that is yet to be made.
-        kind: 0 numbers, 1 texts, 2 bytes.
-    """
-
-    id: int
-    kind: int
-    count: int = 0
-    min: float | None = None
-    max: float | None = None
-    latest: float | None = None
-    latest_flag: int = 0
-    latest_step: int = 0
-    latest_time_us: int = 0
-    first_step: int = 0
-
-    def row(self, *, new: bool = False) -> dict[str, Any]:
-        """Values of the columns that change, by their names; if ``new``, after ``new_``."""
-        least, greatest = self.min, self.max
-        values = (
-            self.count,
-            kept_number(least),
-            kept_number(greatest),
-            kept_number(self.latest),
-            self.latest_flag,
-            (least in _INFINITE) + 2 * (greatest in _INFINITE),
-            self.latest_step,
-            self.latest_time_us,
-            self.first_step,
-        )
-        return dict(zip(_NEW_STATE if new else _STATE, values, strict=True))
-
-
-_INFINITE = (float("inf"), float("-inf"))
-
-Name = tuple[str, str]
-"""Of a series: its object's id and its key."""
 
 _Taken = tuple[int, MetricPoints, list[int]]
 """The number of a batch, points of it, and the place of the series of each of their keys."""
@@ -152,9 +100,16 @@ def append_points(
     series: list[Series] = []
     places: dict[Name, int] = {}
     taken: list[_Taken] = []
+    writes = writes_of(conn)
+    look: Callable[[Name], Series | None] = partial(_find, conn)
+    if writes is not None:
+        unknown = {(points.object, key): None for batch in batches for points in batch for key in points.keys}
+        missing = [name for name in unknown if name not in known]
+        # Whoever has no memory of anything has failed before, and is not to fail again.
+        look = (find_series(conn, missing, lock=not known) if missing else {}).get
     for number, batch in enumerate(batches):
         try:
-            wanted = _series_of(conn, batch, known, places, series)
+            wanted = _series_of(batch, known, look, places, series)
         except ModelBoxError as exc:
             outcomes.append(exc)
             continue
@@ -169,7 +124,7 @@ def append_points(
         return Appended(outcomes=outcomes, series={})
     offered = [sum([len(points) for points in batch]) for batch in batches]
     if sum(offered) <= _FEW and not any([points.payloads for _, points, _ in taken]):
-        stored = _append_few(conn, taken, names, series, len(batches))
+        stored = _append_few(conn, taken, names, series, len(batches), writes)
     else:
         columns = _Columns.of(taken, series)
         fresh = _fresh(conn, columns, series)
@@ -177,7 +132,7 @@ def append_points(
         if not fresh.all():
             columns = columns.only(fresh)
         if len(columns.series):
-            _write(conn, columns, names, series)
+            _write(conn, columns, names, series, writes)
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, LoggedPoints):
             outcomes[number] = LoggedPoints(stored=stored[number], repeated=offered[number] - stored[number])
@@ -185,9 +140,9 @@ def append_points(
 
 
 def _series_of(
-    conn: Connection,
     batch: Sequence[MetricPoints],
     known: Mapping[Name, Series],
+    look: Callable[[Name], Series | None],
     places: Mapping[Name, int],
     series: Sequence[Series],
 ) -> dict[Name, Series]:
@@ -203,7 +158,7 @@ def _series_of(
             place = places.get(name)
             found = series[place] if place is not None else wanted.get(name)
             if found is None:
-                found = wanted[name] = known.get(name) or _find(conn, name) or Series(id=0, kind=kind)
+                found = wanted[name] = known.get(name) or look(name) or Series(id=0, kind=kind)
             if found.kind != kind:
                 raise InvalidError(
                     f"the metric {shown(key)} of {points.object} holds {_KIND_NAMES[found.kind]}, not "
@@ -216,26 +171,7 @@ def _series_of(
 
 def _find(conn: Connection, name: Name) -> Series | None:
     row = _FIND_SERIES.first(conn, {"the_uid": name[0], "the_name": name[1]})
-    if row is None:
-        return None
-    series_id, kind, count, least, greatest, latest, latest_flag, infinite, *rest = row
-    latest_step, latest_time_us, first_step = rest
-    return Series(
-        id=series_id,
-        kind=kind,
-        count=count,
-        min=_bound(least, infinite & 1),
-        max=_bound(greatest, infinite & 2),
-        latest=number_of(latest, latest_flag),
-        latest_flag=latest_flag,
-        latest_step=latest_step,
-        latest_time_us=latest_time_us,
-        first_step=first_step,
-    )
-
-
-def _bound(kept: float | None, infinite: int) -> float | None:
-    return kept if kept is None or not infinite else _INFINITE[kept < 0]
+    return None if row is None else series_of_row(row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -334,23 +270,32 @@ def _there(conn: Connection, series_id: int, points: Sequence[tuple[int, int]]) 
     return there
 
 
-def _write(conn: Connection, columns: _Columns, names: Sequence[Name], series: list[Series]) -> None:
+def _write(
+    conn: Connection, columns: _Columns, names: Sequence[Name], series: list[Series], writes: PointWrites | None
+) -> None:
     """Writes points that are all new, and the rows of their series, which `series` holds afterwards."""
     starts = np.flatnonzero(np.concatenate(([True], columns.series[1:] != columns.series[:-1])))
     ends = np.append(starts[1:], len(columns.series)) - 1
     leasts = np.fmin.reduceat(columns.values, starts).tolist()
     greatests = np.fmax.reduceat(columns.values, starts).tolist()
+    lows = np.minimum.reduceat(columns.times_us, starts).tolist()
+    highs = np.maximum.reduceat(columns.times_us, starts).tolist()
     ids = np.zeros(len(series), np.int64)
     changed: list[tuple[int, Series]] = []
     steps, times_us, kinds, values = columns.steps, columns.times_us, columns.kinds, columns.values
-    for place, start, end, least, greatest in zip(
-        columns.series[starts].tolist(), starts.tolist(), ends.tolist(), leasts, greatests, strict=True
+    for place, start, end, least, greatest, low, high in zip(
+        columns.series[starts].tolist(), starts.tolist(), ends.tolist(), leasts, greatests, lows, highs, strict=True
     ):
         last = (int(steps[end]), int(times_us[end]), int(kinds[end]), float(values[end]))
-        changed.append((place, _with(series[place], end - start + 1, int(steps[start]), last, least, greatest)))
-    _write_series(conn, changed, names, series)
+        after = _with(series[place], end - start + 1, int(steps[start]), last, (least, greatest), (low, high))
+        changed.append((place, after))
+    changes = _write_series(conn, changed, names, series, writes)
     for place, _ in changed:
         ids[place] = series[place].id
+    if writes is not None:
+        points = PointColumns(ids[columns.series], steps, times_us, kinds, values, columns.payloads)
+        writes.write_columns(conn, changes, points)
+        return
     rows = [ids[columns.series].tolist(), steps.tolist(), times_us.tolist(), kinds.tolist(), kept_numbers(values)]
     if columns.payloads:
         _ADD_PAYLOADS.insert(conn, list(chain.from_iterable(zip(*rows, columns.payloads, strict=True))))
@@ -359,7 +304,12 @@ def _write(conn: Connection, columns: _Columns, names: Sequence[Name], series: l
 
 
 def _append_few(
-    conn: Connection, taken: Sequence[_Taken], names: Sequence[Name], series: list[Series], batches: int
+    conn: Connection,
+    taken: Sequence[_Taken],
+    names: Sequence[Name],
+    series: list[Series],
+    batches: int,
+    writes: PointWrites | None,
 ) -> list[int]:
     """The same as arrays do for many, for a few numbers; returns how many points of each batch were new."""
     offered: list[tuple[int, int, int, int, float, int]] = []
@@ -386,42 +336,71 @@ def _append_few(
     changed: list[tuple[int, Series]] = []
     for place, some in new.items():
         known = [value for _, _, _, value in some if value == value]
-        least, greatest = (min(known), max(known)) if known else (nan, nan)
-        changed.append((place, _with(series[place], len(some), some[0][0], some[-1], least, greatest)))
-    _write_series(conn, changed, names, series)
-    rows: list[Any] = []
-    for place, some in new.items():
-        for step, time_us, kind, value in some:
-            rows += (series[place].id, step, time_us, kind, kept_number(value))
-    _ADD_POINTS.insert(conn, rows)
+        bounds = (min(known), max(known)) if known else (nan, nan)
+        times_us = [time_us for _, time_us, _, _ in some]
+        times = (min(times_us), max(times_us))
+        changed.append((place, _with(series[place], len(some), some[0][0], some[-1], bounds, times)))
+    changes = _write_series(conn, changed, names, series, writes)
+    rows = [
+        (series[place].id, step, time_us, kind, kept_number(value))
+        for place, some in new.items()
+        for step, time_us, kind, value in some
+    ]
+    if writes is None:
+        _ADD_POINTS.insert(conn, list(chain.from_iterable(rows)))
+    elif rows:
+        writes.write_rows(conn, changes, rows)
     return stored
 
 
 def _write_series(
-    conn: Connection, changed: Sequence[tuple[int, Series]], names: Sequence[Name], series: list[Series]
-) -> None:
-    """Writes the rows of series that have changed, which `series` holds afterwards."""
+    conn: Connection,
+    changed: Sequence[tuple[int, Series]],
+    names: Sequence[Name],
+    series: list[Series],
+    writes: PointWrites | None,
+) -> list[Change]:
+    """Writes the rows of series that have changed, which ``series`` holds afterwards.
+
+    Returns:
+        Those that are left to ``writes``, so that their points are in the same statement.
+    """
+    changes: list[Change] = []
+    new: list[int] = []
     # By id, so that two writers take the rows' locks in one order.
     for place, after in sorted(changed, key=lambda item: item[1].id):
-        before = series[place]
-        if before.id:
-            values = after.row(new=True)
-            values["the_id"], values["old_count"] = before.id, before.count
-            if not _UPDATE_SERIES.run(conn, values):
-                raise StaleSeriesError
-            series[place] = after
-        else:
-            series[place] = replace(after, id=_add(conn, names[place], after))
+        before, series[place] = series[place], after
+        if not before.id:
+            new.append(place)
+        elif writes is not None:
+            changes.append((before, after))
+        elif not _UPDATE_SERIES.run(
+            conn, {"the_id": before.id, "old_count": before.count, **dict(zip(_NEW_STATE, after.values(), strict=True))}
+        ):
+            raise StaleSeriesError
+    if writes is None:
+        ids = [_add(conn, names[place], series[place]) for place in new]
+    else:
+        ids = add_series(conn, [(names[place], series[place]) for place in new]) if new else []
+    for place, series_id in zip(new, ids, strict=True):
+        series[place] = replace(series[place], id=series_id)
+    return changes
 
 
 def _with(
-    before: Series, added: int, first: int, last: tuple[int, int, int, float], least: float, greatest: float
+    before: Series,
+    added: int,
+    first: int,
+    last: tuple[int, int, int, float],
+    bounds: tuple[float, float],
+    times_us: tuple[int, int],
 ) -> Series:
     """A series after so many points from the step ``first`` to the point ``last``; NaN as bounds stands for none."""
-    step, time_us, kind, value = last
+    (step, time_us, kind, value), (least, greatest), (low, high) = last, bounds, times_us
     latest: float | None = value if before.kind == NUMBER else None
     if before.count and (before.latest_step, before.latest_time_us) > (step, time_us):
         step, time_us, kind, latest = before.latest_step, before.latest_time_us, before.latest_flag, before.latest
+    timed = not before.count or (before.low_time_us is not None and before.high_time_us is not None)
     return Series(
         id=before.id,
         kind=before.kind,
@@ -433,6 +412,8 @@ def _with(
         latest_step=step,
         latest_time_us=time_us,
         first_step=min(before.first_step, first) if before.count else first,
+        low_time_us=(low if before.low_time_us is None else min(before.low_time_us, low)) if timed else None,
+        high_time_us=(high if before.high_time_us is None else max(before.high_time_us, high)) if timed else None,
     )
 
 
@@ -442,4 +423,12 @@ def _add(conn: Connection, name: Name, series: Series) -> int:
     object_id = row[0] if row is not None else _ADD_OBJECT.insert(conn, {"uid": uid})
     row = _FIND_KEY.first(conn, {"the_name": key})
     key_id = row[0] if row is not None else _ADD_KEY.insert(conn, {"name": key})
-    return _ADD_SERIES.insert(conn, {"object_id": object_id, "key_id": key_id, "kind": series.kind, **series.row()})
+    return _ADD_SERIES.insert(
+        conn,
+        {
+            "object_id": object_id,
+            "key_id": key_id,
+            "kind": series.kind,
+            **dict(zip(STATE, series.values(), strict=True)),
+        },
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,9 +14,11 @@ from sqlalchemy import Connection, Select, delete, select, tuple_
 from modelbox.errors import DeadlineExceeded, ModelBoxError, ServerBusy
 from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
 from modelbox.runtime.store import metric_reads, metric_samples
-from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.database import MetricsDatabase
+from modelbox.runtime.store.metric_partitions import keep_partitions
 from modelbox.runtime.store.metric_schema import metric_objects, metric_points, metric_series
-from modelbox.runtime.store.metric_writes import Appended, Name, Series, StaleSeriesError, append_points
+from modelbox.runtime.store.metric_state import Name, Series, StaleSeriesError
+from modelbox.runtime.store.metric_writes import Appended, append_points
 from modelbox.tracking import MetricColumns, MetricSummary, SampledSeries
 
 __all__ = ("SqlMetricStore",)
@@ -30,6 +33,7 @@ _SAMPLE_PART_S = 0.05
 """After which another sample has its turn."""
 _SAMPLE_LIMIT_S = 20.0
 _IN_CHUNK = 500
+_STALE_TRIES = 5
 
 Outcome = LoggedPoints | ModelBoxError
 Batch = Sequence[MetricPoints]
@@ -39,12 +43,13 @@ Done = Callable[[Sequence[Outcome] | Exception], None]
 class _Waiting:
     """Batches of one call on their way into a transaction."""
 
-    __slots__ = ("batches", "done", "points")
+    __slots__ = ("batches", "done", "objects", "points")
 
     def __init__(self, batches: Sequence[Batch], done: Done) -> None:
         self.batches = batches
         self.points = sum([len(points) for batch in batches for points in batch])
         self.done = done
+        self.objects = {points.object for batch in batches for points in batch}
 
     def tell(self, outcome: Sequence[Outcome] | Exception) -> None:
         """Has the call go on."""
@@ -58,13 +63,16 @@ class _Waiting:
 class SqlMetricStore:
     """`modelbox.runtime.metric_ports.MetricStore` over a database; see there for each method.
 
-    While calls wait, one task writes: all that wait together in one transaction, then those that came meanwhile.
+    While calls wait, tasks write, as many as the database has connections for it: all that wait together in one
+    transaction, then those that came meanwhile. Calls for one object keep their order: while one is being written, the
+    next ones wait.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: MetricsDatabase) -> None:
         self._db = database
         self._waiting: deque[_Waiting] = deque()
-        self._writing: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+        self._busy: set[str] = set()
         self._known: dict[Name, Series] = {}
 
     async def append(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
@@ -94,28 +102,49 @@ class SqlMetricStore:
     def _enqueue(self, batches: Sequence[Batch], done: Done) -> _Waiting:
         waiting = _Waiting(batches, done)
         self._waiting.append(waiting)
-        if self._writing is None:
-            self._writing = asyncio.get_running_loop().create_task(self._write_waiting(), name="write metrics")
+        if len(self._writing) < self._db.appenders and self._busy.isdisjoint(waiting.objects):
+            task = asyncio.get_running_loop().create_task(self._write_waiting(), name="write metrics")
+            self._writing.add(task)
         return waiting
 
     async def _write_waiting(self) -> None:
         """Writes until nothing waits; cancelled only when the event loop ends."""
         group: list[_Waiting] = []
         try:
-            while self._waiting:
-                group = self._take_group()
-                await self._write_group(group)
+            # Whoever is passed over is of an object that another task writes, and which that one looks for again.
+            while group := self._take_group():
+                objects = {uid for waiting in group for uid in waiting.objects}
+                self._busy |= objects
+                try:
+                    await self._write_group(group)
+                finally:
+                    self._busy -= objects
         except BaseException:
             for waiting in (*group, *self._waiting):
                 waiting.tell(ServerBusy("the server stops: try again", retry_after_s=1.0))
             self._waiting.clear()
             raise
         finally:
-            self._writing = None
+            # Before anybody else runs, who would take it for one that still looks.
+            task = asyncio.current_task()
+            assert task is not None
+            self._writing.discard(task)
 
     def _take_group(self) -> list[_Waiting]:
         group: list[_Waiting] = []
         points = 0
+        if self._busy:
+            passed, left = set(self._busy), deque[_Waiting]()
+            for waiting in self._waiting:
+                full = group and points + waiting.points > _MAX_GROUP_POINTS
+                if full or not passed.isdisjoint(waiting.objects):
+                    passed |= waiting.objects
+                    left.append(waiting)
+                else:
+                    points += waiting.points
+                    group.append(waiting)
+            self._waiting = left
+            return group
         while self._waiting and (not group or points + self._waiting[0].points <= _MAX_GROUP_POINTS):
             points += self._waiting[0].points
             group.append(self._waiting.popleft())
@@ -137,14 +166,25 @@ class SqlMetricStore:
     async def _append(self, batches: Sequence[Batch]) -> Appended:
         known = self._known
         try:
-            appended = await self._db.write(lambda conn: append_points(conn, batches, known))
+            appended = await self._db.append(lambda conn: append_points(conn, batches, known))
         except StaleSeriesError:
-            known.clear()
-            appended = await self._db.write(lambda conn: append_points(conn, batches, {}))
+            for name in {(points.object, key) for batch in batches for points in batch for key in points.keys}:
+                known.pop(name, None)
+            appended = await self._append_afresh(batches)
         if len(known) + len(appended.series) > _MAX_KNOWN:
             known.clear()
         known.update(appended.series)
         return appended
+
+    async def _append_afresh(self, batches: Sequence[Batch]) -> Appended:
+        """Appends without memory; others may delete what was just found, so not only once."""
+        for left in reversed(range(_STALE_TRIES)):
+            try:
+                return await self._db.append(lambda conn: append_points(conn, batches, {}))
+            except StaleSeriesError:
+                if not left:
+                    raise ServerBusy("others change the same series: try again", retry_after_s=0.1) from None
+        raise AssertionError
 
     async def summaries(self, objects: Sequence[str], keys: Sequence[str]) -> tuple[MetricSummary, ...]:
         """See the port."""
@@ -200,6 +240,10 @@ class SqlMetricStore:
     async def objects_after(self, after: int, *, limit: int) -> Sequence[tuple[int, str]]:
         """See the port."""
         return await self._db.read(lambda conn: _objects_after(conn, after, limit))
+
+    async def keep_partitions(self) -> int:
+        """See the port."""
+        return await self._db.write(lambda conn: keep_partitions(conn, now_us=time.time_ns() // 1000))
 
     async def delete_series(self, objects: Sequence[str]) -> int:
         """See the port."""

@@ -36,7 +36,7 @@ class Migrations:
 
 MAIN = Migrations(head=HEAD, scripts=Path(__file__).parent / "migrations", version_table="alembic_version")
 METRICS = Migrations(
-    head="0001", scripts=Path(__file__).parent / "metric_migrations", version_table="metric_alembic_version"
+    head="0002", scripts=Path(__file__).parent / "metric_migrations", version_table="metric_alembic_version"
 )
 
 

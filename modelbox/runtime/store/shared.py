@@ -28,16 +28,20 @@ from modelbox.errors import ModelBoxError, ServerBusy, StorageError
 from modelbox.runtime.store.backend import Backend, Purpose, Trouble, error_of
 from modelbox.runtime.store.database import DatabaseObserver
 from modelbox.runtime.store.history import create_head
+from modelbox.runtime.store.metric_partitions import keep_partitions
 from modelbox.runtime.store.migrate import MAIN, METRICS, migrate
+from modelbox.runtime.store.shared_points import PointWriters
 from modelbox.runtime.store.shared_writer import SharedWriter
 
-__all__ = ("SharedDatabase",)
+__all__ = ("SharedDatabase", "prepare")
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _READ_TRIES = 3
 _SEARCHES = 3
+_APPENDERS = 2
+"""Transactions of points at once: one is made while the database works on the other."""
 _SEARCH_GRACE_S = 0.5
 
 
@@ -91,7 +95,7 @@ class SharedDatabase:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            writes = await self._engine(stack, "write", 3)
+            writes = await self._engine(stack, "write", 3 + _APPENDERS)
             self._reads = await self._engine(stack, "read", self._connections)
             self._searches = await self._engine(stack, "search", _SEARCHES)
             # However many pages of lists wait, as many connections are left for short reads.
@@ -99,9 +103,17 @@ class SharedDatabase:
             self._searching = anyio.CapacityLimiter(_SEARCHES)
             self._read_trouble = ""
             if self._migrate:
-                await self._prepare(writes)
+                timeout_s = self._connect_timeout_s
+                await prepare(writes, self._backend, _bring_up_to_date, connect_timeout_s=timeout_s)
             self._writer = self._make_writer(writes, main=True)
-            self.metrics = BesideFeed(self, self._make_writer(writes, main=False))
+            points = PointWriters(
+                writes,
+                self._backend,
+                connections=_APPENDERS,
+                patience_s=self._patience_s,
+                observe=self._observe_metrics,
+            )
+            self.metrics = SharedMetrics(self, self._make_writer(writes, main=False), points)
             self.aside = BesideFeed(self, self._make_writer(writes, main=False))
             stack.push_async_callback(self._writer.aclose)
             stack.push_async_callback(self.metrics.aclose)
@@ -189,9 +201,11 @@ class SharedDatabase:
             raise ended from None
 
     async def _read(self, engine: AsyncEngine, fn: Callable[[Connection], T], *, interruptible: bool = False) -> T:
-        for left in reversed(range(_READ_TRIES)):
+        for left in reversed(range(_READ_TRIES + self._connections)):
+            begun = False
             try:
                 async with engine.connect() as connection:
+                    begun = True
                     found = await connection.run_sync(fn)
             except ModelBoxError:
                 raise
@@ -199,7 +213,7 @@ class SharedDatabase:
                 trouble = self._backend.trouble_of(exc)
                 if trouble is Trouble.INTERRUPTED and interruptible:
                     raise TimeoutError from exc
-                if trouble in (Trouble.LOST, Trouble.CONFLICT) and left:
+                if left and begun and trouble in (Trouble.LOST, Trouble.CONFLICT):
                     # Connections that were idle while the database went away are found to be dead one by one.
                     continue
                 error = error_of(exc, self._backend)
@@ -243,37 +257,52 @@ class SharedDatabase:
             committed=self._committed if main else lambda: None,
         )
 
-    async def _prepare(self, engine: AsyncEngine) -> None:
-        """Waits for the database, and brings its schema up to date."""
-        until = time.monotonic() + self._connect_timeout_s
-        pause_s = 0.1
-        while True:
-            try:
-                async with engine.connect() as connection:
-                    await connection.run_sync(self._bring_up_to_date)
-                    await connection.commit()
-                return
-            except Exception as exc:
-                error = error_of(exc, self._backend)
-                if not isinstance(error, ServerBusy) or time.monotonic() + pause_s > until:
-                    if error is exc:
-                        raise
-                    raise error from exc
-                _LOG.warning("%s; trying again for %.0f s", error, until - time.monotonic())
-            await asyncio.sleep(pause_s)
-            pause_s = min(2.0, pause_s * 2)
 
-    def _bring_up_to_date(self, conn: Connection) -> None:
-        self._backend.lock_schema(conn)
+async def prepare(
+    engine: AsyncEngine, backend: Backend, work: Callable[[Connection], None], *, connect_timeout_s: float
+) -> None:
+    """Waits for the database, and runs ``work``, which changes its schema, while no other server changes that.
+
+    Raises:
+        ConfigError: The database refuses us.
+        ServerBusy: The database is away.
+        StorageError: Anything else.
+    """
+
+    def locked(conn: Connection) -> None:
+        backend.lock_schema(conn)
         try:
-            migrate(conn, MAIN)
-            migrate(conn, METRICS)
-            create_head(conn)
+            work(conn)
             conn.commit()
         finally:
             with contextlib.suppress(Exception):
                 conn.rollback()
-                self._backend.unlock_schema(conn)
+                backend.unlock_schema(conn)
+
+    until = time.monotonic() + connect_timeout_s
+    pause_s = 0.1
+    while True:
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(locked)
+                await connection.commit()
+            return
+        except Exception as exc:
+            error = error_of(exc, backend)
+            if not isinstance(error, ServerBusy) or time.monotonic() + pause_s > until:
+                if error is exc:
+                    raise
+                raise error from exc
+            _LOG.warning("%s; trying again for %.0f s", error, until - time.monotonic())
+        await asyncio.sleep(pause_s)
+        pause_s = min(2.0, pause_s * 2)
+
+
+def _bring_up_to_date(conn: Connection) -> None:
+    migrate(conn, MAIN)
+    migrate(conn, METRICS)
+    keep_partitions(conn, now_us=time.time_ns() // 1000)
+    create_head(conn)
 
 
 class BesideFeed:
@@ -313,6 +342,25 @@ class BesideFeed:
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See `Database.on_commit`: there is nothing to tell."""
+
+
+class SharedMetrics(BesideFeed):
+    """The metrics of a `SharedDatabase`: `modelbox.runtime.store.database.MetricsDatabase`."""
+
+    appenders = _APPENDERS
+
+    def __init__(self, main: SharedDatabase, writer: SharedWriter, points: PointWriters) -> None:
+        super().__init__(main, writer)
+        self._points = points
+
+    async def aclose(self) -> None:
+        """Carries out what waits."""
+        await self._points.aclose()
+        await super().aclose()
+
+    async def append(self, fn: Callable[[Connection], T]) -> T:
+        """See `MetricsDatabase.append`."""
+        return await self._points.append(fn)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -81,6 +81,9 @@ class SqliteFile:
         StorageError: On entering: the file is damaged.
     """
 
+    appenders = 1
+    """See `MetricsDatabase.appenders`."""
+
     def __init__(
         self,
         path: Path,
@@ -154,6 +157,10 @@ class SqliteFile:
     async def write(self, fn: Callable[[Connection], T]) -> T:
         """See `Database.write`."""
         return await self._run(self._writes, fn)
+
+    async def append(self, fn: Callable[[Connection], T]) -> T:
+        """See `MetricsDatabase.append`: as any other function."""
+        return await self.write(fn)
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """See `Database.read`."""
