@@ -100,10 +100,11 @@ def cause_of(exc: BaseException) -> BaseException:
     """The driver's own error."""
     cause: BaseException | None = exc.orig if isinstance(exc, DBAPIError) else None
     if cause is None:
-        return exc
+        cause = exc
     # SQLAlchemy's adapters of asynchronous drivers wrap once more.
-    inner = cause.__cause__
-    return inner if inner is not None and hasattr(inner, "sqlstate") else cause
+    if type(cause).__module__.startswith("sqlalchemy.") and cause.__cause__ is not None:
+        return cause.__cause__
+    return cause
 
 
 def error_of(exc: BaseException, backend: Backend) -> BaseException:
@@ -115,10 +116,16 @@ def error_of(exc: BaseException, backend: Backend) -> BaseException:
         error.__cause__ = exc
         return error
     error = _ERRORS[backend.trouble_of(exc)](_Words(backend.name, said(exc)))
-    if type(error) is StorageError and not isinstance(exc, SQLAlchemyError | OSError | TimeoutError):
+    if type(error) is StorageError and not _is_of_database(exc):
         return exc
     error.__cause__ = exc
     return error
+
+
+def _is_of_database(exc: BaseException) -> bool:
+    # What a statement raises that does not go through SQLAlchemy's own execution is an error of the adapter's.
+    adapted = type(exc).__module__.startswith("sqlalchemy.")
+    return adapted or isinstance(exc, SQLAlchemyError | OSError | TimeoutError)
 
 
 def said(exc: BaseException) -> str:

@@ -58,6 +58,8 @@ _SETTINGS = {
     # Planning with JIT costs more than statements like ours gain by it.
     "jit": "off",
     "timezone": "UTC",
+    # Of a statement whose caller was cancelled or has died, the server hears when it looks at the connection.
+    "client_connection_check_interval": "1s",
 }
 _WRITE_SETTINGS = {
     "lock_timeout": "2s",
@@ -102,6 +104,9 @@ class PostgresBackend:
     def trouble_of(self, exc: BaseException) -> Trouble:
         """See the protocol."""
         cause = cause_of(exc)
+        if isinstance(cause, asyncpg.InvalidCachedStatementError):
+            # A newer release has changed the schema meanwhile; the statement is prepared again.
+            return Trouble.CONFLICT
         state = str(getattr(cause, "sqlstate", None) or "")
         if state:
             return _BY_STATE.get(state) or _BY_CLASS.get(state[:2]) or Trouble.OTHER

@@ -44,6 +44,8 @@ _PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
 
 _AGAIN = frozenset([Trouble.CONFLICT, Trouble.BUSY, Trouble.LOST, Trouble.READ_ONLY])
+_LEAST_TRIES = {Trouble.CONFLICT: 3, Trouble.LOST: 2}
+"""However long a try took: one that loses a deadlock, or finds that its connection died long ago."""
 _UNSOUND = frozenset([Trouble.LOST, Trouble.READ_ONLY, Trouble.REFUSED, Trouble.INTERRUPTED])
 
 
@@ -138,8 +140,9 @@ class SharedWriter:
         until = time.monotonic() + self._patience_s
         pause_s = _PAUSE_S
         savepoints = False
+        tries = 0
         while True:
-            trouble = None
+            tries += 1
             try:
                 outcomes = await self._transaction(group, savepoints=savepoints)
             except _NeedsSavepoints:
@@ -157,10 +160,14 @@ class SharedWriter:
                 return
             except Exception as exc:
                 trouble = self._trouble_of(exc)
-                if trouble not in _AGAIN or time.monotonic() >= until:
+                if trouble not in _AGAIN or (time.monotonic() >= until and tries >= _LEAST_TRIES.get(trouble, 1)):
                     error = error_of(exc, self._backend)
                     if trouble in (Trouble.LOST, Trouble.READ_ONLY, Trouble.REFUSED, Trouble.FULL):
                         self.trouble = str(error)
+                    if not group:
+                        # There was no transaction to begin with: whoever waits for one need not wait as long again.
+                        group += self._waiting
+                        self._waiting.clear()
                     _fail(group, error)
                     return
             else:

@@ -1,0 +1,612 @@
+"""What only PostgreSQL does, and its faults: real servers that are killed, locked, paused and set up wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+from anyio import to_thread
+from sqlalchemy import Connection, func, insert, select, text, update
+
+from modelbox.errors import ConfigError, NotFoundError, ServerBusy, Unavailable
+from modelbox.objects import ModelPatch, NewModel
+from modelbox.runtime.store import postgres as postgres_module
+from modelbox.runtime.store.feed import SqlFeedStore
+from modelbox.runtime.store.history import next_rev, verify_chain
+from modelbox.runtime.store.opening import parse_database_url
+from modelbox.runtime.store.postgres import PostgresBackend
+from modelbox.runtime.store.registry import SqlRegistryStore
+from modelbox.runtime.store.schema import models, namespaces
+from modelbox.runtime.store.shared import SharedDatabase
+from tests.contract.metadata_stores import AT
+from tests.servers.postgres import PostgresServer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    """A server that tests may kill; each leaves it running."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_url(own_server: PostgresServer) -> str:
+    if not own_server.running:
+        own_server.start()
+    return own_server.new_database(migrated=True)
+
+
+@asynccontextmanager
+async def opened(url: str, **given: Any) -> AsyncIterator[SharedDatabase]:
+    async with SharedDatabase(parse_database_url(url), PostgresBackend(), **given) as database:
+        yield database
+
+
+@pytest.fixture
+async def database(postgres_migrated_url: str) -> AsyncIterator[SharedDatabase]:
+    async with opened(postgres_migrated_url, patience_s=0.5) as found:
+        yield found
+
+
+async def create(database: SharedDatabase, name: str) -> int:
+    """Makes a model; returns its revision."""
+    made = await SqlRegistryStore(database).create_model(NewModel(namespace="ns", name=name), actor="ann", at=AT)
+    return made.item.mod_rev
+
+
+async def names(database: SharedDatabase) -> list[str]:
+    """Of all models, in the order in which they were made."""
+    return await database.read(lambda conn: [*conn.execute(select(models.c.name).order_by(models.c.mod_rev)).scalars()])
+
+
+async def backends(server: PostgresServer, url: str, *, where: str = "true") -> int:
+    """The connections of the server to a database, those that ``where`` lets through."""
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() AND {where}"
+    rows = await to_thread.run_sync(partial(server.fetch, query, url.rpartition("/")[2]))
+    return int(rows[0][0])
+
+
+async def terminate(server: PostgresServer, url: str, *, where: str = "true") -> int:
+    """Ends connections from the server's side; returns how many."""
+    query = (
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+        f" WHERE datname = $1 AND pid <> pg_backend_pid() AND {where}"
+    )
+    rows = await to_thread.run_sync(partial(server.fetch, query, url.rpartition("/")[2]))
+    return int(rows[0][0])
+
+
+async def wait_until(holds: Callable[[], Any]) -> None:
+    """Asks again and again until ``holds``, a coroutine function, answers something true."""
+    with anyio.fail_after(20):
+        while not await holds():
+            await anyio.sleep(0.02)
+
+
+# -- opening -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "instead", "said"),
+    [
+        ("password", "not-the-password", "password authentication failed"),
+        ("modelbox:", "somebody:", "password authentication failed"),
+        ("/test_", "/no_such_test_", "does not exist"),
+    ],
+)
+async def test_settings_that_the_server_refuses(
+    postgres_server: PostgresServer, postgres_url: str, part: str, instead: str, said: str
+) -> None:
+    wrong = postgres_url.replace(postgres_server.password if part == "password" else part, instead, 1)
+    with pytest.raises(ConfigError, match=said) as caught:
+        async with opened(wrong):
+            pass
+    assert "database_url" in str(caught.value)
+    assert postgres_server.password not in repr(caught.value)
+    assert "not-the-password" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+async def test_a_database_that_is_away_at_start() -> None:
+    with PostgresServer() as server:
+        url = await to_thread.run_sync(server.new_database)
+        await to_thread.run_sync(server.stop)
+        with pytest.raises(ServerBusy, match="PostgreSQL does not answer"):
+            async with opened(url, connect_timeout_s=0.3):
+                pass
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(to_thread.run_sync, server.start)
+            async with opened(url, connect_timeout_s=30) as database:
+                assert await create(database, "m") == 1
+
+
+async def test_two_servers_that_begin_with_an_empty_database_at_once(postgres_url: str) -> None:
+    heads: list[str] = []
+
+    async def begin(number: int) -> None:
+        async with opened(postgres_url) as database:
+            heads.append((await SqlFeedStore(database).head()).server_id)
+            await create(database, f"m{number}")
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(3):
+            tasks.start_soon(begin, number)
+    assert len(heads) == 3
+    assert len(set(heads)) == 1
+    async with opened(postgres_url) as database:
+        assert await database.read(verify_chain) == 3
+
+
+async def test_texts_are_compared_byte_by_byte(postgres_server: PostgresServer, postgres_migrated_url: str) -> None:
+    # The database itself is of another collation; see `PostgresServer.new_database`.
+    query = """
+        SELECT t.relname, a.attname FROM pg_attribute a JOIN pg_class t ON t.oid = a.attrelid
+        JOIN pg_collation c ON c.oid = a.attcollation
+        WHERE t.relnamespace = 'public'::regnamespace AND t.relkind IN ('r', 'p') AND c.collname <> 'C'
+          AND a.attnum > 0 AND a.attname <> 'version_num'
+    """
+    assert await to_thread.run_sync(partial(postgres_server.fetch, query, url=postgres_migrated_url)) == []
+
+
+# -- transactions --------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_function_leaves_its_neighbours_alone(database: SharedDatabase) -> None:
+    results: list[int] = []
+
+    async def make(number: int) -> None:
+        results.append(await create(database, f"m{number}"))
+
+    async def fail(number: int) -> None:
+        def broken(conn: Connection) -> None:
+            next_rev(conn)
+            if number % 2:
+                conn.execute(text("SELECT 1 / 0"))
+            raise RuntimeError("half done")
+
+        with pytest.raises(Exception, match=r"half done|division by zero"):
+            await database.write(broken)
+        with pytest.raises(NotFoundError):
+            await SqlRegistryStore(database).update_model("ns", f"x{number}", ModelPatch(owner="x"), actor="", at=AT)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(make, number)
+            tasks.start_soon(fail, number)
+    assert sorted(results) == list(range(1, 11))
+    assert await database.read(verify_chain) == 10
+
+
+async def test_reads_see_one_snapshot_and_change_nothing(database: SharedDatabase) -> None:
+    await create(database, "one")
+
+    def twice(conn: Connection) -> tuple[int, int]:
+        count = select(func.count()).select_from(models)
+        first = conn.execute(count).scalar_one()
+        # Another replica's commit in between.
+        conn.execute(text("SELECT pg_sleep(0.2)"))
+        return first, conn.execute(count).scalar_one()
+
+    found: list[tuple[int, int]] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def read() -> None:
+            found.append(await database.read(twice))
+
+        tasks.start_soon(read)
+        await anyio.sleep(0.05)
+        await create(database, "two")
+    assert found in ([(1, 1)], [(2, 2)])
+    with pytest.raises(ServerBusy, match="takes no changes"):
+        await database.read(lambda conn: conn.execute(update(models).values(owner="x")))
+
+
+async def test_a_conflict_is_tried_again(database: SharedDatabase) -> None:
+    runs: list[str] = []
+
+    def conflicting(conn: Connection) -> str:
+        runs.append("run")
+        conn.execute(insert(namespaces).values(name=f"n{len(runs)}", created_at_us=0, mod_rev=1))
+        if len(runs) < 3:
+            state = ("40001", "40P01")[len(runs) - 1]
+            conn.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '{state}'; END $$"))
+        return "done"
+
+    assert await database.write(conflicting) == "done"
+    kept = await database.read(lambda conn: [*conn.execute(select(namespaces.c.name)).scalars()])
+    assert kept == ["n3"]
+
+
+async def test_a_deadlock_with_a_foreign_transaction(database: SharedDatabase, postgres_migrated_url: str) -> None:
+    await create(database, "m")
+    foreign = await asyncpg.connect(postgres_migrated_url)
+    # Whoever has waited for this long first is the one that goes: ours, after the server's second.
+    await foreign.execute("SET deadlock_timeout = '20s'; BEGIN; UPDATE models SET owner = 'theirs'")
+    tries: list[str] = []
+
+    def change(conn: Connection) -> None:
+        tries.append("try")
+        conn.execute(update(models).values(owner="ours"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(database.write, change)
+        await wait_until(lambda: _as_coroutine(bool(tries)))
+        await foreign.execute("UPDATE feed_head SET epoch = epoch")
+        await foreign.execute("COMMIT")
+    await foreign.close()
+    assert len(tries) > 1
+    assert await database.read(lambda conn: conn.execute(select(models.c.owner)).scalar()) == "ours"
+
+
+async def _as_coroutine(value: bool) -> bool:
+    return value
+
+
+# -- locks and limits ----------------------------------------------------------------------------------------------
+
+
+async def test_a_lock_that_a_foreign_transaction_holds(database: SharedDatabase, postgres_migrated_url: str) -> None:
+    await create(database, "before")
+    foreign = await asyncpg.connect(postgres_migrated_url)
+    await foreign.execute("BEGIN; SELECT * FROM feed_head FOR UPDATE")
+    with anyio.fail_after(15), pytest.raises(ServerBusy) as caught:
+        await create(database, "refused")
+    assert caught.value.fields["retry_after_s"]
+    assert await names(database) == ["before"]
+    await foreign.execute("ROLLBACK")
+    await foreign.close()
+    assert await create(database, "after") == 2
+
+
+async def test_a_replica_that_stands_still_in_a_transaction_holds_nobody_up(postgres_migrated_url: str) -> None:
+    script = f"""
+import os, signal, sys
+import anyio
+from tests.integration import test_store_postgres as here
+here.postgres_module._WRITE_SETTINGS["idle_in_transaction_session_timeout"] = "1s"
+stops = [1]
+def stop(conn):
+    if stops and stops.pop():
+        os.kill(os.getpid(), signal.SIGSTOP)
+async def main():
+    async with here.opened({postgres_migrated_url!r}) as database:
+        await database.write(lambda conn: (stop(conn), conn.execute(here.select(1)))[1])
+        print(await here.create(database, "stopped"))
+anyio.run(main)
+"""
+    async with opened(postgres_migrated_url) as database:
+        process = await anyio.open_process([sys.executable, "-c", script], cwd=ROOT, stderr=None)
+        async with process:
+            await wait_until(lambda: _as_coroutine(_is_stopped(process.pid)))
+            with anyio.fail_after(20):
+                assert await create(database, "meanwhile") == 1
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdout is not None
+            assert (await process.stdout.receive()).decode().strip() == "2"
+        assert await names(database) == ["meanwhile", "stopped"]
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+async def test_reads_wait_for_a_connection_and_then_give_up(postgres_migrated_url: str) -> None:
+    async with opened(postgres_migrated_url, connections=1) as database:
+        database._reads.pool._timeout = 0.3  # type: ignore[attr-defined]
+
+        def slow(seconds: float) -> Callable[[Connection], Any]:
+            return lambda conn: conn.execute(text(f"SELECT pg_sleep({seconds})")).scalar()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(database.read, slow(0.1))
+            tasks.start_soon(database.read, slow(0.01))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(database.read, slow(1.0))
+            await anyio.sleep(0.1)
+            with pytest.raises(ServerBusy, match="all connections to the database are in use"):
+                await database.read(slow(0))
+        await database.read(slow(0))
+
+
+async def test_a_search_ends_in_the_server(
+    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
+) -> None:
+    def endless(conn: Connection) -> None:
+        conn.execute(text("SELECT pg_sleep(600)"))
+
+    asleep = partial(backends, postgres_server, postgres_migrated_url, where="query LIKE 'SELECT pg_sleep(600)%'")
+    for _ in range(4):
+        with anyio.fail_after(10), pytest.raises(TimeoutError):
+            await database.search(endless, limit_s=0.1)
+    active = partial(asleep, where="query LIKE '%pg_sleep(600)%' AND state = 'active'")
+    assert await active() == 0
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(partial(database.search, endless, limit_s=60))
+
+        async def all_run() -> bool:
+            return await active() == 3
+
+        await wait_until(all_run)
+        tasks.cancel_scope.cancel()
+
+    async def none_runs() -> bool:
+        return await active() == 0
+
+    await wait_until(none_runs)
+    assert await database.search(lambda conn: conn.execute(select(1)).scalar(), limit_s=5) == 1
+
+
+# -- connections that break ----------------------------------------------------------------------------------------
+
+
+async def test_connections_that_the_server_ends(
+    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(database.read, lambda conn: conn.execute(text("SELECT pg_sleep(0.1)")).scalar())
+    for number in range(3):
+        assert await terminate(postgres_server, postgres_migrated_url) > 3 - number
+        # Idle ones are found to be dead when they are wanted, and nobody hears of it.
+        assert await names(database) == [f"m{done}" for done in range(number)]
+        assert await create(database, f"m{number}") == number + 1
+    assert database.trouble == ""
+
+
+async def test_a_connection_that_ends_within_a_change_is_replaced_and_the_change_made_once(
+    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
+) -> None:
+    tries: list[int] = []
+
+    def change(conn: Connection) -> None:
+        tries.append(conn.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        conn.execute(insert(namespaces).values(name=f"n{len(tries)}", created_at_us=0, mod_rev=1))
+        if len(tries) == 1:
+            conn.execute(text("SELECT pg_sleep(600)"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(database.write, change)
+        await wait_until(partial(terminate, postgres_server, postgres_migrated_url, where="query LIKE '%pg_sleep%'"))
+    assert len(set(tries)) == len(tries) == 2
+    assert await database.read(lambda conn: [*conn.execute(select(namespaces.c.name)).scalars()]) == ["n2"]
+
+
+_SLOW_COMMIT = """
+CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF NEW.owner = 'slow' THEN PERFORM pg_sleep(600); END IF; RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON models DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION be_slow();
+"""
+
+
+async def test_a_connection_that_ends_within_a_commit(
+    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
+) -> None:
+    await create(database, "m")
+    await to_thread.run_sync(partial(postgres_server.execute, _SLOW_COMMIT, url=postgres_migrated_url))
+    failures: list[Exception] = []
+
+    async def change() -> None:
+        try:
+            await database.write(lambda conn: conn.execute(update(models).values(owner="slow")))
+        except Exception as exc:
+            failures.append(exc)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(change)
+        await wait_until(partial(terminate, postgres_server, postgres_migrated_url, where="query LIKE 'COMMIT%'"))
+    assert [type(one) for one in failures] == [Unavailable]
+    assert await create(database, "n") == 2
+
+
+async def test_news_of_other_replicas_come_at_once_and_again_after_a_break(
+    database: SharedDatabase,
+    postgres_server: PostgresServer,
+    postgres_migrated_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_module, "_RECONNECT_S", 0.05)
+    listening = partial(backends, postgres_server, postgres_migrated_url, where="query LIKE 'LISTEN%'")
+    news = anyio.Event()
+    database.on_commit(lambda: news.set())
+    async with opened(postgres_migrated_url) as other:
+        for number in range(2):
+
+            async def both_listen() -> bool:
+                return await listening() == 2
+
+            await wait_until(both_listen)
+            # What they hear when they begin to listen.
+            await anyio.sleep(0.1)
+            news = anyio.Event()
+            await create(other, f"m{number}")
+            with anyio.fail_after(10):
+                await news.wait()
+            assert await terminate(postgres_server, postgres_migrated_url, where="query LIKE 'LISTEN%'") == 2
+
+
+async def test_a_schema_that_changes_below_prepared_statements(
+    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
+) -> None:
+    await create(database, "one")
+    assert (await SqlRegistryStore(database).get_model("ns", "one")).name == "one"
+    for number in range(3):
+        add = f"ALTER TABLE models ADD COLUMN new{number} int; ALTER TABLE feed_head ADD COLUMN new{number} int"
+        change = f"{add}; ALTER TABLE models ALTER COLUMN owner TYPE varchar({1000 + number})"
+        await to_thread.run_sync(partial(postgres_server.execute, change, url=postgres_migrated_url))
+        assert (await SqlRegistryStore(database).get_model("ns", "one")).name == "one"
+        assert await create(database, f"m{number}") == number + 2
+
+
+# -- a server that goes away ---------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_takes_no_changes(own_server: PostgresServer, own_url: str) -> None:
+    async with opened(own_url, patience_s=0.3) as database:
+        await create(database, "before")
+        for on in (True, False):
+            change = f"ALTER SYSTEM SET default_transaction_read_only = {on}"
+            await to_thread.run_sync(own_server.execute, change)
+            await to_thread.run_sync(own_server.execute, "SELECT pg_reload_conf()")
+            if on:
+
+                async def refused() -> bool:
+                    try:
+                        await create(database, "refused")
+                    except ServerBusy as exc:
+                        return "primary" in str(exc)
+                    return False
+
+                await wait_until(refused)
+                assert "primary" in database.trouble
+                assert "before" in await names(database)
+
+        async def taken() -> bool:
+            try:
+                return await create(database, "after") > 0
+            except ServerBusy:
+                return False
+
+        await wait_until(taken)
+        assert database.trouble == ""
+
+
+@pytest.mark.parametrize("end", ["kill", "quit"])
+async def test_no_acknowledged_change_is_lost_with_a_server_that_crashes(
+    own_server: PostgresServer, own_url: str, end: str
+) -> None:
+    ends = own_server.kill if end == "kill" else partial(own_server.stop, signal.SIGQUIT)
+    acknowledged: dict[str, int] = {}
+    failed: list[BaseException] = []
+    read_failures: list[BaseException] = []
+    stop = anyio.Event()
+    async with opened(own_url, patience_s=20) as database:
+
+        async def write(number: int) -> None:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                try:
+                    acknowledged[f"m{number}.{turn}"] = await create(database, f"m{number}.{turn}")
+                except (ServerBusy, Unavailable) as exc:
+                    failed.append(exc)
+
+        async def read() -> None:
+            while not stop.is_set():
+                try:
+                    await database.read(lambda conn: conn.execute(select(1)).scalar())
+                except ServerBusy as exc:
+                    read_failures.append(exc)
+                await anyio.sleep(0.01)
+
+        async def more() -> None:
+            before = len(acknowledged)
+            await wait_until(lambda: _as_coroutine(len(acknowledged) > before + 30))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                tasks.start_soon(write, number)
+            tasks.start_soon(read)
+            for _ in range(2):
+                await more()
+                await to_thread.run_sync(ends)
+                await anyio.sleep(0.2)
+                assert database.trouble or read_failures
+                await to_thread.run_sync(own_server.start)
+            await more()
+            stop.set()
+        stored = await database.read(lambda conn: dict(conn.execute(select(models.c.name, models.c.mod_rev)).all()))
+        assert acknowledged.items() <= stored.items()
+        # Those in doubt alone may be there beside them: at most a group for each crash.
+        assert len(stored) - len(acknowledged) <= len([one for one in failed if isinstance(one, Unavailable)])
+        assert await database.read(verify_chain) == len(stored)
+        assert database.trouble == ""
+
+
+async def test_a_server_that_stays_away_is_said_to(own_server: PostgresServer, own_url: str) -> None:
+    async with opened(own_url, patience_s=0.3) as database:
+        assert await create(database, "m") == 1
+        assert database.trouble == ""
+        await to_thread.run_sync(own_server.kill)
+        refused: list[str] = []
+
+        async def change(number: int) -> None:
+            with pytest.raises(ServerBusy, match="PostgreSQL does not answer"):
+                await create(database, f"n{number}")
+            refused.append("change")
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for number in range(5):
+                    tasks.start_soon(change, number)
+            # Nothing waits for ever, however often it is asked.
+            await change(9)
+            with pytest.raises(ServerBusy, match="PostgreSQL does not answer"):
+                await names(database)
+        assert len(refused) == 6
+        assert "does not answer" in database.trouble
+        assert own_server.password not in database.trouble
+        await to_thread.run_sync(own_server.start)
+
+        assert await create(database, "n") == 2
+        assert await names(database) == ["m", "n"]
+        assert database.trouble == ""
+
+
+async def test_a_server_that_does_not_answer_holds_nobody_for_ever(
+    own_server: PostgresServer, own_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "_COMMAND_S", 0.5)
+    monkeypatch.setattr(postgres_module, "_CONNECT_S", 0.5)
+    async with opened(own_url, patience_s=0.3) as database:
+        assert await create(database, "m") == 1
+        own_server.pause()
+        try:
+            with anyio.fail_after(15):
+                with pytest.raises((ServerBusy, Unavailable)):
+                    await create(database, "n")
+                with pytest.raises(ServerBusy):
+                    await names(database)
+        finally:
+            own_server.resume()
+
+        async def taken() -> bool:
+            try:
+                return await create(database, "after") > 0
+            except (ServerBusy, Unavailable):
+                return False
+
+        await wait_until(taken)
+        assert "m" in await names(database)
+        assert await database.read(verify_chain) == len(await names(database))
+
+
+async def test_closing_while_the_server_is_away(own_server: PostgresServer, own_url: str) -> None:
+    try:
+        with anyio.fail_after(20):
+            async with opened(own_url, patience_s=0.3) as database:
+                await create(database, "m")
+                await names(database)
+                await to_thread.run_sync(own_server.kill)
+    finally:
+        await to_thread.run_sync(own_server.start)
+    assert asyncio.all_tasks() == {asyncio.current_task()} or all(
+        task.get_name() not in ("database news", "write to the database") for task in asyncio.all_tasks()
+    )
