@@ -1,8 +1,9 @@
 """The change feed's use cases: list what is, then watch what changes.
 
 Owns the tailer (one task that reads committed revisions into one ring) and the rules of the contract in
-`modelbox.feed`. A watcher is a cursor into the ring, never a queue, so a thousand of them cost no memory; one that
-falls off the ring reads the database in batches, and one behind the compaction gets a `Resync`.
+`modelbox.feed`. A watcher is a cursor into the ring, never a queue, so a thousand of them cost no memory, and one that
+nothing is for sleeps (`modelbox.runtime.services.feed_ring`); one that falls off the ring reads the database in
+batches, and one behind the compaction gets a `Resync`.
 
 Refuses to judge who is slow: an adapter closes a stream whose send takes too long, and the cursor is gone with it.
 """
@@ -14,6 +15,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -37,6 +39,7 @@ from modelbox.feed import (
 from modelbox.refs import check_name, shown
 from modelbox.runtime.limits import check_text
 from modelbox.runtime.ports import FeedHead, FeedStore, StoredRevision
+from modelbox.runtime.services.feed_ring import Interest, Ring
 from modelbox.runtime.services.paging import decode_key, encode_key, page_size_of
 
 __all__ = ("FeedService", "check_filter")
@@ -46,9 +49,6 @@ _BATCH_REVS = 500
 _BATCH_BYTES = 4 << 20
 _COMPACT_BATCH = 5000
 _MAX_OBJECTS = 1000
-_MEMORY_FACTOR = 4
-"""Parsed JSON takes about this much more memory than its text."""
-_CHANGE_OVERHEAD = 500
 _ENDS_PER_S = 200
 """Streams that end each second while the server drains."""
 
@@ -57,46 +57,13 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class _Ring:
-    """The newest revisions, consecutive up to ``last``; drops the oldest ones beyond its limits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """Revisions for a watcher, and the place in history that it has reached with them."""
 
-    def __init__(self, *, max_changes: int, max_bytes: int) -> None:
-        self.last = 0
-        self._first = 1
-        self._entries: dict[int, StoredRevision] = {}
-        self._changes = 0
-        self._bytes = 0
-        self._max_changes = max_changes
-        self._max_bytes = max_bytes
-
-    def start(self, rev: int) -> None:
-        """Begins behind ``rev``."""
-        self.last = rev
-        self._first = rev + 1
-        self._entries.clear()
-        self._changes = self._bytes = 0
-
-    def append(self, revision: StoredRevision) -> None:
-        """Adds the revision after ``last``."""
-        if revision.rev != self.last + 1:
-            raise AssertionError(f"revision {revision.rev} does not follow {self.last}")
-        self._entries[revision.rev] = revision
-        self.last = revision.rev
-        self._changes += len(revision.changes)
-        self._bytes += self._cost(revision)
-        while self._entries and (self._changes > self._max_changes or self._bytes > self._max_bytes):
-            oldest = self._entries.pop(self._first)
-            self._first += 1
-            self._changes -= len(oldest.changes)
-            self._bytes -= self._cost(oldest)
-
-    def find(self, rev: int) -> StoredRevision | None:
-        """The revision, if it is still here."""
-        return self._entries.get(rev)
-
-    @staticmethod
-    def _cost(revision: StoredRevision) -> int:
-        return revision.size_bytes * _MEMORY_FACTOR + len(revision.changes) * _CHANGE_OVERHEAD
+    revisions: tuple[StoredRevision, ...]
+    rev: int
+    chain: str
 
 
 class FeedService:
@@ -134,9 +101,8 @@ class FeedService:
         self._keep = keep
         self._compact_interval_s = compact_interval_s
         self._clock = clock
-        self._ring = _Ring(max_changes=max_changes, max_bytes=max_bytes)
+        self._ring = Ring(max_changes=max_changes, max_bytes=max_bytes)
         self._wake = anyio.Event()
-        self._news = anyio.Event()
         self._draining = False
         self._drain_s = 0.0
         self._watchers = 0
@@ -186,7 +152,7 @@ class FeedService:
         if not self._draining:
             self._drain_s = min(spread_s, self._watchers / _ENDS_PER_S)
             self._draining = True
-            self._tell()
+            self._ring.wake_all()
 
     # -- list and watch --------------------------------------------------------------------------------------------
 
@@ -229,14 +195,19 @@ class FeedService:
         if self._draining:
             raise ServerBusy("the server is shutting down: watch again at another one", retry_after_s=1.0)
         self._watchers += 1
-        stream = self._stream(wanted, asked)
+        interest = Interest(wanted)
+        self._ring.add(interest)
+        stream = self._stream(wanted, asked, interest)
         try:
             yield stream
         finally:
             self._watchers -= 1
+            self._ring.remove(interest)
             await stream.aclose()
 
-    async def _stream(self, wanted: Filter, asked: ResumeToken | None) -> AsyncGenerator[FeedItem, None]:
+    async def _stream(
+        self, wanted: Filter, asked: ResumeToken | None, interest: Interest
+    ) -> AsyncGenerator[FeedItem, None]:
         head, refused = await self._start_of(asked)
         if refused is not None:
             yield refused
@@ -245,21 +216,23 @@ class FeedService:
         sent = cursor
         # What is older than the ring's end comes now; a second bookmark says where "now" begins.
         behind = cursor < head.rev
+        if not behind:
+            self._ring.caught_up(interest)
         yield self._bookmark(head, cursor, chain)
         due = anyio.current_time() + self._bookmark_interval_s
         ends = math.inf
         while True:
-            news, draining = self._news, self._draining
-            if draining and ends == math.inf:
+            interest.rearm()
+            if self._draining and ends == math.inf:
                 ends = anyio.current_time() + random.uniform(0, self._drain_s)
-            revisions = await self._next_after(cursor)
-            if revisions is None:
+            read = await self._next_after(cursor, chain, interest)
+            if read is None:
                 yield Resync(
                     reason=ResyncReason.COMPACTED,
                     message=f"revision {cursor + 1} is not kept any more: list again",
                 )
                 return
-            for revision in revisions:
+            for revision in read.revisions:
                 changes = tuple(change for change in revision.changes if wanted.matches(change))
                 cursor, chain = revision.rev, revision.chain[:8].hex()
                 if changes:
@@ -269,16 +242,18 @@ class FeedService:
                 if anyio.current_time() >= due:
                     yield self._bookmark(head, cursor, chain)
                     due = anyio.current_time() + self._bookmark_interval_s
-            if revisions:
-                if behind and cursor >= head.rev:
-                    behind = False
-                    yield self._bookmark(head, cursor, chain)
+            cursor, chain = read.rev, read.chain
+            if behind and cursor >= head.rev:
+                behind = False
+                self._ring.caught_up(interest)
+                yield self._bookmark(head, cursor, chain)
+            if read.revisions:
                 continue
             if anyio.current_time() >= ends:
                 yield self._bookmark(head, cursor, chain)
                 return
             with anyio.move_on_after(max(0.0, min(due, ends) - anyio.current_time())):
-                await news.wait()
+                await interest.wait()
             if anyio.current_time() >= due:
                 yield self._bookmark(head, cursor, chain)
                 due = anyio.current_time() + self._bookmark_interval_s
@@ -307,17 +282,22 @@ class FeedService:
             )
         return head, None
 
-    async def _next_after(self, cursor: int) -> tuple[StoredRevision, ...] | None:
-        """Revisions after the cursor: out of the ring, or of the database; None if they were compacted."""
+    async def _next_after(self, cursor: int, chain: str, interest: Interest) -> _Read | None:
+        """What may be for a watcher after its cursor: out of the ring, or of the database; None if it was compacted."""
         if cursor >= self._ring.last:
-            return ()
-        found = self._ring.find(cursor + 1)
-        if found is not None:
-            return (found,)
+            return _Read(revisions=(), rev=cursor, chain=chain)
+        if self._ring.holds(cursor + 1):
+            found = self._ring.next_for(interest, cursor)
+            if found is None:
+                return _Read(revisions=(), rev=self._ring.last, chain=self._ring.last_chain[:8].hex())
+            return _Read(revisions=(found,), rev=found.rev, chain=found.chain[:8].hex())
         batch = await self._store.read_after(cursor, limit=_BATCH_REVS, max_bytes=_BATCH_BYTES)
         if cursor < batch.head.compact_rev:
             return None
-        return batch.revisions
+        if not batch.revisions:
+            return _Read(revisions=(), rev=cursor, chain=chain)
+        last = batch.revisions[-1]
+        return _Read(revisions=batch.revisions, rev=last.rev, chain=last.chain[:8].hex())
 
     def _bookmark(self, head: FeedHead, rev: int, chain: str) -> Bookmark:
         return Bookmark(rev=rev, head_rev=max(rev, head.rev, self._ring.last), token=_token(head, rev, chain))
@@ -327,13 +307,9 @@ class FeedService:
     def _on_commit(self) -> None:
         self._wake.set()
 
-    def _tell(self) -> None:
-        """Wakes up every watcher."""
-        self._news.set()
-        self._news = anyio.Event()
-
     async def _tail(self, *, task_status: TaskStatus[None]) -> None:
-        self._ring.start((await self._store.head()).rev)
+        head = await self._store.head()
+        self._ring.start(head.rev, head.chain)
         task_status.started()
         pause_s = self._poll_interval_s
         while True:
@@ -353,11 +329,8 @@ class FeedService:
             batch = await self._store.read_after(self._ring.last, limit=_BATCH_REVS, max_bytes=_BATCH_BYTES)
             for revision in batch.revisions:
                 self._ring.append(revision)
-            if batch.revisions:
-                self._tell()
-            elif self._ring.last < batch.head.compact_rev:
-                self._ring.start(batch.head.rev)
-                self._tell()
+            if not batch.revisions and self._ring.last < batch.head.compact_rev:
+                self._ring.start(batch.head.rev, batch.head.chain)
             if self._ring.last >= batch.head.rev:
                 return
 
