@@ -6,27 +6,33 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import pytest
+from anyio import to_thread
 from sqlalchemy import Connection, func, insert, select
 
-from modelbox.errors import ConfigError, ConflictError, IntegrityError, NotFoundError, StorageError
+from modelbox.errors import ConfigError, ConflictError, IntegrityError, LimitError, NotFoundError, StorageError
 from modelbox.objects import NewModel
+from modelbox.refs import Digest
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
 from modelbox.runtime.moving import export as export_module
 from modelbox.runtime.moving import importing as import_module
+from modelbox.runtime.moving.blobs import blob_path
 from modelbox.runtime.moving.export import write_export
 from modelbox.runtime.moving.importing import read_export
 from modelbox.runtime.moving.manifest import MANIFEST, ExportManifest, read_manifest
 from modelbox.runtime.moving.tables import copied_tables
-from modelbox.runtime.moving.verify import blob_path, verify_export
+from modelbox.runtime.moving.verify import verify_export
 from modelbox.runtime.store import metric_schema, schema
 from modelbox.runtime.store.database import Database, MainDatabase
 from modelbox.runtime.store.importing import refuse_unfinished_import
@@ -285,30 +291,120 @@ async def test_an_unfinished_import_is_not_mixed_with_another(made: Made, tmp_pa
 async def test_an_export_goes_on_where_it_was_broken_off(made: Made, tmp_path: Path) -> None:
     data, export, _ = made
 
+    large = max(await sizes_of(data), key=lambda one: one[1])
+
     class BreakingBlobs(FilesystemBlobs):
-        read_bytes = 0
-        broken = False
+        offsets: ClassVar[list[int]] = []
 
-        async def read(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-            async for chunk in super().read(*args, **kwargs):
-                if self.read_bytes and not self.broken:
-                    BreakingBlobs.broken = True
-                    raise Broken
-                BreakingBlobs.read_bytes += len(chunk)
+        async def read(self, digest: Digest, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+            first = digest == large[0] and not self.offsets
+            if digest == large[0]:
+                self.offsets.append(offset)
+            async for chunk in super().read(digest, offset=offset, length=length):
                 yield chunk
+                if first:
+                    raise Broken
 
-    async with open_place(data), BreakingBlobs(data, reserve_bytes=0) as breaking:
-        snapshot = lambda: open_snapshot("", data_dir=data)  # noqa: E731
+    async with BreakingBlobs(data, reserve_bytes=0) as breaking:
+        snapshot = partial(open_snapshot, "", data_dir=data)
         with pytest.raises(Broken):
             await write_export(snapshot, breaking, tmp_path / "export", say=lambda _: None)
         with pytest.raises(NotFoundError, match="not finished"):
             read_manifest(tmp_path / "export")
-        half = breaking.read_bytes
+        with pytest.raises(NotFoundError, match="not finished"):
+            verify_export(tmp_path / "export", say=lambda _: None)
         await write_export(snapshot, breaking, tmp_path / "export", say=lambda _: None)
-    whole = verify_export(tmp_path / "export", say=lambda _: None)
-    assert whole.tables == read_manifest(export).tables
-    assert 0 < half <= breaking.read_bytes == whole.blobs.size_bytes
+    assert verify_export(tmp_path / "export", say=lambda _: None).tables == read_manifest(export).tables
+    # Where it ended, not where it began.
+    assert breaking.offsets == [0, 1 << 20]
     assert sorted(entry.name for entry in os.scandir(tmp_path / "export")) == ["blobs", MANIFEST, "tables"]
+
+
+async def sizes_of(data: Path) -> list[tuple[str, int]]:
+    columns = select(schema.blobs.c.digest, schema.blobs.c.size_bytes)
+    async with open_snapshot("", data_dir=data) as snapshot:
+        return [(row[0], row[1]) for row in await snapshot.run(lambda main, _: main.execute(columns).all())]
+
+
+def _command(*argv: str) -> subprocess.Popen[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MODELBOX_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "modelbox", "server", *argv], stderr=subprocess.PIPE, text=True, env=env
+    )
+
+
+async def test_processes_that_are_killed_at_any_moment_go_on(made: Made, tmp_path: Path) -> None:
+    data, _, before = made
+    chance = random.Random(11)
+
+    def run(*argv: str, kills: int, lines: tuple[int, int]) -> None:
+        for _ in range(kills):
+            with _command(*argv) as process:
+                assert process.stderr is not None
+                # As far as some line that it prints, and a little further.
+                for _, _line in zip(range(chance.randint(*lines)), process.stderr, strict=False):
+                    pass
+                time.sleep(chance.random() * 0.02)
+                process.kill()
+            if process.returncode == 0:
+                return
+        with _command(*argv) as process:
+            assert process.stderr is not None
+            said = process.stderr.read()
+            assert process.wait() == 0, said
+
+    export = tmp_path / "export"
+    await to_thread.run_sync(lambda: run("export", "--data-dir", str(data), str(export), kills=2, lines=(1, 35)))
+    verify_export(export, say=lambda _: None)
+    await to_thread.run_sync(
+        lambda: run("import", "--data-dir", str(tmp_path / "new"), str(export), kills=4, lines=(36, 60))
+    )
+    async with open_place(tmp_path / "new") as place:
+        assert await contents(place.database) == before
+        await place.database.read(refuse_unfinished_import)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@pytest.mark.root
+async def test_a_full_disk_is_told_and_left_to_be_gone_on_from(made: Made, tmp_path: Path) -> None:
+    data, export, before = made
+    for name, size in (("few", "100k"), ("more", "1m")):
+        (tmp_path / name).mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path / name)]
+        if (await anyio.run_process(mount, check=False)).returncode:
+            pytest.skip("tmpfs cannot be mounted here")
+    try:
+        async with open_place(data) as place:
+            for name in ("few", "more"):
+                with pytest.raises(LimitError, match=r"disk of .* is full|do not fit"):
+                    await place.export(tmp_path / name / "export")
+                with pytest.raises(NotFoundError, match="not finished"):
+                    read_manifest(tmp_path / name / "export")
+            await anyio.run_process(["mount", "-o", "remount,size=20m", str(tmp_path / "few")])
+            await place.export(tmp_path / "few" / "export")
+            assert verify_export(tmp_path / "few" / "export", say=lambda _: None).tables == read_manifest(export).tables
+        shutil.rmtree(tmp_path / "few" / "export")
+        (tmp_path / "files").mkdir()
+        with open(tmp_path / "few" / "ballast", "wb") as ballast:
+            ballast.truncate(0)
+            target = tmp_path / "few" / "data"
+            target.mkdir()
+            write_databases(target)
+            async with (
+                open_database("", data_dir=target) as database,
+                FilesystemBlobs(tmp_path / "files", reserve_bytes=0) as blobs,
+            ):
+                free = os.statvfs(target)
+                ballast.write(bytes(free.f_bavail * free.f_frsize - 200_000))
+                ballast.flush()
+                with pytest.raises(LimitError, match="disk of the database is full"):
+                    await read_export(export, database, blobs, say=lambda _: None)
+                ballast.truncate(0)
+                await read_export(export, database, blobs, say=lambda _: None)
+                assert await contents(database) == before
+    finally:
+        for name in ("few", "more"):
+            await anyio.run_process(["umount", "-l", str(tmp_path / name)], check=False)
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

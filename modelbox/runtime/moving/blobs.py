@@ -5,20 +5,25 @@ A copy that was broken off goes on where it ended: its upload has an id made of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import anyio
+from anyio import to_thread
 
 from modelbox.errors import IntegrityError, StorageError
 from modelbox.refs import Digest, parse_digest
+from modelbox.runtime.blobs.filesystem import CHUNK_BYTES
 from modelbox.runtime.moving.lines import read_rows
 from modelbox.runtime.moving.manifest import TableFile
 from modelbox.runtime.ports import BlobStore
 from modelbox.runtime.store.schema import blobs as blobs_table
 
-__all__ = ("check_blobs", "copy_blobs", "iter_blobs", "upload_id_of")
+__all__ = ("ExportedBlobs", "blob_path", "check_blobs", "copy_blobs", "iter_blobs", "size_of_blob", "upload_id_of")
 
 Blob = tuple[Digest, int]
 
@@ -35,13 +40,68 @@ def iter_blobs(directory: Path, file: TableFile) -> Iterator[Blob]:
                 yield parse_digest(row["digest"]), row["size_bytes"]
 
 
+class BlobSource(Protocol):
+    """What is copied from: part of `modelbox.runtime.ports.BlobStore`."""
+
+    async def find_sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """Lengths of those that are here."""
+
+    def read(self, digest: Digest, *, offset: int, length: int | None) -> AsyncIterator[bytes]:
+        """Bytes from ``offset`` on."""
+
+
+class ExportedBlobs:
+    """The files of an export, for reading: its disk need not be writable."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def find_sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """See `BlobSource.find_sizes`."""
+        found = await to_thread.run_sync(lambda: [(one, size_of_blob(self._directory, one)) for one in digests])
+        return {digest: size for digest, size in found if size is not None}
+
+    async def read(self, digest: Digest, *, offset: int, length: int | None) -> AsyncIterator[bytes]:
+        """See `BlobSource.read`."""
+        path = blob_path(digest)
+        try:
+            fd = os.open(self._directory / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                end = os.fstat(fd).st_size if length is None else offset + length
+                while offset < end:
+                    chunk = await to_thread.run_sync(os.pread, fd, min(CHUNK_BYTES, end - offset), offset)
+                    if not chunk:
+                        raise IntegrityError(f"{path} ends at byte {offset:,}")
+                    offset += len(chunk)
+                    yield chunk
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise StorageError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def blob_path(digest: Digest) -> str:
+    """Where a blob is below the directory of an export."""
+    name = digest.removeprefix("sha256:")
+    return f"blobs/sha256/{name[:2]}/{name}"
+
+
+def size_of_blob(directory: Path, digest: Digest) -> int | None:
+    """The length of a blob of an export, None if it is not there."""
+    try:
+        status = (directory / blob_path(digest)).lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def upload_id_of(digest: Digest) -> str:
     """The upload by which a blob is copied."""
     return f"copy_{digest.removeprefix('sha256:')[:32]}"
 
 
 async def copy_blobs(
-    source: BlobStore, target: BlobStore, blobs: Callable[[], Iterable[Blob]], *, say: Callable[[str], None]
+    source: BlobSource, target: BlobStore, blobs: Callable[[], Iterable[Blob]], *, say: Callable[[str], None]
 ) -> int:
     """Copies blobs that the target does not have; returns their number. Memory does not grow with it.
 
@@ -124,7 +184,7 @@ async def _missing(target: BlobStore, batch: Sequence[Blob]) -> list[Blob]:
 
 
 async def _copy(
-    source: BlobStore, target: BlobStore, digest: Digest, size: int, limiter: anyio.CapacityLimiter
+    source: BlobSource, target: BlobStore, digest: Digest, size: int, limiter: anyio.CapacityLimiter
 ) -> None:
     upload = upload_id_of(digest)
     async with limiter:

@@ -109,7 +109,10 @@ def _prepare(directory: Path) -> None:
 
 
 def _finish(directory: Path, manifest: ExportManifest) -> ExportManifest:
-    shutil.rmtree(directory / "uploads", ignore_errors=True)
+    # What the store of blobs needed while it was written to.
+    for entry in list(os.scandir(directory)):
+        if entry.is_dir(follow_symlinks=False) and entry.name not in ("blobs", "tables"):
+            shutil.rmtree(entry.path, ignore_errors=True)
     for part in (directory / "tables", directory):
         sync_directory(part)
     written = write_manifest(directory, manifest)

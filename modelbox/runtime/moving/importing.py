@@ -18,8 +18,7 @@ from anyio import to_thread
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from modelbox.errors import ConfigError, IntegrityError, ServerBusy, StorageError, Unavailable
-from modelbox.runtime.blobs.filesystem import FilesystemBlobs
-from modelbox.runtime.moving.blobs import check_blobs, copy_blobs, iter_blobs
+from modelbox.runtime.moving.blobs import ExportedBlobs, check_blobs, copy_blobs, iter_blobs
 from modelbox.runtime.moving.lines import DamagedLine, kinds_of_columns, read_rows
 from modelbox.runtime.moving.manifest import ExportManifest, TableFile
 from modelbox.runtime.moving.tables import (
@@ -89,8 +88,7 @@ async def read_export(
     files = manifest.table("blobs")
     progress = await _begin(database, manifest, tables)
     if progress is not None:
-        async with FilesystemBlobs(directory, reserve_bytes=0) as copies:
-            await copy_blobs(copies, blobs, lambda: iter_blobs(directory, files), say=say)
+        await copy_blobs(ExportedBlobs(directory), blobs, lambda: iter_blobs(directory, files), say=say)
         for part in _parts(database, tables):
             for copied, file in part.tables:
                 if copied.table.name != _HEAD:

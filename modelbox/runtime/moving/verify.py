@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -19,14 +18,14 @@ from modelbox.errors import IntegrityError
 from modelbox.feed import next_chain
 from modelbox.refs import Digest
 from modelbox.runtime.blobs.filesystem import CHUNK_BYTES
-from modelbox.runtime.moving.blobs import iter_blobs
+from modelbox.runtime.moving.blobs import blob_path, iter_blobs, size_of_blob
 from modelbox.runtime.moving.lines import DamagedLine, count_rows, read_rows
 from modelbox.runtime.moving.manifest import ExportManifest, TableFile, read_manifest
 from modelbox.runtime.moving.tables import RowsSum
 from modelbox.runtime.store.history import change_body
 from modelbox.runtime.store.schema import feed_changes, feed_head
 
-__all__ = ("blob_path", "verify_export", "verify_tables")
+__all__ = ("verify_export", "verify_tables")
 
 _SHOWN = 20
 
@@ -61,12 +60,6 @@ def verify_tables(directory: Path, *, say: Callable[[str], None]) -> ExportManif
             problems += _size_problem(directory, digest, size)
     _refuse(directory, problems)
     return manifest
-
-
-def blob_path(digest: Digest) -> str:
-    """Where a blob is below the directory of an export."""
-    name = digest.removeprefix("sha256:")
-    return f"blobs/sha256/{name[:2]}/{name}"
 
 
 def _refuse(directory: Path, problems: list[str]) -> None:
@@ -141,14 +134,10 @@ def _iter_rows(directory: Path, file: TableFile, table: Table) -> Iterator[tuple
 
 
 def _size_problem(directory: Path, digest: Digest, size: int) -> list[str]:
-    path = blob_path(digest)
-    try:
-        status = (directory / path).lstat()
-    except FileNotFoundError:
-        return [f"{path} is missing"]
-    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-        return [f"{path} has {status.st_size} bytes instead of {size}"]
-    return []
+    found = size_of_blob(directory, digest)
+    if found == size:
+        return []
+    return [f"{blob_path(digest)} " + ("is missing" if found is None else f"has {found:,} bytes instead of {size:,}")]
 
 
 def _blob_problems(directory: Path, manifest: ExportManifest) -> Iterator[str]:
