@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelbox.cli.exits import Exit
+from modelbox.cli.output import OutputFormat, OutputOption, print_json, print_table
+
 if TYPE_CHECKING:
     from modelbox.runtime.config import ServerConfig
 
@@ -106,6 +109,63 @@ def import_(
     config = _settings(config_path, data_dir=data_dir, database_url=database_url, blobs_url=blobs_url)
     done = run_import(config, directory, say=_progress)
     typer.echo(f"imported: {done.rows:,} rows, {done.blobs.count:,} files, revision {done.feed.rev:,}, all read again")
+
+
+@server_app.command("check")
+def check(
+    config_path: _ConfigPath = None,
+    data_dir: _DataDir = None,
+    database_url: _DatabaseUrl = None,
+    blobs_url: _BlobsUrl = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Check the database and the store of files as a server would find them; exits with 1 if something cannot work.
+
+    Looks at the connection, the schema, clocks, permissions, and settings that lose changes; changes nothing.
+
+    Example: modelbox server check --config-path modelbox-server.toml
+    """
+    from modelbox.runtime.upkeep import run_check
+
+    config = _settings(config_path, data_dir=data_dir, database_url=database_url, blobs_url=blobs_url)
+    report = run_check(config)
+    if output is OutputFormat.JSON:
+        print_json(report)
+    else:
+        rows = [(found.check, found.state.value, found.detail) for found in report.findings]
+        print_table(("CHECK", "STATE", "DETAIL"), rows, empty="")
+    if not report.ok:
+        raise typer.Exit(Exit.FAILED)
+
+
+@server_app.command("migrate")
+def migrate(
+    config_path: _ConfigPath = None,
+    data_dir: _DataDir = None,
+    database_url: _DatabaseUrl = None,
+    to: Annotated[str | None, typer.Option("--to", help="Another revision than the newest, such as 0004.")] = None,
+    metrics_to: Annotated[str | None, typer.Option("--metrics-to", help="The same of the tables of metrics.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go back to an older revision: what it cannot hold is lost.")
+    ] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Bring the database's tables to the newest revision, as a server does when it starts.
+
+    For a user of the database who may change tables where the servers' own may not, and to go back.
+
+    Example: modelbox server migrate --config-path modelbox-server.toml
+    """
+    from modelbox.runtime.upkeep import run_migrate
+
+    config = _settings(config_path, data_dir=data_dir, database_url=database_url)
+    changes = run_migrate(config, to=to, metrics_to=metrics_to, force=force)
+    if output is OutputFormat.JSON:
+        print_json(changes)
+        return
+    for one in changes:
+        before, after = one.before or "nothing", one.after or "nothing"
+        typer.echo(f"{one.tables}: {after}, as before" if before == after else f"{one.tables}: {before} -> {after}")
 
 
 def _settings(config_path: Path | None, **flags: str | None) -> ServerConfig:

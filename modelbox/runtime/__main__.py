@@ -75,6 +75,8 @@ def _set_up_logging(config: ServerConfig) -> None:
     # They log every event of a connection, every lost peer and every plugin.
     for noisy in ("aiohttp", "alembic", "asyncio", "grpclib", "hpack"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    # Passes on what MySQL thinks of names of primary keys.
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)
 
 
 def _run(config: ServerConfig) -> None:

@@ -25,7 +25,8 @@ _LOG = logging.getLogger(__name__)
 
 MYSQL_DRIVER = "mysql+asyncmy"
 
-_SCHEMA_LOCK = "modelbox.schema"
+_SCHEMA_LOCK = "CONCAT('modelbox ', SHA1(DATABASE()))"
+"""Locks have names for the whole server, and those at most 64 characters."""
 _SCHEMA_WAIT_S = 300
 _CONNECT_S = 5
 _LOOK_S = 0.1
@@ -121,15 +122,15 @@ class MySQLBackend:
 
     def lock_schema(self, conn: Connection) -> None:
         """See the protocol."""
-        if (
-            conn.execute(text("SELECT GET_LOCK(:name, :wait)"), {"name": _SCHEMA_LOCK, "wait": _SCHEMA_WAIT_S}).scalar()
-            != 1
-        ):
+        # For tables that others read; and not for ever.
+        conn.execute(text(f"SET SESSION lock_wait_timeout = {_SCHEMA_WAIT_S}"))
+        taken = conn.execute(text(f"SELECT GET_LOCK({_SCHEMA_LOCK}, :wait)"), {"wait": _SCHEMA_WAIT_S}).scalar()
+        if taken != 1:
             raise ServerBusy(f"another server has changed the schema for {_SCHEMA_WAIT_S} s: look what it does")
 
     def unlock_schema(self, conn: Connection) -> None:
         """See the protocol."""
-        conn.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _SCHEMA_LOCK})
+        conn.execute(text(f"SELECT RELEASE_LOCK({_SCHEMA_LOCK})"))
         conn.commit()
 
     async def follow(self, url: URL, wake: Callable[[], None]) -> None:

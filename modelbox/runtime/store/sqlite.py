@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -147,11 +147,7 @@ class SqliteDatabase:
         self._main.on_commit(callback)
 
     def _take(self) -> None:
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_fd = _lock(self._directory)
-        except OSError as exc:
-            raise ConfigError(f"cannot use {self._directory} for data: {exc.strerror}") from exc
+        self._lock_fd = _take(self._directory)
 
     def _unlock(self) -> None:
         if self._lock_fd is not None:
@@ -171,6 +167,28 @@ def _prepare_metrics(connection: Connection) -> None:
 
 
 # -- the directory -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Keeps a data directory for this process, which no server may be using; made if need be.
+
+    Raises:
+        ConfigError: Another process has it, or it cannot be used.
+    """
+    fd = _take(directory)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _take(directory: Path) -> int:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _lock(directory)
+    except OSError as exc:
+        raise ConfigError(f"cannot use {directory} for data: {exc.strerror}") from exc
 
 
 def _lock(directory: Path) -> int:
