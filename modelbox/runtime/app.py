@@ -42,6 +42,8 @@ from modelbox.runtime.services.members import MemberService
 from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
+from modelbox.runtime.services.retention import RetentionService
+from modelbox.runtime.services.space import SpaceService
 from modelbox.runtime.services.tracking import TrackingService
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.datasets import SqlDatasetStore
@@ -56,6 +58,8 @@ from modelbox.runtime.store.metrics import SqlMetricStore
 from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.opening import open_database
 from modelbox.runtime.store.registry import SqlRegistryStore
+from modelbox.runtime.store.retention import SqlRetentionStore
+from modelbox.runtime.store.space import SqlSpaceStore
 from modelbox.runtime.store.tracking import SqlTrackingStore
 
 __all__ = ("Addresses", "serve")
@@ -194,6 +198,10 @@ class _Server:
         metric_service = MetricService(SqlMetricStore(self._database.metrics), tracking_store)
         artifacts = ArtifactService(SqlArtifactStore(self._database), blobs, metrics=metric_service)
         tracking = TrackingService(tracking_store, metric_service)
+        retention = RetentionService(SqlRetentionStore(self._database), tracking, metrics=metric_service)
+        space = SpaceService(SqlSpaceStore(self._database), blobs, grace_s=config.blob_grace_s)
+        if alone:
+            await space.resume_removals()
         services = Services(
             registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
             artifacts=artifacts,
@@ -205,6 +213,8 @@ class _Server:
             datasets=DatasetService(SqlDatasetStore(self._database)),
             lineage=LineageService(SqlLineageStore(self._database)),
             find=FindService(SqlFindStore(self._database, limit_s=config.find_timeout_s)),
+            retention=retention,
+            space=space,
             members=self._members,
         )
         tasks = await self._stack.enter_async_context(task_group())
@@ -267,6 +277,9 @@ class _Server:
                     (artifacts.sweep_uploads, "stale uploads", _SWEEP_INTERVAL_S),
                     (tracking.finish_deletions, "what is below the bin", _SWEEP_INTERVAL_S),
                     (metric_service.sweep, "metrics of nothing", _SWEEP_INTERVAL_S),
+                    (metric_service.keep_partitions, "empty months of metrics", _SWEEP_INTERVAL_S),
+                    (retention.sweep, "what no policy keeps", config.retention_interval_s),
+                    (space.sweep, "bytes that nobody needs", config.retention_interval_s),
                     (self._feed.compact, "old revisions of the change feed", _COMPACT_INTERVAL_S),
                 ):
                     chores.start_soon(_sweep_for_ever, work, what, every_s, name=f"remove {what}")

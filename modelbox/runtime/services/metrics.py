@@ -240,6 +240,10 @@ class MetricService:
             await anyio.sleep(_SWEEP_PAUSE_S)
         return gone
 
+    async def keep_partitions(self) -> int:
+        """Makes room for points of the next months where the store needs it; returns how much there was to do."""
+        return await self._store.keep_partitions()
+
     async def _remove_missing(self, unsure: Sequence[str]) -> int:
         if not unsure:
             return 0
