@@ -58,6 +58,7 @@ class Replicas:
         count: How many servers.
         modules: What ``python -m`` runs for each server, where it is not the server itself (planted bugs).
         advertised: Whether clients are led to the balancer, wherever they asked.
+        env: Further environment variables.
         **settings: Of each server.
     """
 
@@ -69,6 +70,7 @@ class Replicas:
         count: int = 2,
         modules: Sequence[str] = (),
         advertised: bool = True,
+        env: Mapping[str, str] | None = None,
         **settings: object,
     ) -> None:
         self.balancer = Balancer()
@@ -77,6 +79,7 @@ class Replicas:
         self._directory = directory
         self._modules = modules
         self._advertised = advertised
+        self._env = dict(env or {})
         self._settings = {"drain_delay_s": 0.3, "drain_timeout_s": 10, "database_connections": 4, **settings}
         self._count = count
         self._stack = ExitStack()
@@ -107,7 +110,7 @@ class Replicas:
         return Replica(
             self._directory / "shared",
             module=self._modules[number] if number < len(self._modules) else "",
-            env={"MODELBOX_DATABASE_URL": self._database_url},
+            env={"MODELBOX_DATABASE_URL": self._database_url, **self._env},
             **settings,
         )
 

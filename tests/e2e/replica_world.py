@@ -217,8 +217,10 @@ async def observe(
                 following.start_soon(watch, watcher, seen.told[-1])
             with anyio.fail_after(30):
                 # A watch begins at a moment of its own; nothing before it is anybody's loss.
-                while not all(seen.told):
-                    await writers[0].promote(f"{MODEL}@begin", 1)
+                for version in itertools.cycle((1, 2)):
+                    if all(seen.told):
+                        break
+                    await writers[0].promote(f"{MODEL}@begin", version)
                     await anyio.sleep(0.1)
             async with anyio.create_task_group() as load:
                 for writer, alias in zip(itertools.cycle(writers), ("prod", "a", "b", "c"), strict=False):
