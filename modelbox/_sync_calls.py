@@ -27,8 +27,10 @@ from modelbox.objects import (
     Resolved,
 )
 from modelbox.refs import ModelRef
+from modelbox.retention import Best, Planned, RetentionPolicy, RetentionRun, VersionLock
 from modelbox.series import MetricValue, Sample, Series
 from modelbox.signature import Signature
+from modelbox.space import Collected, Quota, SpaceCheck, SpaceReport, SpaceTotals, Usage
 from modelbox.spool.delivery import PushedSpool
 from modelbox.tracking import (
     Attribute,
@@ -824,6 +826,149 @@ class SyncCalls:
         Cancellation: what was delivered stays so; the rest is kept.
         """
         return finish(self._client.push_spools(directory, any_url=any_url, on_progress=on_progress))
+
+    def set_retention(
+        self,
+        scope: str,
+        *,
+        kind: str = "versions",
+        keep_last: int | None = None,
+        keep_younger_s: float | None = None,
+        keep_best: Sequence[Best] = (),
+        keep_all: bool = False,
+    ) -> RetentionPolicy:
+        """Says what is kept of a namespace or model; the server lets the rest go, within an hour.
+
+        What any one rule keeps stays, and whatever the rules: what is held by an alias, a lock, something made from it,
+        an instance that serves it, or a run that goes on.
+
+        Args:
+            scope: ``namespace``, or ``namespace/model``, whose policy is stronger.
+            kind: ``versions`` (deleted), ``checkpoints`` of ended runs or ``runs`` (both go into the bin), or ``bin``.
+            keep_last: The newest so many: of each model, run or experiment.
+            keep_younger_s: What is younger, in seconds.
+            keep_best: The best by metrics.
+            keep_all: Everything, instead of all other rules.
+
+        Raises:
+            InvalidError: There is no rule, or one that is out of range.
+        """
+        return finish(
+            self._client.set_retention(
+                scope,
+                kind=kind,
+                keep_last=keep_last,
+                keep_younger_s=keep_younger_s,
+                keep_best=keep_best,
+                keep_all=keep_all,
+            )
+        )
+
+    def get_retention(self, scope: str, *, kind: str = "versions") -> RetentionPolicy:
+        """The policy of exactly this scope.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return finish(self._client.get_retention(scope, kind=kind))
+
+    def list_retention(self, namespace: str = "") -> tuple[RetentionPolicy, ...]:
+        """All policies, or those of a namespace and its models."""
+        return finish(self._client.list_retention(namespace))
+
+    def delete_retention(self, scope: str, *, kind: str = "versions") -> None:
+        """Removes a policy.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return finish(self._client.delete_retention(scope, kind=kind))
+
+    def iter_retention_plan(
+        self, scope: str = "", *, kind: str = "versions", policy: RetentionPolicy | None = None
+    ) -> Iterator[Planned]:
+        """What would become of everything in a scope, and why; changes nothing.
+
+        Args:
+            scope: ``namespace``, ``namespace/model``, or empty for everything.
+            kind: As in `set_retention`.
+            policy: Instead of the one that is set: what would it do?
+        """
+        return iterate(self._client.iter_retention_plan(scope, kind=kind, policy=policy))
+
+    def run_retention(self, scope: str = "") -> RetentionRun:
+        """Follows the policies now, to the end.
+
+        Cancellation: what was deleted stays deleted.
+        """
+        return finish(self._client.run_retention(scope))
+
+    def lock_version(self, ref: str | ModelRef, *, reason: str = "") -> VersionLock:
+        """Locks a version (``namespace/model@7``): nobody deletes it, nor its model, until it is unlocked.
+
+        Raises:
+            NotFoundError: The version does not exist.
+            InvalidError: ``ref`` names no number.
+        """
+        return finish(self._client.lock_version(ref, reason=reason))
+
+    def unlock_version(self, ref: str | ModelRef) -> bool:
+        """Unlocks a version; returns whether it was locked.
+
+        Raises:
+            NotFoundError: The version does not exist.
+            InvalidError: ``ref`` names no number.
+        """
+        return finish(self._client.unlock_version(ref))
+
+    def list_locks(self, scope: str = "") -> tuple[VersionLock, ...]:
+        """Locked versions: all, or those of a namespace or model."""
+        return finish(self._client.list_locks(scope))
+
+    def set_quota(self, namespace: str, limit_bytes: int) -> Quota:
+        """Limits how many bytes a namespace may hold; a limit below what it holds refuses new bytes only."""
+        return finish(self._client.set_quota(namespace, limit_bytes))
+
+    def delete_quota(self, namespace: str) -> None:
+        """Lets a namespace hold as much as there is room for."""
+        return finish(self._client.delete_quota(namespace))
+
+    def list_quotas(self, namespace: str = "") -> tuple[Quota, ...]:
+        """All quotas, or that of a namespace."""
+        return finish(self._client.list_quotas(namespace))
+
+    def iter_usage(self, namespace: str = "") -> Iterator[Usage]:
+        """The space of each namespace, or of each model of one, by name."""
+        return iterate(self._client.iter_usage(namespace))
+
+    def space_totals(self) -> SpaceTotals:
+        """The space of everything."""
+        return finish(self._client.space_totals())
+
+    def collect_garbage(
+        self, *, dry_run: bool = False, on_progress: Callable[[Collected], None] | None = None
+    ) -> Collected:
+        """Removes bytes that nobody has used for the server's grace time; the server does so by itself every hour.
+
+        Args:
+            dry_run: Only say what would go.
+            on_progress: Called now and then, on the engine's thread; must return at once.
+
+        Cancellation: what is removed stays removed.
+        """
+        return finish(self._client.collect_garbage(dry_run=dry_run, on_progress=on_progress))
+
+    def check_space(
+        self, *, checksums: bool = False, repair: bool = False, on_progress: Callable[[SpaceCheck], None] | None = None
+    ) -> SpaceReport:
+        """Compares what the server knows with the bytes that it has.
+
+        Args:
+            checksums: Read every byte.
+            repair: Put right what can be put right for sure: files that do not count as in use, counters of quotas.
+            on_progress: Called about every second, on the engine's thread; must return at once.
+        """
+        return finish(self._client.check_space(checksums=checksums, repair=repair, on_progress=on_progress))
 
     def publish(
         self,

@@ -35,6 +35,7 @@ __all__ = (
     "RetentionPolicy",
     "RetentionRun",
     "VersionLock",
+    "check_kind",
     "check_policy",
     "check_scope",
     "decide",
@@ -175,6 +176,18 @@ class VersionLock:
     locked_by: str
 
 
+def check_kind(kind: str) -> Retained:
+    """What ``kind`` says that a policy is about.
+
+    Raises:
+        InvalidError: There is no such kind.
+    """
+    try:
+        return Retained(kind)
+    except ValueError as exc:
+        raise InvalidError(f"{shown(kind)} is no kind of policy: expected {', '.join(Retained)}", what="kind") from exc
+
+
 def check_scope(scope: str) -> str:
     """Returns ``scope`` if it may be one: ``namespace`` or ``namespace/model``.
 
@@ -198,9 +211,7 @@ def check_policy(policy: RetentionPolicy) -> RetentionPolicy:
             which would delete everything.
     """
     check_scope(policy.scope)
-    kind = policy.kind
-    if not isinstance(kind, Retained):
-        raise InvalidError(f"{shown(kind)} is no kind of policy: expected {', '.join(Retained)}", what="kind")
+    kind = check_kind(policy.kind)
     if kind is not Retained.VERSIONS and "/" in policy.scope:
         raise InvalidError(f"a policy for {kind} is of a namespace, not of {shown(policy.scope)}", what="scope")
     rules = [

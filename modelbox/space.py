@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-__all__ = ("Collected", "Finding", "FindingKind", "Quota", "SpaceCheck", "SpaceTotals", "Usage")
+__all__ = ("Collected", "Finding", "FindingKind", "Quota", "SpaceCheck", "SpaceReport", "SpaceTotals", "Usage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +142,17 @@ class SpaceCheck:
     bytes_read: int = 0
     findings: tuple[Finding, ...] = ()
     done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceReport:
+    """What a whole check found.
+
+    Attributes:
+        checked: How many items each stage of `SpaceCheck` looked at.
+        bytes_read: Bytes that were read and summed.
+    """
+
+    checked: Mapping[str, int]
+    bytes_read: int
+    findings: tuple[Finding, ...]

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 from modelbox._transport.grpc import Connection
 from modelbox._transport.http import HttpFiles
+from modelbox._transport.space import SpaceCalls
 from modelbox._transport.tracking import TrackingCalls
 from modelbox.config import ClientConfig
 from modelbox.feed import FeedItem, Filter, Kind
@@ -31,6 +32,7 @@ class RemoteSource:
         config: The settings in force.
         grpc: Remote calls about models, artifacts, the fleet and the feed.
         tracking: Remote calls about all that training records.
+        space: Remote calls about retention and space.
         http: Uploads and downloads.
     """
 
@@ -39,6 +41,7 @@ class RemoteSource:
         self.http = HttpFiles(config)
         self.grpc = Connection(config, self.http)
         self.tracking = TrackingCalls(self.grpc)
+        self.space = SpaceCalls(self.grpc)
 
     async def aclose(self) -> None:
         """Closes all connections. Idempotent."""

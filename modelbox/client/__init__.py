@@ -17,6 +17,7 @@ from modelbox.client.metrics import MetricCalls
 from modelbox.client.models import ModelCalls
 from modelbox.client.records import RecordCalls
 from modelbox.client.runs import RunCalls
+from modelbox.client.space import SpaceCalls
 from modelbox.client.versions import VersionCalls
 from modelbox.client.watching import WatchCalls
 
@@ -34,6 +35,7 @@ class Client(
     RecordCalls,
     FindCalls,
     RunCalls,
+    SpaceCalls,
     WatchCalls,
 ):
     """A connection to a central server.

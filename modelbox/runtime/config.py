@@ -173,6 +173,17 @@ class ServerConfig:
         number(0.1, 3600, "seconds", whole=False),
         "Seconds that a query of find may run; then it is ended. call_timeout_s holds for it too.",
     )
+    blob_grace_s: float = setting(
+        86400.0,
+        number(1, 365 * 86400, "seconds", whole=False),
+        "Seconds that bytes stay which no version and no artifact has: an upload has to be published within this time,"
+        " and what was deleted can be published again without an upload.",
+    )
+    retention_interval_s: float = setting(
+        3600.0,
+        number(1, 30 * 86400, "seconds", whole=False),
+        "Seconds between two looks for what no policy of retention keeps and for bytes that nobody needs.",
+    )
     hello_timeout_s: float = setting(
         5.0, number(0.1, 60, "seconds", whole=False), "Seconds that a new gRPC connection has to say hello."
     )

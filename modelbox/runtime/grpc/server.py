@@ -25,6 +25,8 @@ from modelbox.runtime.grpc.lineage import LineageAdapter
 from modelbox.runtime.grpc.metrics import MetricAdapter
 from modelbox.runtime.grpc.notes import NoteAdapter
 from modelbox.runtime.grpc.registry import RegistryAdapter
+from modelbox.runtime.grpc.retention import RetentionAdapter
+from modelbox.runtime.grpc.space import SpaceAdapter
 from modelbox.runtime.grpc.tracking import TrackingAdapter
 from modelbox.runtime.grpc.watch import WatchAdapter
 from modelbox.runtime.metrics import Metrics
@@ -67,6 +69,8 @@ def make_server(
         DatasetAdapter(services.datasets),
         LineageAdapter(services.lineage),
         FindAdapter(services.find),
+        RetentionAdapter(services.retention),
+        SpaceAdapter(services.space),
         ServerAdapter(services.members, info),
     ]
     direct: dict[str, DirectMethod] = {}

@@ -16,6 +16,7 @@ from modelbox.runtime.rest.files import FileRoutes, ref_of
 from modelbox.runtime.rest.find import FindRoutes
 from modelbox.runtime.rest.metrics import MetricRoutes
 from modelbox.runtime.rest.records import RecordRoutes
+from modelbox.runtime.rest.space import SpaceRoutes
 from modelbox.runtime.rest.tracking import TrackingRoutes
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.bundle import Services
@@ -94,6 +95,7 @@ def build_app(
             web.post("/api/v1/uploads", files.begin_upload),
             web.get("/api/v1/uploads/{id}", files.get_upload),
             web.patch("/api/v1/uploads/{id}", files.write_upload),
+            web.post("/api/v1/uploads/{id}/urls", files.sign_upload),
             web.get(_VERSION, version),
             web.get(_VERSION + "/files/{path:.+}", files.get_version_file),
             web.get("/api/v1/artifacts/{id}/files/{path:.+}", files.get_artifact_file),
@@ -101,6 +103,7 @@ def build_app(
             *TrackingRoutes(services.tracking).routes(),
             *MetricRoutes(services.metrics, metrics, send_timeout_s=send_timeout_s).routes(),
             *FindRoutes(services.find).routes(),
+            *SpaceRoutes(services.retention, services.space).routes(),
             *RecordRoutes(services.notes, services.datasets, services.lineage).routes(),
         ]
     )

@@ -14,6 +14,8 @@ from modelbox.runtime.services.members import MemberService
 from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
+from modelbox.runtime.services.retention import RetentionService
+from modelbox.runtime.services.space import SpaceService
 from modelbox.runtime.services.tracking import TrackingService
 
 __all__ = ("Services",)
@@ -33,4 +35,6 @@ class Services:
     datasets: DatasetService
     lineage: LineageService
     find: FindService
+    retention: RetentionService
+    space: SpaceService
     members: MemberService

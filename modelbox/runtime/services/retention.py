@@ -26,6 +26,7 @@ from modelbox.retention import (
     RetentionPolicy,
     RetentionRun,
     VersionLock,
+    check_kind,
     check_policy,
     check_scope,
 )
@@ -111,7 +112,7 @@ class RetentionService:
         Raises:
             NotFoundError: There is none; a model then follows its namespace's.
         """
-        found = await self._store.find_policy(check_scope(scope), _kind(kind))
+        found = await self._store.find_policy(check_scope(scope), check_kind(kind))
         if found is None:
             raise NotFoundError(f"{scope} has no policy for {kind}", what="policy", name=scope)
         return found
@@ -122,7 +123,7 @@ class RetentionService:
         Raises:
             NotFoundError: There is none.
         """
-        if not await self._store.delete_policy(check_scope(scope), _kind(kind)):
+        if not await self._store.delete_policy(check_scope(scope), check_kind(kind)):
             raise NotFoundError(f"{scope} has no policy for {kind}", what="policy", name=scope)
 
     async def list_policies(self, namespace: str = "") -> Sequence[RetentionPolicy]:
@@ -153,7 +154,7 @@ class RetentionService:
         """
         if scope:
             check_scope(scope)
-        _kind(kind)
+        check_kind(kind)
         if policy is not None:
             check_policy(policy)
             if policy.kind is not kind:
@@ -279,12 +280,6 @@ class RetentionService:
         """Locked versions of a namespace or model, or all; at most 10,000."""
         namespace, _, model = check_scope(scope).partition("/") if scope else ("", "", "")
         return await self._store.list_locks(namespace, model, limit=_MAX_LOCKS)
-
-
-def _kind(kind: Retained) -> Retained:
-    if not isinstance(kind, Retained):
-        raise InvalidError(f"{shown(kind)} is no kind of policy: expected {', '.join(Retained)}", what="kind")
-    return kind
 
 
 def _check_version(namespace: str, model: str, version: int) -> None:

@@ -7,6 +7,7 @@ loses its bytes, however many replicas collect, upload and publish at once. Owns
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from modelbox.space import Collected, Finding, FindingKind, Quota, SpaceCheck, S
 
 __all__ = ("GRACE_S", "TAKE_OVER_S", "SpaceService")
 
+_LOG = logging.getLogger(__name__)
 GRACE_S = 24 * 3600.0
 """Bytes stay for this long after the last upload, question for them, or end of a use."""
 TAKE_OVER_S = 20 * 60.0
@@ -34,6 +36,7 @@ for a new one (15 minutes)."""
 _REMOVE_S = 60.0
 """A remover deletes nothing later than this after it began: it may have stood still, and somebody took over."""
 _Find = Callable[..., Awaitable[Listed[IdleBlob]]]
+_CLOCK_SET_BACK_S = 100 * 366 * 86400.0
 _BATCH = 100
 _AT_ONCE = 8
 _SAY_EVERY_S = 1.0
@@ -95,7 +98,7 @@ class SpaceService:
         store: The rows.
         blobs: The bytes.
         grace_s: How long bytes stay that nobody needs.
-        take_over_s: After how long a removal counts as left by who began it; 0 where nobody else can have begun one.
+        take_over_s: After how long a removal counts as left by who began it.
     """
 
     def __init__(
@@ -163,7 +166,7 @@ class SpaceService:
         """
         tally = _Tally(dry_run=dry_run)
         if not dry_run:
-            while left := await self._take_over(tally):
+            while left := await self._take_over(tally, self._take_over_s):
                 yield tally.result()
                 if left < _BATCH:
                     break
@@ -198,9 +201,22 @@ class SpaceService:
     async def _find_idle(self, *, limit: int, after: Key | None) -> Listed[IdleBlob]:
         return await self._store.find_idle(grace_s=self._grace_s, limit=limit, after=after)
 
-    async def _take_over(self, tally: _Tally) -> int:
+    async def resume_removals(self) -> None:
+        """Ends the removals that this server began before it was stopped.
+
+        Call it before it serves, and only where no other server has the same database. Others have to wait until they
+        are sure that nobody is at it. What the blob store refuses is left to a collection.
+        """
+        tally = _Tally(dry_run=False)
+        try:
+            while await self._take_over(tally, -_CLOCK_SET_BACK_S):
+                pass
+        except StorageError as exc:
+            _LOG.warning("cannot remove what was to be removed before the last stop, and try again later: %s", exc)
+
+    async def _take_over(self, tally: _Tally, older_than_s: float) -> int:
         batch, began = _new_batch(), anyio.current_time()
-        digests = await self._store.take_over(older_than_s=self._take_over_s, limit=_BATCH, batch=batch)
+        digests = await self._store.take_over(older_than_s=older_than_s, limit=_BATCH, batch=batch)
         removed = await self._remove(digests, batch, began)
         tally.blobs += len(removed)
         tally.bytes += sum(removed.values())
