@@ -1,4 +1,4 @@
-"""``python -m bench [GROUP …] [--quick] [--json FILE]``: measures, prints a table, and writes JSON.
+"""``python -m bench [GROUP …] [--quick] [--database KIND] [--json FILE]``: measures, prints a table, and writes JSON.
 
 Exits 0 when everything could be measured, whether or not aims were reached: a figure is a statement about a machine,
 and a busy one is no reason to fail a build.
@@ -12,9 +12,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
+from bench.databases import Databases, Kind
 from bench.figure import Figure
 from bench.machine import describe
 from bench.report import print_table, write_json
@@ -37,6 +39,8 @@ GROUPS: dict[str, str] = {
     "tracking": "points of metrics and runs through the server, and reading them back",
     "find": "finding runs among a thousand to a hundred thousand of them",
     "watch": "a change on its way to many watchers",
+    "fanout": "processor time of the feed for thousands of watchers",
+    "backends": "commits, runs and points per second and changes between two replicas, on each database",
 }
 """Modules of `bench.groups`, in the order in which they run."""
 
@@ -52,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help="what to measure; everything without")
     parser.add_argument("--quick", action="store_true", help="see that it works; the figures mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--database", type=Kind, choices=list(Kind), default=Kind.SQLITE, help="what servers keep everything in"
+    )
     parser.add_argument("--directory", type=Path, metavar="DIR", help="write test files there (up to 12 GiB)")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.groups if name not in GROUPS]
@@ -60,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     figures: list[Figure] = []
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="modelbox-bench-", dir=options.directory) as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="modelbox-bench-", dir=options.directory))
         directory = Path(name)
-        about = describe(directory) | {"quick": options.quick}
+        about = describe(directory) | {"quick": options.quick, "database": options.database.value}
         group_s: dict[str, float] = {}
-        run = Run(directory=directory, quick=options.quick, say=_say)
+        databases = stack.enter_context(Databases())
+        run = Run(directory=directory, quick=options.quick, say=_say, databases=databases, database=options.database)
         began = time.monotonic()
         for group in options.groups or GROUPS:
             _say(f"{group}: {GROUPS[group]}")

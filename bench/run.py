@@ -7,7 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bench.databases import Databases, Kind
 from modelbox import Client
 from tests.server import ServerProcess
 
@@ -30,11 +32,15 @@ class Run:
         directory: Where everything is written; removed by whoever made it.
         quick: A fraction of the rounds and bytes, to see that everything works; the figures mean little.
         say: Tells what is being measured now.
+        databases: Makes databases.
+        database: What servers use where a group does not say.
     """
 
     directory: Path
     quick: bool
     say: Callable[[str], None]
+    databases: Databases
+    database: Kind = Kind.SQLITE
 
     def choose(self, full: int, quick: int) -> int:
         """One of two sizes."""
@@ -44,9 +50,18 @@ class Run:
         """A directory that goes away."""
         return tempfile.TemporaryDirectory(dir=self.directory)
 
-    def server(self) -> ServerProcess:
-        """A server process with an empty registry of its own; starts as a context manager."""
-        return ServerProcess(Path(tempfile.mkdtemp(dir=self.directory)) / "server", log_level="warning")
+    def server(self, *, database_url: str | None = None, blobs: Path | None = None) -> ServerProcess:
+        """A server process; starts as a context manager.
+
+        Args:
+            database_url: Of a database; one of its own, empty, by default.
+            blobs: Where bytes are; a directory of its own by default.
+        """
+        url = self.databases.new_url(self.database) if database_url is None else database_url
+        directory = Path(tempfile.mkdtemp(dir=self.directory)) / "server"
+        settings = {"database_url": url, "blobs_url": "" if blobs is None else blobs.as_uri()}
+        given: Any = {key: value for key, value in settings.items() if value}
+        return ServerProcess(directory, log_level="warning", **given)
 
     def client(self, server: ServerProcess) -> Client:
         """A client with an empty cache of its own, under settings that no environment changes."""

@@ -80,7 +80,7 @@ async def _measure(
             path.write_bytes(add_constant(float(number)))
             await client.publish("bench/watched", {"model.onnx": path})
         memory = [server.rss_bytes()]
-        with _watching(server, watchers) as lines:
+        with watching(server, watchers, "bench/watched") as lines:
             memory.append(server.rss_bytes())
             for change in range(changes + 2):
                 began = time.monotonic()
@@ -99,12 +99,12 @@ async def _measure(
 
 
 @contextlib.contextmanager
-def _watching(server: ServerProcess, watchers: int) -> Iterator[Iterator[str]]:
-    """A process with so many watchers; gives its lines once all of them watch."""
+def watching(server: ServerProcess, watchers: int, wanted: str) -> Iterator[Iterator[str]]:
+    """A process with so many watchers of an object; gives its lines once all of them watch."""
     host, _, port = server.grpc_address.rpartition(":")
     command = [
         *(sys.executable, "-m", "bench.watchers", host, port, str(CONNECTIONS), str(watchers)),
-        "bench/watched",
+        wanted,
     ]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
