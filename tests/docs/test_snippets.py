@@ -32,7 +32,10 @@ from tests.training import need
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SKIPPED = ("pip install", "make ", "modelbox server start", "python -m modelbox.runtime", "curl ", "apt-get ")
+_SKIPPED = (
+    *("pip install", "make ", "modelbox server start", "python -m modelbox.runtime", "curl ", "apt-get "),
+    *("modelbox server export", "modelbox server import", "export MODELBOX_", "systemctl "),
+)
 _ENDLESS = ("modelbox watch",)
 
 
