@@ -74,7 +74,8 @@ class Databases:
                 else MariadbServer(options=_MARIADB)
             )
             try:
-                self._servers[kind] = self._stack.enter_context(made)
+                self._stack.enter_context(made)
             except CannotHave as exc:
                 raise NoDatabase(str(exc)) from exc
+            self._servers[kind] = made
         return self._servers[kind].new_database()
