@@ -21,6 +21,7 @@ from modelbox.objects import (
     Created,
     Instance,
     JsonValue,
+    Member,
     Model,
     ModelVersion,
     Namespace,
@@ -1106,3 +1107,10 @@ class SyncCalls:
             include_lost: Also processes that have been silent for too long.
         """
         return iterate(self._client.iter_instances(path, include_lost=include_lost))
+
+    def list_members(self) -> tuple[Member, ...]:
+        """The servers that share the database of the one that answers, with those that were lost within the last hour.
+
+        One server alone is its only member.
+        """
+        return finish(self._client.list_members())

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
-from collections.abc import Callable, Collection
+from base64 import b64encode
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, Protocol, cast
 from weakref import WeakSet
@@ -25,13 +27,19 @@ from h2.exceptions import H2Error
 
 from modelbox._serving.guard import ConnectionTable, GuardedProtocol, Limits
 
-__all__ = ("STOPPING", "GrpcServer", "Servable")
+__all__ = ("REFUSED", "STOPPING", "GrpcServer", "Servable")
 
 _LOG = logging.getLogger(__name__)
 _CANCEL_GRACE_S = 5.0
 _GOODBYE_S = 1.0
 STOPPING = "the server is stopping and takes no more calls"
 """What callers are told who come too late; as it is in a header, plain ASCII."""
+REFUSED: Mapping[str, bytes] = {
+    "modelbox-error-bin": json.dumps(
+        {"code": "busy", "message": STOPPING, "fields": {"retry_after_s": 0.1}}, separators=(",", ":")
+    ).encode()
+}
+"""The same for our clients, as `modelbox._wire.pack_error` would: the call did not begin and can be repeated."""
 
 
 class Servable(Protocol):
@@ -77,6 +85,7 @@ async def _refuse(stream: Stream, release_stream: Callable[[], Any]) -> None:
     try:
         headers = [(":status", "200"), ("content-type", "application/grpc+proto")]
         headers += [("grpc-status", str(Status.UNAVAILABLE.value)), ("grpc-message", STOPPING)]
+        headers += [(key, b64encode(value).rstrip(b"=").decode()) for key, value in REFUSED.items()]
         with contextlib.suppress(H2Error):
             await stream.send_headers(headers, end_stream=True)
             if stream.closable:

@@ -36,7 +36,7 @@ from h2.connection import H2Connection
 from h2.exceptions import FlowControlError
 from hpack.exceptions import HPACKError
 
-from modelbox._serving.grpc import STOPPING, GrpcServer, Servable
+from modelbox._serving.grpc import REFUSED, STOPPING, GrpcServer, Servable
 from modelbox._serving.guard import GuardedProtocol, Limits
 from modelbox._serving.headers import HeaderDecoder, literal
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
@@ -328,7 +328,7 @@ class _DirectProtocol(GuardedProtocol):
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._stall_s / 4, self._sweep)
         if cast(Any, handler).stopping:
-            self._fail_as(call, Failure(status=_UNAVAILABLE, text=STOPPING))
+            self._fail_as(call, Failure(status=_UNAVAILABLE, text=STOPPING, metadata=REFUSED))
         return True
 
     def _take_trailers(self, call: _Call, flags: int, block: bytes) -> bool:

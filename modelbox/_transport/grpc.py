@@ -39,6 +39,7 @@ from modelbox.objects import (
     Created,
     Instance,
     InstanceReport,
+    Member,
     Model,
     ModelPatch,
     ModelVersion,
@@ -124,6 +125,7 @@ _REPORT = rpc("FleetService", "Report", pb.ReportRequest, pb.ReportResponse, ide
 _LIST_INSTANCES = rpc(
     "FleetService", "ListInstances", pb.ListInstancesRequest, pb.ListInstancesResponse, idempotent=True
 )
+_LIST_MEMBERS = rpc("ServerService", "ListMembers", pb.ListMembersRequest, pb.ListMembersResponse, idempotent=True)
 _LIST = rpc("WatchService", "List", pb.ListRequest, pb.ListResponse, idempotent=True)
 _WATCH = rpc("WatchService", "Watch", pb.WatchRequest, pb.WatchResponse, streaming=True)
 
@@ -495,6 +497,14 @@ class Connection:
             _LIST_INSTANCES,
             pb.ListInstancesRequest(path=path, include_lost=include_lost, page_size=page_size, page_token=page_token),
             lambda answer: page(answer.instances, _wire.unpack_instance, answer.next_page_token),
+        )
+
+    async def list_members(self) -> tuple[Member, ...]:
+        """The servers that share a database."""
+        return await self.unary(
+            _LIST_MEMBERS,
+            pb.ListMembersRequest(),
+            lambda answer: tuple(_wire.unpack_member(member) for member in answer.members),
         )
 
     # --- the change feed -----------------------------------------------------------------------------------------

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelbox.cli.exits import Exit
-from modelbox.cli.output import OutputFormat, OutputOption, print_json, print_table
+from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, local_time, print_json, print_table
+from modelbox.cli.run import with_client
 
 if TYPE_CHECKING:
+    from modelbox.client import Client
     from modelbox.runtime.config import ServerConfig
 
 __all__ = ("server_app", "write_settings")
+
+_CLOCK_SHOWN_S = 0.1
+"""A clock that is off by less is nobody's business."""
 
 server_app = typer.Typer(
     name="server", help="Run the central server.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -53,6 +58,42 @@ def init_config(
     from modelbox.runtime.config import server_config_toml
 
     write_settings(path, server_config_toml(), force=force, start="modelbox server start --config-path")
+
+
+@server_app.command("members")
+def members(url: UrlOption = None, output: OutputOption = OutputFormat.TABLE) -> None:
+    """List the servers that share a database; those that were lost are listed for an hour.
+
+    Example: modelbox server members --url http://modelbox.example.org:8080
+    """
+
+    async def run(client: Client) -> None:
+        found = await client.list_members()
+        if output is OutputFormat.JSON:
+            print_json(found)
+            return
+        rows = [
+            (
+                member.name,
+                member.role,
+                member.state if member.alive else "lost",
+                member.version,
+                member.grpc_address,
+                member.http_address,
+                local_time(member.started_at),
+                local_time(member.last_seen_at),
+                f"{member.clock_ahead_s:+.1f} s" if abs(member.clock_ahead_s) >= _CLOCK_SHOWN_S else "",
+                str(member.rev),
+                ", ".join(member.leases),
+            )
+            for member in found
+        ]
+        columns = (
+            "NAME", "ROLE", "STATE", "VERSION", "GRPC", "HTTP", "STARTED", "SEEN", "CLOCK", "REVISION", "ALONE IN"
+        )  # fmt: skip
+        print_table(columns, rows, empty="no servers", numbers=("REVISION",))
+
+    with_client(url, run)
 
 
 _ConfigPath = Annotated[Path | None, typer.Option("--config-path", help="TOML file with settings.")]

@@ -10,13 +10,14 @@ from modelbox.errors import InvalidError
 from modelbox.feed import Filter
 from modelbox.objects import (
     Instance,
+    Member,
 )
 
 __all__ = ("WatchCalls",)
 
 
 class WatchCalls(ClientConnection):
-    """The part of `Client` about changes and the fleet."""
+    """The part of `Client` about changes, the fleet and the servers."""
 
     def changes(
         self,
@@ -51,3 +52,10 @@ class WatchCalls(ClientConnection):
         return self._pages(
             lambda source, token: source.grpc.list_instances(path, include_lost=include_lost, page_token=token)
         )
+
+    async def list_members(self) -> tuple[Member, ...]:
+        """The servers that share the database of the one that answers, with those that were lost within the last hour.
+
+        One server alone is its only member.
+        """
+        return await self._call(lambda source: source.grpc.list_members())
