@@ -1,10 +1,10 @@
-"""Writing points to PostgreSQL: few of them in one round trip, many by COPY.
+"""Points in PostgreSQL: a few are written in one round trip, many by COPY, and numbers are read by it.
 
 The statement for few changes the rows of their series only where these are as they were remembered, and fails as a
 whole where one is not. Where nothing else began a transaction it is one by itself: sent by the driver alone, with
 neither BEGIN nor COMMIT around it, which would be three round trips for one.
 
-Many go by COPY in PostgreSQL's own form, which numpy makes of whole columns.
+Many go by COPY in PostgreSQL's own form, which numpy makes of whole columns, and columns of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
@@ -22,7 +23,7 @@ from modelbox.runtime.store.metric_shared import PointColumns
 from modelbox.runtime.store.metric_state import STATE, Change, StaleSeriesError
 from modelbox.runtime.store.metric_values import kept_numbers
 
-__all__ = ("PostgresPoints", "copied")
+__all__ = ("PostgresPoints", "copied", "copy_numbers")
 
 _FEW = 200
 """Points for which one round trip is less than what COPY saves."""
@@ -60,6 +61,19 @@ _ROW = np.dtype(
         ("fields", ">i2"),
         ("series_size", ">i4"),
         ("series", ">i8"),
+        ("step_size", ">i4"),
+        ("step", ">i8"),
+        ("time_size", ">i4"),
+        ("time_us", ">i8"),
+        ("kind_size", ">i4"),
+        ("kind", ">i2"),
+        ("value_size", ">i4"),
+        ("value", ">f8"),
+    ]
+)
+_READ = np.dtype(
+    [
+        ("fields", ">i2"),
         ("step_size", ">i4"),
         ("step", ">i8"),
         ("time_size", ">i4"),
@@ -147,3 +161,50 @@ def copied(points: PointColumns) -> bytes:
     kept = np.ones(content.shape, np.bool_)
     kept[missing, _ROW.itemsize - 8 :] = False
     return _HEAD + content[kept].tobytes() + _TAIL
+
+
+def copy_numbers(
+    conn: Connection,
+    series_id: int,
+    times_us: tuple[int, int] | None,
+    *,
+    from_step: int | None,
+    to_step: int | None,
+    after: tuple[int, int] | None,
+    limit: int,
+) -> NDArray[Any]:
+    """Points of a series of numbers, at most ``limit``, with the fields step, time_us, kind, and value (0 for NULL).
+
+    Args:
+        conn: The transaction, which has begun.
+        series_id: The series.
+        times_us: Between which all its points are, if that is known.
+        from_step: The first step, included.
+        to_step: The last step, included.
+        after: Step and time of the last point that was read already.
+        limit: Points at most.
+    """
+    within = [f"series_id = {series_id:d}"]
+    if times_us is not None:
+        within.append("time_us BETWEEN {:d} AND {:d}".format(*times_us))
+    if after is not None:
+        within.append("(step, time_us) > ({:d}, {:d})".format(*after))
+    elif from_step is not None:
+        within.append(f"step >= {from_step:d}")
+    if to_step is not None:
+        within.append(f"step <= {to_step:d}")
+    # Integers only; COPY takes no parameters.
+    query = (
+        f"SELECT step, time_us, kind, coalesce(value, 0) FROM metric_points WHERE {' AND '.join(within)}"
+        f" ORDER BY step, time_us LIMIT {limit:d}"
+    )
+    parts: list[bytes] = []
+
+    async def take(part: bytes) -> None:
+        parts.append(part)
+
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, asyncpg.Connection)
+    await_only(driver.copy_from_query(query, output=take, format="binary"))
+    content = b"".join(parts)
+    return np.frombuffer(content, _READ, (len(content) - len(_HEAD) - len(_TAIL)) // _READ.itemsize, offset=len(_HEAD))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Select, bindparam, select, tuple_
 
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_points, metric_series
-from modelbox.runtime.store.metric_values import MINUS_INF, PLUS_INF, number_of, numbers_of
+from modelbox.runtime.store.metric_values import MINUS_INF, NUMBER, PLUS_INF, number_of, numbers_of, restored
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import from_us
 from modelbox.tracking import MetricColumns, MetricKind, MetricSummary
 
-__all__ = ("find_summary", "key_names", "read_chunk", "series_id_of", "summaries")
+__all__ = ("FoundSeries", "find_series", "find_summary", "key_names", "read_chunk", "summaries")
 
 _KINDS = (MetricKind.NUMBER, MetricKind.TEXT, MetricKind.BYTES)
 
@@ -23,8 +24,16 @@ _SUMMARIES = (
     .join(metric_objects, metric_objects.c.id == metric_series.c.object_id)
     .join(metric_keys, metric_keys.c.id == metric_series.c.key_id)
 )
-_SERIES_ID = Prepared(
-    select(metric_series.c.id)
+_SERIES = Prepared(
+    select(
+        metric_series.c.id,
+        metric_series.c.kind,
+        metric_series.c.low_time_us,
+        metric_series.c.high_time_us,
+        metric_series.c.count,
+        metric_series.c.first_step,
+        metric_series.c.latest_step,
+    )
     .join(metric_objects, metric_objects.c.id == metric_series.c.object_id)
     .join(metric_keys, metric_keys.c.id == metric_series.c.key_id)
     .where(metric_objects.c.uid == bindparam("the_uid"), metric_keys.c.name == bindparam("the_name"))
@@ -79,14 +88,42 @@ def key_names(conn: Connection, object_id: str, limit: int) -> tuple[str, ...]:
     return tuple(row.key for row in conn.execute(query))
 
 
-def series_id_of(conn: Connection, object_id: str, key: str) -> int | None:
-    """The number of a series; None where there is none."""
-    row = _SERIES_ID.first(conn, {"the_uid": object_id, "the_name": key})
-    return None if row is None else int(row[0])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundSeries:
+    """Where the points of a series are.
+
+    Attributes:
+        id: Its number.
+        kind: 0 numbers, 1 texts, 2 bytes.
+        times_us: Between which all its points are; None where that is not known or does not help.
+        points: How many it has.
+        steps: The first and the last one.
+    """
+
+    id: int
+    kind: int
+    times_us: tuple[int, int] | None
+    points: int
+    steps: tuple[int, int]
 
 
-def _within(query: Select[Any], series_id: int, from_step: int | None, to_step: int | None) -> Select[Any]:
-    query = query.where(metric_points.c.series_id == series_id)
+def find_series(conn: Connection, object_id: str, key: str) -> FoundSeries | None:
+    """A series; None where there is none."""
+    row = _SERIES.first(conn, {"the_uid": object_id, "the_name": key})
+    if row is None:
+        return None
+    series_id, kind, low, high, points, first, last = row
+    # Only there points are kept by time.
+    timed = conn.dialect.name == "postgresql" and low is not None and high is not None
+    return FoundSeries(
+        id=series_id, kind=kind, times_us=(low, high) if timed else None, points=points, steps=(first, last)
+    )
+
+
+def _within(query: Select[Any], series: FoundSeries, from_step: int | None, to_step: int | None) -> Select[Any]:
+    query = query.where(metric_points.c.series_id == series.id)
+    if series.times_us is not None:
+        query = query.where(metric_points.c.time_us.between(*series.times_us))
     if from_step is not None:
         query = query.where(metric_points.c.step >= from_step)
     if to_step is not None:
@@ -105,10 +142,23 @@ def read_chunk(
     limit: int,
 ) -> MetricColumns:
     """See the port."""
-    series_id = series_id_of(conn, object_id, key)
+    series = find_series(conn, object_id, key)
     rows: Sequence[Any] = ()
-    if series_id is not None:
-        query = _within(_POINTS, series_id, from_step if after is None else None, to_step).limit(limit)
+    if series is not None and series.kind == NUMBER and conn.dialect.name == "postgresql":
+        from modelbox.runtime.store.metric_postgres import copy_numbers
+
+        found = copy_numbers(
+            conn, series.id, series.times_us, from_step=from_step, to_step=to_step, after=after, limit=limit
+        )
+        return MetricColumns(
+            object=object_id,
+            keys=(key,),
+            steps=found["step"].astype("<i8").tobytes(),
+            times_us=found["time_us"].astype("<i8").tobytes(),
+            values=restored(found["value"].astype("<f8"), found["kind"]).tobytes(),
+        )
+    if series is not None:
+        query = _within(_POINTS, series, from_step if after is None else None, to_step).limit(limit)
         if after is not None:
             query = query.where(tuple_(metric_points.c.step, metric_points.c.time_us) > tuple_(*after))
         rows = conn.execute(query).cursor.fetchall()

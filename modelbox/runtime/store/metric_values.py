@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ __all__ = (
     "kinds_of",
     "number_of",
     "numbers_of",
+    "restored",
 )
 
 NUMBER, TEXT, BYTES, NAN, PLUS_INF, MINUS_INF = range(6)
@@ -81,7 +83,12 @@ def numbers_of(kept: Sequence[float | None], kinds: NDArray[np.uint8]) -> NDArra
     """The numbers of columns; NaN for text and bytes."""
     if not kinds.any():
         return np.array(kept, np.float64)
-    values = np.array([math.nan if value is None else value for value in kept], np.float64)
+    return restored(np.array([math.nan if value is None else value for value in kept], np.float64), kinds)
+
+
+def restored(values: NDArray[np.float64], kinds: NDArray[Any]) -> NDArray[np.float64]:
+    """Numbers of columns, whatever stands where there is none, as they were; changes ``values``."""
+    values[kinds == NAN] = np.nan
     values[kinds == PLUS_INF] = np.inf
     values[kinds == MINUS_INF] = -np.inf
     return values
