@@ -14,7 +14,9 @@ from sqlalchemy.engine import Dialect
 
 __all__ = ("PreparedRows",)
 
-_BLOCKS = (512, 64, 8, 1)
+_BLOCKS = (512, 64, 8, 7, 6, 5, 4, 3, 2, 1)
+"""As many rows at once as are left below eight: what a call adds is rarely more, and each statement is a round trip on
+some databases."""
 
 
 class PreparedRows:
