@@ -113,6 +113,15 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _delay(value: object) -> float:
+    if value in (0, "0"):
+        return 0.0
+    try:
+        return _seconds(value)
+    except ValueError:
+        raise ValueError("expected 0, or 0.01 to 86400 seconds") from None
+
+
 def _default_cache_dir(env: Mapping[str, str]) -> Path:
     base = env.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else _home(env) / ".cache") / "modelbox"
@@ -164,6 +173,8 @@ class ClientConfig:
         stall_timeout_s: How long an upload or download may stand still before it is broken off and resumed.
         actor: Who is named in the history of what this client does.
         instance_id: Name of this process in ``modelbox fleet``; empty: see `process_instance_id`.
+        swap_jitter_s: A model whose alias was moved is swapped up to so much later, drawn evenly, so that a large fleet
+            does not ask and download at once.
         sidecar: ``unix:///path`` of the sidecar's socket; then `Client.load` has models run there. Empty: they run in
             this process.
     """
@@ -210,6 +221,14 @@ class ClientConfig:
         metadata=_about(
             _seconds,
             "How long a transfer may stand still before it is broken off and resumed, in seconds (0.01 to 86400).",
+        ),
+    )
+    swap_jitter_s: float = field(
+        default=0.0,
+        metadata=_about(
+            _delay,
+            "A moved model is swapped up to so many seconds later, so that a large fleet does not do it at once: 0, or"
+            " 0.01 to 86400.",
         ),
     )
     actor: str = field(

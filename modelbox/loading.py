@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import anyio
 from anyio import to_thread
@@ -144,12 +145,13 @@ class LoaderHost:
             cache = Cache(config.cache_dir, max_bytes=config.cache_max_bytes)
             await to_thread.run_sync(cache.open)
             telemetry = Telemetry()
+            informer = replace(self._settings.informer, jitter_s=config.swap_jitter_s)
             loader = Loader(
                 await self._source(),
                 cache,
                 server_key=config.url,
                 identity=Identity(instance_id=process_instance_id(), host=socket.gethostname(), pid=os.getpid()),
-                settings=self._settings,
+                settings=replace(self._settings, informer=informer),
                 observe=telemetry,
                 ledger=telemetry.ledger,
             )

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import anyio
 from anyio import CancelScope
+from anyio.abc import TaskGroup
 
 from modelbox.errors import AuthError, ModelBoxError, NotFoundError, ProtocolError
 from modelbox.feed import Action, Bookmark, Kind, ResumeToken, Resync, ResyncReason, Revision
@@ -42,6 +43,8 @@ class InformerSettings:
         denied_pause_s: Pause while the server refuses this client.
         healthy_s: A stream that lasted this long resets the pauses.
         relist_s: Every reference is resolved anew about this often, whatever the stream says.
+        jitter_s: A reference that moved is resolved up to so much later, so that a large fleet does not ask, download
+            and open at once.
     """
 
     backoff_base_s: float = 0.5
@@ -49,6 +52,7 @@ class InformerSettings:
     denied_pause_s: float = 60.0
     healthy_s: float = 60.0
     relist_s: float = 600.0
+    jitter_s: float = 0.0
 
 
 class Subscriber(Protocol):
@@ -91,6 +95,8 @@ class Informer:
         self._reset = False
         self._changed = anyio.Event()
         self._stream_scope: CancelScope | None = None
+        self._moved: set[ModelRef] = set()
+        self._tasks: TaskGroup | None = None
 
     def add(self, subscriber: Subscriber, token: str | None) -> None:
         """Follows ``subscriber.ref`` from the snapshot ``token`` on; None lists it as soon as the server answers."""
@@ -118,8 +124,8 @@ class Informer:
 
         Cancellation: the stream is closed, nothing else is held.
         """
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(self._check_periodically, name="modelbox informer check")
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._check_periodically, name="modelbox informer check")
             await self._run_streams()
 
     async def _run_streams(self) -> None:
@@ -204,7 +210,7 @@ class Informer:
                     if sent is not None and item.prev_rev != sent:
                         raise _Gap(f"expected a link to revision {sent}, got {item.prev_rev}")
                     for ref in self._touched(item):
-                        await self._refresh(ref)
+                        await self._moved_now_or_later(ref)
                     sent = item.rev
                     self._cursor = item.token
                 elif isinstance(item, Bookmark):
@@ -219,6 +225,26 @@ class Informer:
                     self._reset = item.reason in (ResyncReason.DIVERGED, ResyncReason.FUTURE)
                     self._forget_cursor()
                     return
+
+    async def _moved_now_or_later(self, ref: ModelRef) -> None:
+        if not self._settings.jitter_s:
+            await self._refresh(ref)
+        elif ref not in self._moved:
+            # Moves that follow before its time has come are found by the same look.
+            assert self._tasks is not None
+            self._moved.add(ref)
+            self._tasks.start_soon(self._refresh_later, ref, name=f"modelbox move of {ref}")
+
+    async def _refresh_later(self, ref: ModelRef) -> None:
+        await anyio.sleep(random.uniform(0, self._settings.jitter_s))
+        self._moved.discard(ref)
+        try:
+            await self._refresh(ref)
+        except ModelBoxError as exc:
+            _log.info("could not resolve %s, which has moved (%s); listing again", ref, exc)
+            if ref in self._subscribers:
+                self._unlisted.add(ref)
+                self._restart()
 
     def _touched(self, revision: Revision) -> list[ModelRef]:
         """References whose target, or whose target's editable part, a revision may have changed."""

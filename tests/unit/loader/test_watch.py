@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import pytest
 
-from modelbox.errors import NotFoundError
+from modelbox.errors import NotFoundError, Unavailable
 from modelbox.feed import ResyncReason
 from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
@@ -97,6 +98,38 @@ async def test_resolves_only_what_a_change_touches(source: FeedSource) -> None:
         await anyio.wait_all_tasks_blocked()
     assert source.resolves == ["ns/model@staging"]
     assert prod.offers == []
+
+
+async def test_a_fleet_may_take_its_time(source: FeedSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    holder = Holder()
+    async with informed(source, holder, settings=replace(QUICK, jitter_s=0.2)):
+        source.move("prod", source.versions["ns/model@2"])
+        await anyio.wait_all_tasks_blocked()
+        assert holder.offers == []
+        source.move("prod", source.versions["ns/model@3"])
+        await holder.until_version(3)
+    assert source.resolves == ["ns/model@prod"], "one look for both moves"
+
+
+async def test_what_cannot_be_resolved_later_is_listed_again(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Holder()
+    resolve = source.resolve
+    failed: list[ModelRef] = []
+
+    async def fails_once(ref: ModelRef) -> Resolved:
+        if not failed:
+            failed.append(ref)
+            raise Unavailable("not now")
+        return await resolve(ref)
+
+    monkeypatch.setattr(source, "resolve", fails_once)
+    async with informed(source, holder, settings=replace(QUICK, jitter_s=0.01)):
+        source.move("prod", source.versions["ns/model@2"])
+        await holder.until_version(2)
+    assert failed == [REF]
 
 
 async def test_delivers_an_edit_of_the_version(source: FeedSource) -> None:
