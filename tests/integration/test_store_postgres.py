@@ -573,7 +573,7 @@ async def test_a_server_that_stays_away_is_said_to(own_server: PostgresServer, o
 async def test_a_server_that_does_not_answer_holds_nobody_for_ever(
     own_server: PostgresServer, own_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_module, "_COMMAND_S", 0.5)
+    monkeypatch.setattr(postgres_module, "_COMMAND_S", {**postgres_module._COMMAND_S, "write": 0.5, "read": 0.5})
     monkeypatch.setattr(postgres_module, "_CONNECT_S", 0.5)
     async with opened(own_url, patience_s=0.3) as database:
         assert await create(database, "m") == 1

@@ -20,7 +20,7 @@ from modelbox.errors import ConfigError, LimitError, ModelBoxError, ServerBusy, 
 
 __all__ = ("Backend", "Purpose", "Trouble", "cause_of", "error_of")
 
-Purpose = Literal["write", "read", "search"]
+Purpose = Literal["write", "read", "search", "schema"]
 """What an engine's connections are for."""
 
 
@@ -58,7 +58,8 @@ class Backend(Protocol):
         """An engine whose connections are set up for a purpose.
 
         Writers see what was committed before each statement (READ COMMITTED), readers one snapshot for a transaction,
-        and can change nothing. Locks, idle transactions and statements have time limits.
+        and can change nothing. Locks, idle transactions and statements have time limits; statements that change
+        the schema, which may have much to do, have none.
 
         Args:
             url: Of the database, with the driver's name.

@@ -93,7 +93,7 @@ async def change_schema(
         return found
     url = parse_database_url(database_url)
     backend = backend_of(url)
-    engine = backend.engine(url, purpose="write", connections=1, application="modelbox migrate")
+    engine = backend.engine(url, purpose="schema", connections=1, application="modelbox migrate")
     try:
         await prepare(engine, backend, change_both, connect_timeout_s=connect_timeout_s)
     finally:

@@ -69,7 +69,7 @@ class MySQLBackend:
 
     def engine(self, url: URL, *, purpose: Purpose, connections: int, application: str) -> AsyncEngine:
         """See the protocol."""
-        writes = purpose == "write"
+        writes = purpose in ("write", "schema")
         engine = create_async_engine(
             url.update_query_dict({"charset": "utf8mb4"}),
             pool_size=connections,
@@ -88,7 +88,7 @@ class MySQLBackend:
             cursor.execute("SET NAMES utf8mb4 COLLATE utf8mb4_bin")
             cursor.execute("SET SESSION time_zone = '+00:00', SESSION innodb_lock_wait_timeout = 2")
             cursor.execute("SHOW VARIABLES LIKE 'idle_write_transaction_timeout'")
-            if writes and cursor.fetchone() is not None:
+            if purpose == "write" and cursor.fetchone() is not None:
                 # MariaDB's: a replica that stands still with the head's lock must not hold up the others.
                 cursor.execute("SET SESSION idle_write_transaction_timeout = 5")
             if not writes:

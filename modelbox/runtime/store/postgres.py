@@ -30,7 +30,8 @@ _SCHEMA_LOCK = 0x6D6F64656C626F78
 """The advisory lock of whoever changes the schema: "modelbox" in ASCII."""
 _SCHEMA_WAIT_S = 300
 _CONNECT_S = 5.0
-_COMMAND_S = 120.0
+_COMMAND_S: dict[Purpose, float | None] = {"write": 30.0, "read": 90.0, "search": 90.0, "schema": None}
+"""After which a server that does not answer is given up, and the connection with it."""
 _RECONNECT_S = 1.0
 
 _BY_STATE = {
@@ -66,6 +67,7 @@ _WRITE_SETTINGS = {
     # A replica that stands still in a transaction, with the head's lock, must not hold up the others.
     "idle_in_transaction_session_timeout": "5s",
 }
+_SCHEMA_SETTINGS = {"lock_timeout": f"{_SCHEMA_WAIT_S}s"}
 _READ_SETTINGS = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "60s"}
 
 
@@ -81,7 +83,8 @@ class PostgresBackend:
 
     def engine(self, url: URL, *, purpose: Purpose, connections: int, application: str) -> AsyncEngine:
         """See the protocol."""
-        writes = purpose == "write"
+        writes = purpose in ("write", "schema")
+        settings = {"write": _WRITE_SETTINGS, "schema": _SCHEMA_SETTINGS}.get(purpose, _READ_SETTINGS)
         return create_async_engine(
             url,
             pool_size=connections,
@@ -91,11 +94,11 @@ class PostgresBackend:
             execution_options={} if writes else {"postgresql_readonly": True},
             connect_args={
                 "timeout": _CONNECT_S,
-                "command_timeout": _COMMAND_S,
+                "command_timeout": _COMMAND_S[purpose],
                 "prepared_statement_cache_size": 500,
                 "server_settings": {
                     **_SETTINGS,
-                    **(_WRITE_SETTINGS if writes else _READ_SETTINGS),
+                    **settings,
                     "application_name": f"{application} {purpose}",
                 },
             },
@@ -122,13 +125,11 @@ class PostgresBackend:
 
     def lock_schema(self, conn: Connection) -> None:
         """See the protocol."""
-        conn.execute(text(f"SET lock_timeout = '{_SCHEMA_WAIT_S}s'"))
         conn.execute(select(func.pg_advisory_lock(_SCHEMA_LOCK)))
 
     def unlock_schema(self, conn: Connection) -> None:
         """See the protocol."""
         conn.execute(select(func.pg_advisory_unlock(_SCHEMA_LOCK)))
-        conn.execute(text("RESET lock_timeout"))
         conn.commit()
 
     async def follow(self, url: URL, wake: Callable[[], None]) -> None:

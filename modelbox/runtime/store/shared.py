@@ -103,8 +103,10 @@ class SharedDatabase:
             self._searching = anyio.CapacityLimiter(_SEARCHES)
             self._read_trouble = ""
             if self._migrate:
-                timeout_s = self._connect_timeout_s
-                await prepare(writes, self._backend, _bring_up_to_date, connect_timeout_s=timeout_s)
+                async with AsyncExitStack() as for_schema:
+                    engine = await self._engine(for_schema, "schema", 1)
+                    timeout_s = self._connect_timeout_s
+                    await prepare(engine, self._backend, _bring_up_to_date, connect_timeout_s=timeout_s)
             self._writer = self._make_writer(writes, main=True)
             points = PointWriters(
                 writes,
