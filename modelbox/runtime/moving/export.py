@@ -40,7 +40,7 @@ from modelbox.runtime.moving.tables import (
     stored_schema,
 )
 from modelbox.runtime.ports import BlobStore
-from modelbox.runtime.store.history import read_head
+from modelbox.runtime.store.history import read_head_within
 from modelbox.runtime.store.snapshot import Snapshot
 
 __all__ = ("write_export",)
@@ -129,7 +129,7 @@ def _dump(
             f"the database has the schema {shown_schema(schema)}, this release knows {shown_schema(known)}: export with"
             " the release that the server runs, or start this one's server once, which upgrades the database"
         )
-    head = read_head(main)
+    head = read_head_within(main)
     totals = BlobTotals(count=0, size_bytes=0)
     files = []
     for copied in copied_tables():

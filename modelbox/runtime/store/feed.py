@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
+from modelbox.errors import StorageError
 from modelbox.feed import Change, Filter
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedListing, Key, StoredRevision
 from modelbox.runtime.store.database import Database
@@ -42,11 +44,17 @@ def _read_after(conn: Connection, rev: int, limit: int, max_bytes: int) -> FeedB
         return FeedBatch(head=head, revisions=())
     sizes: dict[int, int] = {}
     total = 0
-    for found, size in conn.execute(_SIZES, {"after": rev, "upto": rev + limit}).all():
+    for found, size in conn.execute(_SIZES, {"after": rev, "upto": min(head.rev, rev + limit)}).all():
         total += int(size)
         if sizes and total > max_bytes:
             break
         sizes[found] = int(size)
+    if list(sizes) != list(range(rev + 1, rev + 1 + len(sizes))):
+        compact_rev, _ = conn.execute(_COMPACT_AT).one()
+        if rev < compact_rev:
+            # Since the head was read.
+            return FeedBatch(head=replace(head, compact_rev=compact_rev), revisions=())
+        raise StorageError("the change feed has a gap: run modelbox server fsck", after=rev)
     if not sizes:
         return FeedBatch(head=head, revisions=())
     changes: dict[int, list[Change]] = {found: [] for found in sizes}

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
-from modelbox.errors import StorageError
+from modelbox.errors import ServerBusy, StorageError
 from modelbox.feed import Action, Kind, ResumeToken, next_chain
 from modelbox.objects import to_json
 from modelbox.runtime.ports import FeedHead
@@ -37,6 +37,7 @@ __all__ = (
     "next_rev",
     "open_group",
     "read_head",
+    "read_head_within",
     "return_to_mark",
     "token_of",
     "verify_chain",
@@ -208,10 +209,34 @@ def change_body(row: Mapping[str, Any]) -> bytes:
 
 
 def read_head(conn: Connection) -> FeedHead:
-    """The head as this transaction sees it."""
-    _flush(conn)
-    row = conn.execute(_HEAD).one()
+    """The head: everything up to it is in what this transaction sees. The first statement of one that only reads.
+
+    MariaDB makes a snapshot while transactions go on to end, and may catch one without the one before it; see
+    docs/adr/0012-shared-databases.md. So the head is of a snapshot that was finished before that of the rows began.
+    """
+    if getattr(conn.dialect, "is_mariadb", False) and _GROUP not in conn.info:
+        assert not conn.in_transaction(), "the head is to be read first"
+        row = conn.execute(_HEAD).one()
+        conn.rollback()
+    else:
+        _flush(conn)
+        row = conn.execute(_HEAD).one()
     return FeedHead(server_id=row[0], epoch=row[1], rev=row[2], chain=bytes(row[3]), compact_rev=row[4])
+
+
+def read_head_within(conn: Connection) -> FeedHead:
+    """The head as the snapshot of a transaction has it, which began before.
+
+    Raises:
+        ServerBusy: The snapshot is one of those that lack a transaction (see `read_head`): begin again.
+    """
+    row = conn.execute(_HEAD).one()
+    head = FeedHead(server_id=row[0], epoch=row[1], rev=row[2], chain=bytes(row[3]), compact_rev=row[4])
+    if getattr(conn.dialect, "is_mariadb", False):
+        found = conn.execute(select(func.count(func.distinct(feed_changes.c.rev)))).scalar_one()
+        if found != head.rev - head.compact_rev:
+            raise ServerBusy("the database changed while a snapshot of it was made: try again", retry_after_s=0.1)
+    return head
 
 
 def token_of(head: FeedHead) -> str:
@@ -236,13 +261,13 @@ def verify_part(conn: Connection, after: ChainPlace | None, limit: int) -> Chain
 
     Revisions that were compacted since the part before are left out.
     """
+    head = read_head(conn)
     compact_rev, compact_chain = conn.execute(select(feed_head.c.compact_rev, feed_head.c.compact_chain)).one()
     rev, chain, verified = (
         (compact_rev, bytes(compact_chain), 0) if after is None else (after.rev, after.chain, after.verified)
     )
     if compact_rev > rev:
         rev, chain = compact_rev, bytes(compact_chain)
-    head = read_head(conn)
     end = min(head.rev, rev + limit)
     rows: dict[int, list[dict[str, Any]]] = {}
     for row in conn.execute(_REVISIONS, {"begin": rev, "end": end}).mappings():

@@ -415,6 +415,7 @@ def _list_versions(conn: Connection, namespace: str, model: str, limit: int, aft
 
 
 def _resolve(conn: Connection, ref: ModelRef) -> Resolved:
+    head = read_head(conn)
     row = ref_row(conn, ref)
     version = version_of(row)
     alias = None
@@ -430,7 +431,6 @@ def _resolve(conn: Connection, ref: ModelRef) -> Resolved:
             reason=row.alias_reason,
             mod_rev=row.alias_mod_rev,
         )
-    head = read_head(conn)
     return Resolved(ref=ref, version=version, alias=alias, token=token_of(head), server_id=head.server_id)
 
 
