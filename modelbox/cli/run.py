@@ -16,7 +16,7 @@ from modelbox.refs import shown
 if TYPE_CHECKING:
     from modelbox.client import Client
 
-__all__ = ("json_pairs", "number_pairs", "text_pairs", "time_of", "with_client")
+__all__ = ("json_pairs", "number_pairs", "seconds_of", "text_pairs", "time_of", "with_client")
 
 _AGO = re.compile(r"(?:now-)?(\d{1,9})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -81,6 +81,21 @@ def number_pairs(values: Sequence[str], option: str) -> dict[str, float]:
         if not math.isfinite(numbers[key]):
             raise InvalidError(f"{option} is {shown(f'{key}={text}')}: expected a finite number")
     return numbers
+
+
+def seconds_of(text: str, option: str) -> float:
+    """A duration as people write it: ``30d``, ``12h``, ``90s``.
+
+    Raises:
+        InvalidError: It is none.
+    """
+    match = _AGO.fullmatch(text)
+    if match is None or text.startswith("now-"):
+        raise InvalidError(f"{option} is {shown(text)}: expected a duration such as 30d, 12h or 90s")
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds()
+    except OverflowError as exc:
+        raise InvalidError(f"{option} is {shown(text)}, longer than there are dates") from exc
 
 
 def time_of(text: str, option: str) -> datetime:

@@ -16,6 +16,7 @@ import typer
 from modelbox.cli.exits import Exit
 from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, local_time, print_json, print_table
 from modelbox.cli.run import with_client
+from modelbox.cli.space import du, fsck, gc
 
 if TYPE_CHECKING:
     from modelbox.client import Client
@@ -95,6 +96,10 @@ def members(url: UrlOption = None, output: OutputOption = OutputFormat.TABLE) ->
 
     with_client(url, run)
 
+
+server_app.command("gc")(gc)
+server_app.command("du")(du)
+server_app.command("fsck")(fsck)
 
 _ConfigPath = Annotated[Path | None, typer.Option("--config-path", help="TOML file with settings.")]
 _DataDir = Annotated[str | None, typer.Option("--data-dir", help="As the server's setting data_dir.")]

@@ -58,8 +58,11 @@ def test_the_commands_are_all_there() -> None:
     expected |= {f"{group} {name}" for group in ("params", "tags", "labels", "metadata") for name in ("show", "set")}
     expected |= {"attributes show", "events list", "events log", "comments list", "comments add", "readme show"}
     expected |= {"readme set", "find", "spool status", "spool push", "purge"}
+    expected |= {f"retention {name}" for name in ("set", "get", "list", "delete", "plan", "run")}
+    expected |= {"versions lock", "versions unlock", "versions locks", "quotas set", "quotas list", "quotas delete"}
     assert expected <= names
     assert {f"client {name}" for name in expected} | {"client init-config"} <= names
+    assert {"server gc", "server du", "server fsck"} <= names
     assert {"server start", "server init-config", "sidecar start", "sidecar init-config"} <= names
 
 
