@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,14 +21,23 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 import anyio
-import anyio.to_thread
 from yarl import URL
 
+from modelbox._transport.direct import (
+    CHUNK_BYTES,
+    DirectFailed,
+    DirectPart,
+    DirectTransfers,
+    FileBody,
+    direct_parts,
+)
 from modelbox._transport.faults import map_errors
-from modelbox._wire import ACTOR_KEY
+from modelbox._wire import ACTOR_KEY, DIRECT_HEADER
 from modelbox.config import ClientConfig
 from modelbox.errors import (
     AuthError,
+    ConflictError,
+    IntegrityError,
     InvalidError,
     LimitError,
     ModelBoxError,
@@ -44,10 +53,9 @@ from modelbox.refs import ModelRef, shown
 
 __all__ = ("CHUNK_BYTES", "HttpFiles", "ServerInfo", "UploadState")
 
-CHUNK_BYTES = 1 << 20
-"""How much is read or written at once."""
-
 _MAX_JSON_BYTES = 1 << 20
+_CHECKED_BYTES_PER_S = 20e6
+_LOG = logging.getLogger(__name__)
 _BY_STATUS: Mapping[int, type[ModelBoxError]] = {
     400: InvalidError,
     401: AuthError,
@@ -119,6 +127,7 @@ class HttpFiles:
         self._config = config
         self._peer = f"the server at {config.url}"
         self._http: aiohttp.ClientSession | None = None
+        self._direct = DirectTransfers(config)
         self._closed = False
 
     async def aclose(self) -> None:
@@ -126,6 +135,7 @@ class HttpFiles:
         self._closed = True
         if self._http is not None:
             await self._http.close()
+        await self._direct.aclose()
 
     def _session(self) -> aiohttp.ClientSession:
         if self._closed:
@@ -224,6 +234,13 @@ class HttpFiles:
         if offset >= file.size_bytes:
             yield _empty()
             return
+        if self._direct.may_read(file, offset) and (address := await self._direct_address(url)):
+            try:
+                async with self._direct.open(address, file, offset) as stream:
+                    yield stream
+                    return
+            except DirectFailed as exc:
+                _LOG.info("%s; going on through %s", exc, self._peer)
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         async with AsyncExitStack() as stack:
             with map_errors(self._peer):
@@ -238,6 +255,18 @@ class HttpFiles:
                 if offset and not response.headers.get("Content-Range", "").startswith(expected):
                     raise ProtocolError(f"{self._peer} did not begin {shown(file.path)} at byte {offset}")
             yield self._chunks(response)
+
+    async def _direct_address(self, url: URL) -> str:
+        """Where the server says that the file can be read without it; empty if it can not."""
+        # A server that knows no such addresses sends what is asked for: one byte, and not the first, which would count
+        # as a download.
+        headers = {DIRECT_HEADER: "1", "Range": "bytes=1-1"}
+        with map_errors(self._peer):
+            async with self._session().get(url, headers=headers, allow_redirects=False) as response:
+                if response.status == 200 and DIRECT_HEADER in response.headers:
+                    return str((await self._object(response)).get("url", ""))
+        self._direct.rest()
+        return ""
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         chunks = response.content.iter_chunked(CHUNK_BYTES)
@@ -273,14 +302,62 @@ class HttpFiles:
             InvalidError: The file is shorter than it was, or cannot be read.
             Unavailable: The connection broke or stood still; what arrived is kept.
         """
-        stall_s = self._config.stall_timeout_s
-        with anyio.CancelScope(deadline=anyio.current_time() + stall_s) as scope:
+        direct = False
+        if self._direct.may_send(size_bytes - offset):
+            direct = await self._send_direct(upload_id, local, size_bytes=size_bytes, on_bytes=on_bytes)
+            offset = size_bytes if direct else offset
+        try:
+            return await self._send(upload_id, local, offset=offset, size_bytes=size_bytes, on_bytes=on_bytes)
+        except (ConflictError, IntegrityError) as exc:
+            if direct:
+                # What was accepted there did not arrive, or as something else.
+                self._direct.rest()
+            if direct and isinstance(exc, IntegrityError):
+                raise Unavailable(f"what was sent directly arrived as something else: {exc.message}") from exc
+            raise
+
+    async def _send_direct(
+        self, upload_id: str, local: Path, *, size_bytes: int, on_bytes: Callable[[int], None]
+    ) -> bool:
+        """Sends the rest of a file to where the server says; False if that is not possible, or did not work."""
+        offset = -1
+        while offset < size_bytes:
+            try:
+                parts = await self._signed_parts(upload_id)
+                if not parts or parts[0].offset <= offset:
+                    self._direct.rest()
+                    return False
+                await self._direct.send(parts, local, on_bytes)
+            except DirectFailed as exc:
+                # What came that far is in the upload, and the caller asks the server how far that is.
+                raise Unavailable(f"{exc}; going on through {self._peer}") from exc
+            offset = parts[-1].offset + parts[-1].size_bytes - 1
+            if offset + 1 == size_bytes:
+                return True
+        return False
+
+    async def _signed_parts(self, upload_id: str) -> list[DirectPart]:
+        with map_errors(self._peer):
+            url = self._url("uploads", upload_id, "urls")
+            async with self._session().post(url, allow_redirects=False) as response:
+                if response.status != 200:
+                    await _limited(response)
+                    return []
+                return direct_parts(await self._object(response), self._peer)
+
+    async def _send(
+        self, upload_id: str, local: Path, *, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
+    ) -> UploadState:
+        # After the last byte the server may have to read all of them, or to copy them.
+        stall_s, check_s = self._config.stall_timeout_s, size_bytes / _CHECKED_BYTES_PER_S
+        patience_s = stall_s + (check_s if offset == size_bytes else 0)
+        with anyio.CancelScope(deadline=anyio.current_time() + patience_s) as scope:
 
             def alive(sent_to: int) -> None:
-                scope.deadline = anyio.current_time() + stall_s
+                scope.deadline = anyio.current_time() + stall_s + (check_s if sent_to == size_bytes else 0)
                 on_bytes(sent_to)
 
-            body = _FileBody(local, offset, size_bytes, alive)
+            body = FileBody(local, offset, size_bytes, alive)
             try:
                 with map_errors(self._peer):
                     async with self._session().patch(
@@ -313,35 +390,6 @@ def _upload_state(data: Mapping[str, Any], peer: str) -> UploadState:
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise ProtocolError(f"{peer} gave an answer to an upload that cannot be read") from exc
-
-
-class _FileBody:
-    """The rest of a file as the body of a request; keeps its own error, which aiohttp would hide in one of its own."""
-
-    def __init__(self, local: Path, offset: int, size_bytes: int, alive: Callable[[int], None]) -> None:
-        self._local = local
-        self._offset = offset
-        self._size_bytes = size_bytes
-        self._alive = alive
-        self.error: InvalidError | None = None
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            fd = await anyio.to_thread.run_sync(os.open, self._local, os.O_RDONLY)
-            try:
-                while self._offset < self._size_bytes:
-                    count = min(CHUNK_BYTES, self._size_bytes - self._offset)
-                    chunk = await anyio.to_thread.run_sync(os.pread, fd, count, self._offset)
-                    if not chunk:
-                        raise OSError(0, "it became shorter while it was uploaded")
-                    yield chunk
-                    self._offset += len(chunk)
-                    self._alive(self._offset)
-            finally:
-                os.close(fd)
-        except OSError as exc:
-            self.error = InvalidError(f"{self._local} cannot be read: {exc.strerror}", path=str(self._local))
-            raise self.error from exc
 
 
 async def _empty() -> AsyncIterator[bytes]:

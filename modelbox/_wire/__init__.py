@@ -17,7 +17,7 @@ from modelbox._wire.artifacts import (
     unpack_created_artifact,
     unpack_new_artifact,
 )
-from modelbox._wire.errors import ACTOR_KEY, ERROR_KEY, MAX_ERROR_BYTES, pack_error, unpack_error
+from modelbox._wire.errors import ACTOR_KEY, DIRECT_HEADER, ERROR_KEY, MAX_ERROR_BYTES, pack_error, unpack_error
 from modelbox._wire.feed import (
     pack_change,
     pack_feed_item,
@@ -57,6 +57,7 @@ from modelbox._wire.values import decode_message, pack_time, unpack_time
 
 __all__ = (
     "ACTOR_KEY",
+    "DIRECT_HEADER",
     "ERROR_KEY",
     "MAX_ERROR_BYTES",
     "decode_message",

@@ -24,6 +24,9 @@ from modelbox.errors import (
 ACTOR_KEY = "modelbox-actor"
 """Request metadata (and HTTP header): who calls, for the history."""
 
+DIRECT_HEADER = "Modelbox-Direct"
+"""HTTP header: of a request that also takes the address of the bytes in their place, and of an answer that is one."""
+
 ERROR_KEY = "modelbox-error-bin"
 """Trailer: the error as JSON, beside its gRPC status."""
 

@@ -19,8 +19,8 @@ Cancellation: a cancelled change either did not begin or is carried out to its e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -59,6 +59,7 @@ __all__ = (
     "Key",
     "Listed",
     "RegistryStore",
+    "SignedPart",
     "StoredFile",
     "StoredRevision",
     "UploadRecord",
@@ -400,6 +401,21 @@ class BlobEntry:
     generation: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedPart:
+    """Where bytes of an upload may be sent to without the server: one PUT with just these headers, once, for a while.
+
+    Attributes:
+        offset: Of its first byte in the file.
+        url: A secret: whoever has it may send.
+    """
+
+    offset: int
+    size_bytes: int
+    url: str = field(repr=False)
+    headers: Mapping[str, str]
+
+
 class BlobStore(Protocol):
     """Bytes by digest, and uploads on their way there. Never keeps a blob that is not complete and verified."""
 
@@ -433,6 +449,16 @@ class BlobStore(Protocol):
 
     def local_path(self, digest: Digest) -> Path | None:
         """Where the blob is as a local file, for sendfile; None where it is none."""
+
+    async def sign_upload(self, upload_id: str, digest: Digest, size_bytes: int) -> tuple[SignedPart, ...]:
+        """Where the next bytes of an upload may be sent to directly; nothing where this store cannot do that.
+
+        What is sent there counts as sent to the server: it is in `upload_offset`, and a writer goes on behind it, who
+        checks the bytes before they become a blob like all others.
+        """
+
+    async def sign_read(self, digest: Digest) -> str:
+        """Where the blob can be read directly for a while, with ranges; empty where this store cannot do that."""
 
     async def find_blob(self, digest: Digest) -> BlobEntry | None:
         """The blob as it is now, None if it is not here."""

@@ -32,6 +32,7 @@ _WITH_BYTES_CALLS = _BYTES_CALLS | {
 _WITH_BYTES_ROUTES = _BYTES_ROUTES | {
     "POST /api/v1/uploads",
     "GET /api/v1/uploads/{id}",
+    "POST /api/v1/uploads/{id}/urls",
     "GET /api/v1/server",
     "GET /api/v1/members",
     "GET /healthz",

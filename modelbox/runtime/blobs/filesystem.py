@@ -35,7 +35,7 @@ from anyio import to_thread
 
 from modelbox.errors import ConfigError, IntegrityError, InvalidError, LimitError, ModelBoxError, StorageError
 from modelbox.refs import Digest, parse_digest, shown
-from modelbox.runtime.ports import BlobEntry
+from modelbox.runtime.ports import BlobEntry, SignedPart
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -179,7 +179,15 @@ class FilesystemBlobs:
                 os.link(removed, self._blobs / name[:2] / name, follow_symlinks=False)
         _unlink(removed)
 
+    async def sign_read(self, digest: Digest) -> str:
+        """See `BlobStore.sign_read`: only the server reads a directory."""
+        return ""
+
     # -- uploads ---------------------------------------------------------------------------------------------------
+
+    async def sign_upload(self, upload_id: str, digest: Digest, size_bytes: int) -> tuple[SignedPart, ...]:
+        """See `BlobStore.sign_upload`: only the server writes a directory."""
+        return ()
 
     async def upload_offset(self, upload_id: str) -> int:
         """See `BlobStore.upload_offset`."""

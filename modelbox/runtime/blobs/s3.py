@@ -17,6 +17,7 @@ bounded size: parts of 8 MiB, at most three at a time of one upload and twelve o
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import re
@@ -33,8 +34,8 @@ from anyio import to_thread
 from modelbox.errors import ConfigError, InvalidError, LimitError, ModelBoxError, ServerBusy, StorageError
 from modelbox.refs import Digest, parse_digest, shown
 from modelbox.runtime.blobs.s3_client import Found, Multipart, Part, S3Address, S3Client
-from modelbox.runtime.blobs.s3_upload import PART_BYTES, Kept, S3Writer, UploadState
-from modelbox.runtime.ports import BlobEntry
+from modelbox.runtime.blobs.s3_upload import PART_BYTES, Kept, S3Writer, UploadState, new_data_key
+from modelbox.runtime.ports import BlobEntry, SignedPart
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,9 @@ _READ_ATTEMPTS = 5
 _MAX_PARTS = 10_000
 _COPY_BYTES = 5 << 30
 _KEPT_UPLOADS = 256
+_SIGNED_FOR_S = 300
+_SIGNED_PARTS = 16
+_SIGNED_WHOLE_BYTES = 256 << 20
 _FRESH = timedelta(hours=1)
 _UPLOAD_ID = re.compile(r"[a-z]{1,8}_[0-9a-f]{8,32}")
 _BLOB_KEY = re.compile(r"blobs/sha256/([0-9a-f]{2})/(\1[0-9a-f]{62})")
@@ -193,6 +197,12 @@ class S3Blobs:
         if left:
             raise StorageError(f"{what} ends at byte {offset}, {left} bytes too early")
 
+    async def sign_read(self, digest: Digest) -> str:
+        """See `BlobStore.sign_read`."""
+        if not self._presign:
+            return ""
+        return await self.client.sign("get_object", _key(digest), expires_s=_SIGNED_FOR_S)
+
     async def find_blob(self, digest: Digest) -> BlobEntry | None:
         """See `BlobStore.find_blob`."""
         found = await self.client.head(_key(digest))
@@ -213,6 +223,60 @@ class S3Blobs:
         return True
 
     # -- uploads ---------------------------------------------------------------------------------------------------
+
+    async def sign_upload(self, upload_id: str, digest: Digest, size_bytes: int) -> tuple[SignedPart, ...]:
+        """See `BlobStore.sign_upload`.
+
+        One address for a small file whose sha256 the store itself checks; otherwise one for each of the next parts,
+        and asking again gives those behind them.
+        """
+        if not self._presign or not size_bytes:
+            return ()
+        state = await self.load(upload_id)
+        if state.data is not None or sum(part.size_bytes for part in state.parts) >= size_bytes:
+            return ()
+        if self._proves and not state.parts and size_bytes <= _SIGNED_WHOLE_BYTES:
+            return (await self._sign_whole(upload_id, digest, size_bytes),)
+        multipart = state.multipart or await self.client.create_multipart(new_data_key(upload_id))
+        offset = len(state.parts) * self.part_bytes
+        last = min(size_bytes, offset + _SIGNED_PARTS * self.part_bytes)
+        return tuple(
+            [
+                SignedPart(
+                    offset=first,
+                    size_bytes=(count := min(self.part_bytes, size_bytes - first)),
+                    url=await self.client.sign(
+                        "upload_part",
+                        multipart.key,
+                        expires_s=_SIGNED_FOR_S,
+                        UploadId=multipart.id,
+                        PartNumber=first // self.part_bytes + 1,
+                        ContentLength=count,
+                    ),
+                    headers={},
+                )
+                for first in range(offset, last, self.part_bytes)
+            ]
+        )
+
+    async def _sign_whole(self, upload_id: str, digest: Digest, size_bytes: int) -> SignedPart:
+        checksum = base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+        url = await self.client.sign(
+            "put_object",
+            new_data_key(upload_id),
+            expires_s=_SIGNED_FOR_S,
+            ChecksumSHA256=checksum,
+            ContentLength=size_bytes,
+        )
+        return SignedPart(offset=0, size_bytes=size_bytes, url=url, headers={"x-amz-checksum-sha256": checksum})
+
+    async def proves(self, key: str, digest: Digest, size_bytes: int) -> bool:
+        """Whether the store itself has computed this sha256 of an object when it took it."""
+        if not self._proves:
+            return False
+        found = await self.client.head(key)
+        checksum = base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+        return found is not None and found.size_bytes == size_bytes and found.sha256 == checksum
 
     async def upload_offset(self, upload_id: str) -> int:
         """See `BlobStore.upload_offset`."""

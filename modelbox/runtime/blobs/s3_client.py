@@ -43,7 +43,7 @@ __all__ = ("Found", "Multipart", "Part", "S3Address", "S3Client", "md5_of")
 
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
-_ATTEMPTS = 5
+_ATTEMPTS = 4
 _CONNECTIONS = 64
 _RETRY_AFTER_S = 2.0
 _COPIES_AT_A_TIME = 4

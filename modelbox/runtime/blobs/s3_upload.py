@@ -8,7 +8,8 @@ What an upload is in the store, below ``uploads/<id>/``:
 A file of up to one part has neither, unless its peer goes away: it is put under its digest at once. A larger one is
 completed as ``data-…``, copied inside the store to its digest, and removed. The copy is the price for going on
 elsewhere: the parts of a multipart upload cannot be read, so a server that did not receive all of them itself, and so
-has no hash of them, reads the completed object once before it copies it.
+has no hash of them, reads the completed object once before it copies it. The same goes for parts that a client sent to
+the store directly, by presigned addresses; unless the store itself has checked the sha256 of the whole object.
 
 What a crash leaves, and who goes on with it:
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     from modelbox.runtime.blobs.s3 import S3Blobs
 
-__all__ = ("PART_BYTES", "Kept", "S3Writer", "UploadState")
+__all__ = ("PART_BYTES", "Kept", "S3Writer", "UploadState", "new_data_key")
 
 PART_BYTES = 8 << 20
 _IN_FLIGHT = 3
@@ -250,7 +251,10 @@ class S3Writer:
             await self._commit_one(digest, size_bytes)
         self._committed = True
         keys = [found.key for found in self._state.tails]
-        await self._store.forget(self._id, keys, None)
+        # Addresses for parts were given out, and none was used.
+        unused = self._multipart if not self._handed and self._state.data is None else None
+        if keys or unused is not None:
+            await self._store.forget(self._id, keys, unused)
 
     # -- committing ------------------------------------------------------------------------------------------------
 
@@ -270,7 +274,7 @@ class S3Writer:
             await self._store.forget(self._id, (), self._multipart)
             return
         key, proved = await self._complete()
-        if not proved:
+        if not proved and not await self._store.proves(key, digest, size_bytes):
             actual, size = await self._store.digest_of(key)
             if (actual, size) != (digest, size_bytes):
                 raise _not_announced(digest, size_bytes, actual, size)
@@ -317,8 +321,7 @@ class S3Writer:
     async def _prepare(self) -> bool:
         if self._multipart is None:
             try:
-                key = f"uploads/{self._id}/data-{secrets.token_hex(8)}"
-                self._multipart = await self._store.client.create_multipart(key)
+                self._multipart = await self._store.client.create_multipart(new_data_key(self._id))
             except ModelBoxError as exc:
                 self._error = exc
         return self._multipart is not None
@@ -391,6 +394,11 @@ class S3Writer:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def new_data_key(upload_id: str) -> str:
+    """A key that nobody else knows, and nobody writes again after it was completed."""
+    return f"uploads/{upload_id}/data-{secrets.token_hex(8)}"
 
 
 def _tail_name(number: int) -> str:

@@ -16,6 +16,7 @@ import anyio
 import anyio.lowlevel
 from aiohttp import web
 
+from modelbox._wire import DIRECT_HEADER
 from modelbox.errors import DeadlineExceeded, InvalidError
 from modelbox.refs import ModelRef, shown
 from modelbox.runtime.metrics import Metrics
@@ -86,6 +87,17 @@ class FileRoutes:
     async def get_upload(self, request: web.Request) -> web.StreamResponse:
         """GET /api/v1/uploads/{id}."""
         return json_response(_upload_json(await self._artifacts.upload_offset(request.match_info["id"])))
+
+    async def sign_upload(self, request: web.Request) -> web.StreamResponse:
+        """POST /api/v1/uploads/{id}/urls: where the next bytes may be sent to directly, if anywhere."""
+        parts = await self._artifacts.sign_upload(request.match_info["id"])
+        found = [
+            {"offset": part.offset, "size_bytes": part.size_bytes, "url": part.url, "headers": dict(part.headers)}
+            for part in parts
+        ]
+        response = json_response({"parts": found})
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     async def write_upload(self, request: web.Request) -> web.StreamResponse:
         """PATCH /api/v1/uploads/{id} with ``Upload-Offset``; the body is the bytes from there on."""
@@ -164,6 +176,11 @@ class FileRoutes:
             response.set_status(304)
             return response
         await record()
+        if request.method == "GET" and DIRECT_HEADER in request.headers and (url := await file.sign()):
+            # Bytes that bypass this server are its own answer only in what it allows.
+            direct = json_response({"url": url, "size_bytes": file.size_bytes, "digest": file.digest})
+            direct.headers.update({DIRECT_HEADER: "1", "Cache-Control": "no-store"})
+            return direct
         start, length = 0, file.size_bytes
         if_range = request.headers.get("If-Range")
         if (if_range is None or if_range.strip() == etag) and (

@@ -19,7 +19,7 @@ from modelbox.manifest import MAX_FILES, check_path
 from modelbox.objects import Artifact, Created, Download, NewArtifact, Page
 from modelbox.refs import Digest, ModelRef, check_name, parse_digest, shown
 from modelbox.runtime.limits import check_labels, check_metadata, check_text
-from modelbox.runtime.ports import ArtifactStore, BlobStore, StoredFile, UploadRecord
+from modelbox.runtime.ports import ArtifactStore, BlobStore, SignedPart, StoredFile, UploadRecord
 from modelbox.runtime.services.naming import check_object
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 from modelbox.runtime.tracking_ports import MetricSink
@@ -80,6 +80,10 @@ class OpenFile:
         if not 0 <= offset <= self.size_bytes or (length is not None and not 0 <= length <= self.size_bytes - offset):
             raise InvalidError(f"the range {offset}+{length} is outside of a file of {self.size_bytes} bytes")
         return self._blobs.read(self.digest, offset=offset, length=length)
+
+    async def sign(self) -> str:
+        """Where the bytes can be read for a while without this server; empty where that is not possible."""
+        return await self._blobs.sign_read(self.digest)
 
 
 class _Turn:
@@ -158,6 +162,19 @@ class ArtifactService:
             NotFoundError: There is no such upload, or it was idle for too long; begin again.
         """
         return await self._as_upload(await self._store.get_upload(check_text(upload_id, "upload id", max_chars=64)))
+
+    async def sign_upload(self, upload_id: str) -> tuple[SignedPart, ...]:
+        """Where the next bytes may be sent to without this server; nothing where that is not possible.
+
+        After the last of them `write_upload` without bytes, at the end of the file, completes the upload.
+
+        Raises:
+            NotFoundError: There is no such upload.
+        """
+        record = await self._store.get_upload(check_text(upload_id, "upload id", max_chars=64))
+        if record.done:
+            return ()
+        return await self._blobs.sign_upload(record.id, record.digest, record.size_bytes)
 
     async def write_upload(self, upload_id: str, offset: int, chunks: AsyncIterator[bytes]) -> Upload:
         """Appends bytes; the last one completes the upload: checked, on disk, held by the namespace.
