@@ -16,7 +16,8 @@ import typer
 from modelbox.cli.exits import Exit
 from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, local_time, print_json, print_table
 from modelbox.cli.run import with_client
-from modelbox.cli.space import du, fsck, gc
+from modelbox.cli.space import du, fsck_of_server, gc, print_report, say_check
+from modelbox.errors import InvalidError
 
 if TYPE_CHECKING:
     from modelbox.client import Client
@@ -99,7 +100,6 @@ def members(url: UrlOption = None, output: OutputOption = OutputFormat.TABLE) ->
 
 server_app.command("gc")(gc)
 server_app.command("du")(du)
-server_app.command("fsck")(fsck)
 
 _ConfigPath = Annotated[Path | None, typer.Option("--config-path", help="TOML file with settings.")]
 _DataDir = Annotated[str | None, typer.Option("--data-dir", help="As the server's setting data_dir.")]
@@ -182,6 +182,38 @@ def check(
         print_table(("CHECK", "STATE", "DETAIL"), rows, empty="")
     if not report.ok:
         raise typer.Exit(Exit.FAILED)
+
+
+@server_app.command("fsck")
+def fsck(
+    checksums: Annotated[bool, typer.Option("--checksums", help="Read every byte, and sum it.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be put right for sure; lost bytes cannot.")
+    ] = False,
+    config_path: _ConfigPath = None,
+    data_dir: _DataDir = None,
+    database_url: _DatabaseUrl = None,
+    blobs_url: _BlobsUrl = None,
+    url: UrlOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Prove that every row has its bytes, that counters are right, and that the change feed is whole.
+
+    Asks a running server; where one of the server's settings is given as an option, looks by itself. Exits with 6 where
+    something is wrong and was not repaired.
+
+    Example: modelbox server fsck --checksums
+    """
+    options = (config_path, data_dir, database_url, blobs_url)
+    if all(option is None for option in options):
+        print_report(fsck_of_server(url, checksums=checksums, repair=repair), output)
+        return
+    if url is not None:
+        raise InvalidError("fsck asks a running server (--url), or looks at what settings name, not both")
+    from modelbox.runtime.fsck import run_fsck
+
+    config = _settings(config_path, data_dir=data_dir, database_url=database_url, blobs_url=blobs_url)
+    print_report(run_fsck(config, checksums=checksums, repair=repair, say=say_check), output)
 
 
 @server_app.command("migrate")

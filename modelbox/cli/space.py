@@ -1,13 +1,8 @@
-"""``modelbox server gc|du|fsck``: space of a running server, asked over the network.
-
-`fsck` looks at a database and its files without a server, too, where it is given the server's settings.
-"""
+"""``modelbox server gc`` and ``du``, and what ``fsck`` shares with them: space of a running server, over the network."""
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,13 +19,12 @@ from modelbox.cli.output import (
     size_text,
 )
 from modelbox.cli.run import with_client
-from modelbox.errors import InvalidError
 
 if TYPE_CHECKING:
     from modelbox.client import Client
     from modelbox.space import Collected, SpaceCheck, SpaceReport, Usage
 
-__all__ = ("du", "fsck", "gc")
+__all__ = ("du", "fsck_of_server", "gc", "print_report", "say_check")
 
 
 def gc(
@@ -104,45 +98,17 @@ def _print_usage(usage: list[Usage], *, models: bool) -> None:
     print_table(columns, rows, empty="nothing is stored", numbers=columns[1:])
 
 
-def fsck(
-    checksums: Annotated[bool, typer.Option("--checksums", help="Read every byte, and sum it.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Put right what can be put right for sure; lost bytes cannot.")
-    ] = False,
-    config_path: Annotated[
-        Path | None, typer.Option("--config-path", help="Without a server: TOML file with its settings.")
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option("--data-dir", help="Without a server: its data_dir.")] = None,
-    database_url: Annotated[
-        str | None, typer.Option("--database-url", help="Without a server: its database_url.")
-    ] = None,
-    blobs_url: Annotated[str | None, typer.Option("--blobs-url", help="Without a server: its blobs_url.")] = None,
-    url: UrlOption = None,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Prove that every row has its bytes, that counters are right, and that the change feed is whole.
+def fsck_of_server(url: str | None, *, checksums: bool, repair: bool) -> SpaceReport:
+    """Has a running server check itself."""
 
-    Asks a running server, or looks by itself where one of the server's settings is given. Exits with 6 where something
-    is wrong.
+    async def run(client: Client) -> SpaceReport:
+        return await client.check_space(checksums=checksums, repair=repair, on_progress=say_check)
 
-    Example: modelbox server fsck --checksums
-    """
-    report: SpaceReport
-    if any(option is not None for option in (config_path, data_dir, database_url, blobs_url)):
-        if url is not None:
-            raise InvalidError("either --url of a running server, or its settings")
-        from modelbox.runtime.config import load_server_config
-        from modelbox.runtime.fsck import run_fsck
+    return with_client(url, run)
 
-        flags = {"data_dir": data_dir, "database_url": database_url, "blobs_url": blobs_url}
-        config = load_server_config(flags=flags, env=os.environ, config_path=config_path)
-        report = run_fsck(config, checksums=checksums, repair=repair, say=_say_check)
-    else:
 
-        async def run(client: Client) -> SpaceReport:
-            return await client.check_space(checksums=checksums, repair=repair, on_progress=_say_check)
-
-        report = with_client(url, run)
+def print_report(report: SpaceReport, output: OutputFormat) -> None:
+    """What a check found; exits where something is wrong and not repaired."""
     if output is OutputFormat.JSON:
         print_json(report)
     else:
@@ -158,7 +124,8 @@ def fsck(
         raise typer.Exit(Exit.INTEGRITY)
 
 
-def _say_check(said: SpaceCheck) -> None:
+def say_check(said: SpaceCheck) -> None:
+    """How far a check is, where somebody is looking."""
     _progress(f"{said.stage}: {said.checked}{f', read {size_text(said.bytes_read)}' if said.bytes_read else ''}")
 
 
