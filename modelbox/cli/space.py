@@ -1,4 +1,4 @@
-"""``modelbox server gc`` and ``du``, and what ``fsck`` shares with them: space of a running server, over the network."""
+"""``modelbox server gc`` and ``du``, and what ``fsck`` shares with them: space of a running server."""
 
 from __future__ import annotations
 
