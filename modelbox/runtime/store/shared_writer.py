@@ -7,8 +7,9 @@ SQLite, and need no locks of their own. Invariants:
 * Nobody hears of success before the commit.
 * A function never fails for another's sake. They run without savepoints, each of which would cost two round trips;
   where one fails, the group is rolled back and all of it runs again, each function in a savepoint.
-* What was surely not committed is run again where that can help: after a conflict, and on a new connection. What may
-  have been committed is not (`Unavailable`).
+* What was surely not committed is run again where that can help: after a conflict, and on a new connection. Where the
+  connection breaks within a commit, the feed tells whether it was carried out; what is not in the feed, or cannot be
+  looked up in time, is not run again (`Unavailable`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Executable
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Executable, bindparam, select
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from modelbox.errors import ModelBoxError, ServerBusy, Unavailable
@@ -31,6 +32,7 @@ from modelbox.runtime.store.backend import Backend, Trouble, error_of, said
 from modelbox.runtime.store.database import DatabaseObserver
 from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark
 from modelbox.runtime.store.jobs import Job, copy_of
+from modelbox.runtime.store.schema import feed_changes
 
 __all__ = ("SharedWriter",)
 
@@ -49,12 +51,26 @@ _LEAST_TRIES = {Trouble.CONFLICT: 3, Trouble.LOST: 2}
 _UNSOUND = frozenset([Trouble.LOST, Trouble.READ_ONLY, Trouble.REFUSED, Trouble.INTERRUPTED])
 
 
+_Place = tuple[int, bytes]
+_CHAIN_OF = select(feed_changes.c.chain).where(feed_changes.c.rev == bindparam("rev"), feed_changes.c.idx == 0)
+
+
 class _NeedsSavepoints(Exception):
     """A function of a group failed: the others are to run without it."""
 
 
 class _Undecided(Exception):
-    """The connection broke while a commit was on its way."""
+    """The connection broke while a commit was on its way.
+
+    Attributes:
+        outcomes: What the functions of the group returned.
+        place: The last revision that it adds, and the chain behind it; None if it adds none.
+    """
+
+    def __init__(self, outcomes: list[Any], place: _Place | None) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+        self.place = place
 
 
 class SharedWriter:
@@ -89,6 +105,7 @@ class SharedWriter:
         self._waiting: deque[Job[Any]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._place: _Place | None = None
         self.trouble = ""
         """Why nothing can be changed at the moment; empty while all is well."""
 
@@ -150,6 +167,12 @@ class SharedWriter:
                 continue
             except _Undecided as exc:
                 self.trouble = f"the connection broke: {said(exc.__cause__ or exc)}"
+                stored = None if exc.place is None else await self._find_out(exc.place)
+                if stored:
+                    self._succeed(group, exc.outcomes)
+                    return
+                if stored is not None:
+                    continue
                 _fail(
                     group,
                     Unavailable(
@@ -171,9 +194,7 @@ class SharedWriter:
                     _fail(group, error)
                     return
             else:
-                self.trouble = ""
-                self._committed()
-                self._settle(group, outcomes)
+                self._succeed(group, outcomes)
                 return
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
@@ -193,14 +214,17 @@ class SharedWriter:
         except BaseException as exc:
             self._seen("commit", began, succeeded=False)
             await self._roll_back(connection, exc)
-            if not isinstance(exc, Exception) or self._trouble_of(exc) is Trouble.LOST:
-                raise _Undecided from exc
+            if not isinstance(exc, Exception):
+                raise _Undecided(outcomes, None) from exc
+            if self._trouble_of(exc) is Trouble.LOST:
+                raise _Undecided(outcomes, self._place) from exc
             raise
         self._seen("commit", began, succeeded=True)
         return outcomes
 
     def _run_group(self, conn: Connection, group: list[Job[Any]], savepoints: bool) -> list[Any]:
         """Runs functions, and more that come meanwhile; the first time, ``group`` is filled."""
+        rev = 0
         if self._lock_head is not None:
             rev, chain = conn.execute(self._lock_head).one()[:2]
             open_group(conn, rev, chain)
@@ -213,8 +237,39 @@ class SharedWriter:
                     continue
                 group.append(job)
                 outcomes.append(self._run(conn, job, group, savepoints=savepoints))
+        added = mark_group(conn)
+        self._place = None if added is None or added[0] == rev else (added[0], added[1])
         close_group(conn)
         return outcomes
+
+    async def _find_out(self, place: _Place) -> bool | None:
+        """Whether a commit that the connection broke in was carried out; None if that was not to be learned in time.
+
+        Behind the head's lock: the server may be at it still, and lets go of the lock at its end.
+        """
+        until = time.monotonic() + self._patience_s
+        while True:
+            connection = None
+            try:
+                connection = await self._connect()
+                await connection.begin()
+                stored = await connection.run_sync(self._has_place, place)
+                await connection.rollback()
+                return stored
+            except Exception as exc:
+                if connection is not None:
+                    await self._roll_back(connection, exc)
+                if time.monotonic() >= until:
+                    return None
+            await asyncio.sleep(_LONGEST_PAUSE_S * random.uniform(0.2, 1.0))
+
+    def _has_place(self, conn: Connection, place: _Place) -> bool:
+        assert self._lock_head is not None
+        rev, chain = conn.execute(self._lock_head).one()[:2]
+        if rev > place[0]:
+            # Of others, who went on behind it or instead of it.
+            chain = conn.execute(_CHAIN_OF, {"rev": place[0]}).scalar()
+        return bool(rev >= place[0] and chain is not None and bytes(chain) == place[1])
 
     def _run(self, conn: Connection, job: Job[Any], group: list[Job[Any]], *, savepoints: bool) -> Any:
         began = time.perf_counter()
@@ -245,11 +300,19 @@ class SharedWriter:
         if self._lock_head is None and isinstance(exc, IntegrityError):
             # Nothing kept another replica from making the same row at the same moment.
             return Trouble.CONFLICT
+        if isinstance(exc, PendingRollbackError):
+            # What is left of a transaction whose connection broke within a savepoint.
+            return Trouble.LOST
         return self._backend.trouble_of(exc)
 
     def _seen(self, operation: Any, began: float, *, succeeded: bool) -> None:
         if self._observe is not None:
             self._observe(operation, time.perf_counter() - began, succeeded)
+
+    def _succeed(self, group: list[Job[Any]], outcomes: list[Any]) -> None:
+        self.trouble = ""
+        self._committed()
+        self._settle(group, outcomes)
 
     def _settle(self, group: list[Job[Any]], outcomes: list[Any]) -> None:
         for job, outcome in zip(group, outcomes, strict=True):
