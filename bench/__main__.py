@@ -28,6 +28,7 @@ GROUPS: dict[str, str] = {
     "open": "load with everything in the cache against opening the file",
     "cold": "load with an empty cache against receiving and writing the bytes",
     "artifacts": "upload and download of one large file, and memory on both sides",
+    "s3": "upload and download of one large file with an S3 store, through the server and past it",
     "sidecar": "calls through a sidecar's Unix socket against an echo over one",
     "oip": "calls of the Open Inference Protocol through a sidecar against bare servers",
     "swap": "from a promotion to the first answer, and what callers see of it",
