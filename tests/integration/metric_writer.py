@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 
 from modelbox.runtime.store.metrics import SqlMetricStore
-from modelbox.runtime.store.sqlite import SqliteDatabase
+from modelbox.runtime.store.opening import open_database
 from tests.contract.metric_stores import log
 
 WRITERS = 4
@@ -19,9 +19,10 @@ def run_of(number: int) -> str:
     return f"run_{number:024x}"
 
 
-async def main(directory: Path) -> None:
-    """Four writers, each on the run of its own and on one that all share."""
-    async with SqliteDatabase(directory) as database:
+async def main(where: str) -> None:
+    """Four writers, each on the run of its own and on one that all share; ``where`` is a directory or an address."""
+    url = where if "://" in where else ""
+    async with open_database(url, data_dir=Path(where)) as database:
         store = SqlMetricStore(database.metrics)
 
         async def write(number: int) -> None:
@@ -39,4 +40,4 @@ async def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, Path(sys.argv[1]))
+    anyio.run(main, sys.argv[1])

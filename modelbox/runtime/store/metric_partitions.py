@@ -70,7 +70,7 @@ def unpartition_points(conn: Connection) -> None:
 def hypertable_statements() -> tuple[str, ...]:
     """What makes ``metric_points`` where TimescaleDB is."""
     return (
-        f"CREATE TABLE metric_points ({_COLUMNS}, {_KEY})",
+        f"CREATE TABLE metric_points ({_COLUMNS}, {_COVERING})",
         f"SELECT create_hypertable('metric_points', 'time_us', chunk_time_interval => {_CHUNK_US}::bigint,"
         " create_default_indexes => false)",
         "CREATE OR REPLACE FUNCTION metric_points_now() RETURNS BIGINT LANGUAGE sql STABLE AS"

@@ -122,8 +122,7 @@ class PointWriters:
 
     def _trouble_of(self, exc: BaseException) -> Trouble:
         cause = cause_of(exc)
-        number = getattr(cause, "sqlstate", None) or (cause.args[0] if cause.args else None)
-        if number in _UNIQUE:
+        if not _UNIQUE.isdisjoint([getattr(cause, "sqlstate", None), *cause.args[:1]]):
             return Trouble.CONFLICT
         return self._backend.trouble_of(exc)
 
