@@ -29,6 +29,8 @@ _SCHEMA_LOCK = "CONCAT('modelbox ', SHA1(DATABASE()))"
 """Locks have names for the whole server, and those at most 64 characters."""
 _SCHEMA_WAIT_S = 300
 _CONNECT_S = 5
+_COMMAND_S: dict[Purpose, float | None] = {"write": 30.0, "read": 90.0, "search": 90.0, "schema": None}
+"""How long an answer may take; then the server counts as gone."""
 _LOOK_S = 0.1
 _SQL_MODE = "'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 _RECONNECT_S = 1.0
@@ -79,7 +81,11 @@ class MySQLBackend:
             pool_recycle=1800,
             isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
             # From the first statement on: SQLAlchemy learns from it how names are quoted.
-            connect_args={"connect_timeout": _CONNECT_S, "sql_mode": _SQL_MODE},
+            connect_args={
+                "connect_timeout": _CONNECT_S,
+                "read_timeout": _COMMAND_S[purpose],
+                "sql_mode": _SQL_MODE,
+            },
         )
 
         @event.listens_for(engine.sync_engine, "connect")
