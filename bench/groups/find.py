@@ -12,20 +12,22 @@ import json
 import random
 import secrets
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import Table
+from sqlalchemy import Table, insert, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from bench.figure import Figure, Unit
 from bench.measure import Series, interleave, ratio, time_calls
 from bench.run import SEED, Run
 from modelbox import Client
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_series
+from modelbox.runtime.store.opening import parse_database_url
 from modelbox.runtime.store.schema import attributes, experiments, namespaces, objects, runs
 from modelbox.tracking import ObjectKind, new_id
 from tests.server import ServerProcess
@@ -67,7 +69,14 @@ def measure(run: Run) -> list[Figure]:
         with ServerProcess(directory, log_level="warning"):
             pass
         _fill(directory, count)
-        with ServerProcess(directory, log_level="warning") as server:
+        server = ServerProcess(directory, log_level="warning")
+        url = run.databases.new_url(run.database)
+        if url:
+            with run.server(database_url=url):
+                pass
+            anyio.run(_fill_shared, url, count)
+            server = run.server(database_url=url)
+        with server:
             figures += _figures(anyio.run(_measure, run, server, directory), count)
     return figures
 
@@ -141,39 +150,56 @@ def _select_s(directory: Path, statements: Sequence[str], times: int) -> list[fl
 
 
 def _fill(directory: Path, count: int) -> None:
-    """Writes the rows of runs; nobody else has the files open."""
-    chance = random.Random(SEED)
+    """Writes the rows of runs into files of SQLite; nobody else has them open."""
     with (
         closing(sqlite3.connect(directory / "modelbox.db")) as main,
         closing(sqlite3.connect(directory / "metrics.db")) as points,
     ):
-        _insert(main, namespaces, [(1, "bench", 0, 1)])
-        above = [
-            (1, new_id(ObjectKind.NAMESPACE), "namespace", 1, None, None, None, 0, "bench", 1),
-            (2, new_id(ObjectKind.EXPERIMENT), "experiment", 1, 1, None, None, 0, "bench", 1),
-        ]
-        _insert(main, objects, above)
-        _insert(main, experiments, [(2, 1, "training", "", "", "", "", "")])
-        _insert(points, metric_keys, [(number + 1, f"m{number}") for number in range(METRICS)])
-        for begin in range(0, count, 1000):
-            some = range(begin, min(begin + 1000, count))
-            uids = [f"run_{secrets.token_hex(12)}" for _ in some]
-            made = [(n + 3, uid, "run", 1, 2, None, None, n, "bench", 1) for n, uid in zip(some, uids, strict=True)]
-            _insert(main, objects, made)
-            _insert(main, runs, [(n + 3, 2, f"run-{n}", "finished", n, n + 10**6, None, "", "") for n in some])
-            _insert(main, attributes, [row for n in some for row in _values(n + 3, chance)])
-            _insert(points, metric_objects, list(zip((n + 1 for n in some), uids, strict=True)))
-            _insert(
-                points,
-                metric_series,
-                [
-                    (n * METRICS + key + 1, n + 1, key + 1, 0, 10, 0.0, 1.0, chance.random(), 0, 0, 9, 9, 0)
-                    for n in some
-                    for key in range(METRICS)
-                ],
-            )
+        for table, rows in _rows(count):
+            names = ", ".join(f'"{column.name}"' for column in table.c)
+            marks = ", ".join("?" * len(table.c))
+            into = points if table.metadata is metric_series.metadata else main
+            into.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)
         main.commit()
         points.commit()
+
+
+async def _fill_shared(url: str, count: int) -> None:
+    """Writes them into another database; nobody writes there."""
+    engine = create_async_engine(parse_database_url(url))
+    async with engine.begin() as connection:
+        for table, rows in _rows(count):
+            names = [column.name for column in table.c]
+            await connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in rows])
+    async with engine.connect() as connection:
+        analyze = "ANALYZE" if engine.dialect.name == "postgresql" else "ANALYZE TABLE objects, runs, attributes"
+        await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(text(analyze))
+    await engine.dispose()
+
+
+def _rows(count: int) -> Iterator[tuple[Table, Sequence[Sequence[object]]]]:
+    """The rows of ``count`` runs, by table."""
+    chance = random.Random(SEED)
+    yield namespaces, [(1, "bench", 0, 1)]
+    yield objects, [(1, new_id(ObjectKind.NAMESPACE), "namespace", 1, None, None, None, 0, "bench", 1)]
+    yield objects, [(2, new_id(ObjectKind.EXPERIMENT), "experiment", 1, 1, None, None, 0, "bench", 1)]
+    yield experiments, [(2, 1, "training", "", "", "", "", "")]
+    yield metric_keys, [(number + 1, f"m{number}") for number in range(METRICS)]
+    for begin in range(0, count, 1000):
+        some = range(begin, min(begin + 1000, count))
+        uids = [f"run_{secrets.token_hex(12)}" for _ in some]
+        yield objects, [(n + 3, uid, "run", 1, 2, None, None, n, "bench", 1) for n, uid in zip(some, uids, strict=True)]
+        yield runs, [(n + 3, 2, f"run-{n}", "finished", n, n + 10**6, None, "", "") for n in some]
+        yield attributes, [row for n in some for row in _values(n + 3, chance)]
+        yield metric_objects, list(zip((n + 1 for n in some), uids, strict=True))
+        yield (
+            metric_series,
+            [
+                (n * METRICS + key + 1, n + 1, key + 1, 0, 10, 0.0, 1.0, chance.random(), 0, 0, 9, 9, 0, 0, 9)
+                for n in some
+                for key in range(METRICS)
+            ],
+        )
 
 
 def _values(object_id: int, chance: random.Random) -> list[tuple[object, ...]]:
@@ -187,9 +213,3 @@ def _values(object_id: int, chance: random.Random) -> list[tuple[object, ...]]:
         tag = chance.choice("abcd")
         rows.append((object_id, "tag", f"t{number}", json.dumps(tag), None, tag, 0, "bench"))
     return rows
-
-
-def _insert(connection: sqlite3.Connection, table: Table, rows: Sequence[Sequence[object]]) -> None:
-    names = ", ".join(f'"{column.name}"' for column in table.c)
-    marks = ", ".join("?" * len(table.c))
-    connection.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)
