@@ -17,6 +17,7 @@ import pytest
 import modelbox
 from modelbox.errors import IntegrityError
 from modelbox.refs import Digest
+from tests.replicas import Replicas
 from tests.server import ServerProcess
 from tests.servers.s3 import S3Bucket
 from tests.servers.s3_proxy import Fault, Request, S3Proxy
@@ -243,6 +244,51 @@ async def test_an_upload_that_broke_at_one_process_goes_on_at_the_next(
         async with http.patch(f"{server.url}/api/v1/uploads/{upload}", headers=headers, data=data) as answer:
             assert (await answer.json())["complete"] is True
     assert keys(s3_bucket) == [hashlib.sha256(LARGE).hexdigest()]
+
+
+async def test_a_store_that_checks_a_sha256_itself_is_believed(
+    servers: Servers, s3_bucket: S3Bucket, store: S3Proxy, public: S3Proxy, files: Path, tmp_path: Path
+) -> None:
+    """Then the server need not read what went past it."""
+    store.checks_sha256 = public.checks_sha256 = True
+    public.checked = store.checked
+    server = servers.start(presign=True)
+    await round_trip(server, files, tmp_path)
+    assert [request.method for request in public.requests] == ["PUT", "GET"]
+    assert [r for r in store.requests if r.method == "GET" and "/data-" in r.path] == []
+    assert sorted(keys(s3_bucket)) == digest_names()
+
+
+async def test_replicas_share_a_store(
+    postgres_migrated_url: str, s3_bucket: S3Bucket, files: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"blobs_url": s3_bucket.url, "s3_endpoint": s3_bucket.endpoint, "s3_path_style": True}
+    with Replicas(postgres_migrated_url, tmp_path, advertised=False, env=s3_bucket.env, **settings) as replicas:
+        first, second = replicas
+        digest = "sha256:" + hashlib.sha256(LARGE).hexdigest()
+        cut = (9 << 20) + 7
+        async with aiohttp.ClientSession() as http:
+            body = {"namespace": "vision", "digest": digest, "size_bytes": len(LARGE)}
+            async with http.post(f"{first.url}/api/v1/uploads", json=body) as answer:
+                upload = (await answer.json())["upload_id"]
+            await _send(http, f"{first.url}/api/v1/uploads/{upload}", LARGE[:cut], 0)
+            state = await _send(http, f"{second.url}/api/v1/uploads/{upload}", LARGE[cut:], cut)
+            assert state["complete"] is True
+            async with http.post(f"{first.url}/api/v1/uploads", json=body) as answer:
+                assert (await answer.json())["complete"] is True
+        async with client(first, tmp_path) as box:
+            await box.publish("vision/cnn", files, framework="other")
+        async with client(second, tmp_path) as box:
+            out = await box.download("vision/cnn@1", tmp_path / "out")
+            assert (out / "weights.bin").read_bytes() == LARGE
+    assert sorted(keys(s3_bucket)) == digest_names()
+    assert s3_bucket.multipart_uploads() == []
+
+
+async def _send(http: aiohttp.ClientSession, url: str, data: bytes, offset: int) -> dict[str, Any]:
+    async with http.patch(url, headers={"Upload-Offset": str(offset)}, data=io.BytesIO(data)) as answer:
+        state: dict[str, Any] = await answer.json()
+        return state
 
 
 # -- a store with a bad day --------------------------------------------------------------------------------------------

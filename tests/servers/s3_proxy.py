@@ -7,6 +7,8 @@ request what happens to it.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import io
 import threading
 from collections.abc import Callable
@@ -18,6 +20,8 @@ import aiohttp
 from aiohttp import web
 
 __all__ = ("Fault", "Request", "S3Proxy")
+
+_CHECKSUM = "x-amz-checksum-sha256"
 
 Fault = Literal["refuse", "slow_down", "reset", "cut", "corrupt_answer", "corrupt_body", "lose", "hang"]
 """What happens to a request:
@@ -41,7 +45,9 @@ class S3Proxy:
     """Runs in a thread of its own; an ordinary context manager.
 
     Attributes:
+        checks_sha256: Whether a sha256 that comes with a body is checked, remembered and told, as newer stores do.
         fault: Called for each request, in that thread.
+        checked: Those that were, by path; several proxies may share it.
         requests: Those that came.
         body_bytes: How much of bodies and answers passed.
     """
@@ -49,6 +55,8 @@ class S3Proxy:
     def __init__(self, target: str) -> None:
         self._target = target
         self.fault: Callable[[Request], Fault | None] = lambda request: None
+        self.checks_sha256 = False
+        self.checked: dict[str, str] = {}
         self.requests: list[Request] = []
         self.body_bytes = 0
         self.port = 0
@@ -111,6 +119,11 @@ class S3Proxy:
                 raise ConnectionResetError
         body = bytearray(await request.read())
         self.body_bytes += len(body)
+        checksum = request.headers.get(_CHECKSUM, "") if self.checks_sha256 and request.method == "PUT" else ""
+        if checksum:
+            if checksum != base64.b64encode(hashlib.sha256(body).digest()).decode():
+                return web.Response(status=400, text="<Error><Code>BadDigest</Code></Error>")
+            self.checked[request.path] = checksum
         if fault == "lose":
             return web.Response(status=200, headers={"ETag": '"d41d8cd98f00b204e9800998ecf8427e"'})
         if fault == "corrupt_body" and body:
@@ -131,6 +144,8 @@ class S3Proxy:
     ) -> web.StreamResponse:
         skipped = ("transfer-encoding", "connection", "date")
         headers = {key: value for key, value in answer.headers.items() if key.lower() not in skipped}
+        if request.method == "HEAD" and answer.status == 200 and request.path in self.checked:
+            headers |= {_CHECKSUM: self.checked[request.path], "x-amz-checksum-type": "FULL_OBJECT"}
         response = web.StreamResponse(status=answer.status, headers=headers)
         await response.prepare(request)
         if request.method == "HEAD":

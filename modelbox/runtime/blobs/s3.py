@@ -12,7 +12,8 @@ Layout, below the prefix: ``blobs/sha256/ab/<64 hex>`` for blobs, ``uploads/<id>
 * Keys are made of digests and of ids that the server made, never of user text. One prefix belongs to one installation.
 
 What nobody goes on with is removed by `S3Blobs.sweep_uploads`, by the clock of the store. Blobs travel in memory of
-bounded size: parts of 8 MiB, at most three at a time of one upload and twelve of all.
+bounded size: parts of 8 MiB, at most three at a time of one upload and twelve of all, and at most 24 uploads, of which
+each holds two more; so half a GiB when clients do all they can. Those who come then wait for their turn.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ _CHUNK_BYTES = 1 << 20
 _HASHED_AT_ONCE = 4 << 20
 _REQUESTS_AT_A_TIME = 16
 _PARTS_IN_FLIGHT = 12
+_WRITERS = 24
 _READ_ATTEMPTS = 5
 _MAX_PARTS = 10_000
-_COPY_BYTES = 5 << 30
+_COPY_BYTES = 1 << 30
 _KEPT_UPLOADS = 256
 _SIGNED_FOR_S = 300
 _SIGNED_PARTS = 16
@@ -90,6 +92,7 @@ class S3Blobs:
         self.client = S3Client(address)
         self.part_bytes = part_bytes
         self.slots = anyio.Semaphore(_PARTS_IN_FLIGHT)
+        self.writers = anyio.Semaphore(_WRITERS)
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._proves = False
 

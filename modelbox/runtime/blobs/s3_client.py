@@ -15,6 +15,7 @@ import base64
 import functools
 import hashlib
 import io
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -141,6 +142,10 @@ class S3Client:
             await self._stack.aclose()
 
     async def _open(self, endpoint: str) -> Any:
+        for name in ("aiobotocore", "botocore"):
+            # What they tell of each request has signatures in it.
+            logger = logging.getLogger(name)
+            logger.setLevel(max(logger.level, logging.INFO))
         address = self._address
         style: dict[str, object] = {"payload_signing_enabled": False}
         if address.path_style:

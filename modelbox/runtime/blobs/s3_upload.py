@@ -55,6 +55,7 @@ __all__ = ("PART_BYTES", "Kept", "S3Writer", "UploadState", "new_data_key")
 PART_BYTES = 8 << 20
 _IN_FLIGHT = 3
 _LEAVE_S = 30.0
+_TURN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +160,15 @@ class S3Writer:
 
     async def __aenter__(self) -> Self:
         try:
+            await self._take_turn()
+        except BaseException:
+            self._close_stream()
+            raise
+        try:
             await self._open()
         except BaseException:
-            self._send.close()
-            self._receive.close()
+            self._close_stream()
+            self._store.writers.release()
             raise
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._consume, name=f"upload {self._id}")
@@ -181,11 +187,22 @@ class S3Writer:
                 await self._tasks.__aexit__(exc_type, exc, traceback)
         finally:
             self._receive.close()
+            self._store.writers.release()
             if self._multipart is not None and self._sha256 is not None and not self._committed:
                 etags = tuple(self._etags[number] for number in sorted(self._etags))
                 if self._error is None and len(etags) == self._handed and not self._sealed:
                     self._store.keep(self._id, Kept(multipart=self._multipart, etags=etags, sha256=self._sha256))
             self._pending.clear()
+
+    async def _take_turn(self) -> None:
+        with anyio.move_on_after(_TURN_S):
+            await self._store.writers.acquire()
+            return
+        raise ServerBusy("too many uploads are under way: try again", retry_after_s=_TURN_S / 4)
+
+    def _close_stream(self) -> None:
+        self._send.close()
+        self._receive.close()
 
     async def _open(self) -> None:
         kept = self._store.take(self._id)
