@@ -5,7 +5,7 @@ the month begins; what is of no such month, as times that clients made up, is in
 month that are there already when its table is made are moved. A month that holds nothing any more is dropped.
 
 Where the extension ``timescaledb`` is installed in the database when the table is made, it is a hypertable instead, and
-old chunks are compressed; everything else is the same. See docs/adr/0014-points-by-time.md.
+old chunks are compressed; everything else is the same. See docs/adr/0015-points-by-time.md.
 """
 
 from __future__ import annotations

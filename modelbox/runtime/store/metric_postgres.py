@@ -23,7 +23,7 @@ from modelbox.runtime.store.metric_shared import PointColumns
 from modelbox.runtime.store.metric_state import STATE, Change, StaleSeriesError
 from modelbox.runtime.store.metric_values import kept_numbers
 
-__all__ = ("PostgresPoints", "copied", "copy_numbers")
+__all__ = ("PostgresPoints", "copied", "copy_numbers", "numbers_query")
 
 _FEW = 200
 """Points for which one round trip is less than what COPY saves."""
@@ -163,8 +163,7 @@ def copied(points: PointColumns) -> bytes:
     return _HEAD + content[kept].tobytes() + _TAIL
 
 
-def copy_numbers(
-    conn: Connection,
+def numbers_query(
     series_id: int,
     times_us: tuple[int, int] | None,
     *,
@@ -172,11 +171,10 @@ def copy_numbers(
     to_step: int | None,
     after: tuple[int, int] | None,
     limit: int,
-) -> NDArray[Any]:
-    """Points of a series of numbers, at most ``limit``, with the fields step, time_us, kind, and value (0 for NULL).
+) -> str:
+    """Points of a series of numbers, by step and time; for COPY, which takes no parameters.
 
     Args:
-        conn: The transaction, which has begun.
         series_id: The series.
         times_us: Between which all its points are, if that is known.
         from_step: The first step, included.
@@ -193,11 +191,19 @@ def copy_numbers(
         within.append(f"step >= {from_step:d}")
     if to_step is not None:
         within.append(f"step <= {to_step:d}")
-    # Integers only; COPY takes no parameters.
-    query = (
+    return (
         f"SELECT step, time_us, kind, coalesce(value, 0) FROM metric_points WHERE {' AND '.join(within)}"
         f" ORDER BY step, time_us LIMIT {limit:d}"
     )
+
+
+def copy_numbers(conn: Connection, query: str) -> NDArray[Any]:
+    """What a query of `numbers_query` finds, with the fields step, time_us, kind, and value (0 for NULL).
+
+    Args:
+        conn: The transaction, which has begun.
+        query: The query.
+    """
     parts: list[bytes] = []
 
     async def take(part: bytes) -> None:

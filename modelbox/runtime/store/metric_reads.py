@@ -145,11 +145,11 @@ def read_chunk(
     series = find_series(conn, object_id, key)
     rows: Sequence[Any] = ()
     if series is not None and series.kind == NUMBER and conn.dialect.name == "postgresql":
-        from modelbox.runtime.store.metric_postgres import copy_numbers
+        from modelbox.runtime.store.metric_postgres import copy_numbers, numbers_query
 
-        found = copy_numbers(
-            conn, series.id, series.times_us, from_step=from_step, to_step=to_step, after=after, limit=limit
-        )
+        times_us = series.times_us
+        asked = numbers_query(series.id, times_us, from_step=from_step, to_step=to_step, after=after, limit=limit)
+        found = copy_numbers(conn, asked)
         return MetricColumns(
             object=object_id,
             keys=(key,),

@@ -31,8 +31,9 @@ _PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
 _AGAIN = frozenset([Trouble.CONFLICT, Trouble.BUSY, Trouble.LOST, Trouble.READ_ONLY])
 _UNSOUND = frozenset([Trouble.LOST, Trouble.READ_ONLY, Trouble.REFUSED, Trouble.INTERRUPTED])
-_UNIQUE = frozenset(["23505", 1062])
-"""What PostgreSQL and MySQL call a row that another replica added first."""
+_RACES = frozenset(["23505", 1062, "23514"])
+"""What PostgreSQL and MySQL call a row that another replica added first; and PostgreSQL, a point whose month got a
+table of its own while it waited for the lock of the table of all others."""
 
 
 class PointWriters:
@@ -122,7 +123,7 @@ class PointWriters:
 
     def _trouble_of(self, exc: BaseException) -> Trouble:
         cause = cause_of(exc)
-        if not _UNIQUE.isdisjoint([getattr(cause, "sqlstate", None), *cause.args[:1]]):
+        if not _RACES.isdisjoint([getattr(cause, "sqlstate", None), *cause.args[:1]]):
             return Trouble.CONFLICT
         return self._backend.trouble_of(exc)
 
