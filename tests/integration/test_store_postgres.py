@@ -19,7 +19,7 @@ from anyio import to_thread
 from sqlalchemy import Connection, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncTransaction
 
-from modelbox.errors import ConfigError, NotFoundError, ServerBusy, Unavailable
+from modelbox.errors import ConfigError, LimitError, NotFoundError, ServerBusy, StorageError, Unavailable
 from modelbox.objects import ModelPatch, NewModel
 from modelbox.runtime.store import postgres as postgres_module
 from modelbox.runtime.store.feed import SqlFeedStore
@@ -257,6 +257,35 @@ async def test_a_deadlock_with_a_foreign_transaction(database: SharedDatabase, p
 
 async def _as_coroutine(value: bool) -> bool:
     return value
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(
+    ("state", "error", "said"),
+    [
+        ("53100", LimitError, "make room"),
+        ("53300", ServerBusy, "try again"),
+        ("57014", ServerBusy, "took too long"),
+        ("42501", ConfigError, "database_url"),
+        ("XX001", StorageError, "PostgreSQL failed"),
+    ],
+)
+async def test_what_the_server_says_is_told_apart_and_without_values(
+    database: SharedDatabase, raw: bool, state: str, error: type[Exception], said: str
+) -> None:
+    def failing(conn: Connection) -> None:
+        statement = f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{state}', DETAIL = 'a secret'; END $$"
+        if raw:
+            # As `Prepared` does, past SQLAlchemy's own execution.
+            conn.connection.cursor().execute(statement)
+        conn.execute(text(statement))
+
+    for attempt in (database.write, database.read, database.metrics.write):
+        with pytest.raises(error, match=said) as caught:
+            await attempt(failing)
+        assert "secret" not in str(caught.value)
+        assert "RAISE" not in str(caught.value)
+    assert await create(database, "m") == 1
 
 
 # -- locks and limits ----------------------------------------------------------------------------------------------
