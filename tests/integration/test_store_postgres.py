@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -381,6 +382,41 @@ async def test_a_search_ends_in_the_server(
 
     await wait_until(none_runs)
     assert await database.search(lambda conn: conn.execute(select(1)).scalar(), limit_s=5) == 1
+
+
+@pytest.mark.root
+async def test_a_disk_that_is_full_and_has_room_again(own_server: PostgresServer, own_url: str) -> None:
+    disk = own_server.directory / "disk"
+    disk.mkdir()
+    owner = f"uid={own_server.directory.stat().st_uid},mode=0700"
+    done = await anyio.run_process(["mount", "-t", "tmpfs", "-o", f"size=1m,{owner}", "tmpfs", str(disk)], check=False)
+    if done.returncode != 0:
+        pytest.skip("this container may not mount a tmpfs")
+    try:
+        await to_thread.run_sync(own_server.execute, f"CREATE TABLESPACE tiny LOCATION '{disk}'")
+        move = "ALTER TABLE feed_changes SET TABLESPACE tiny"
+        await to_thread.run_sync(partial(own_server.execute, move, url=own_url))
+        async with opened(own_url) as database:
+            store = SqlRegistryStore(database)
+            chance = random.Random(1)
+            await create(database, "m")
+            with pytest.raises(LimitError, match="make room"):
+                for _ in range(1000):
+                    # What cannot be compressed.
+                    patch = ModelPatch(description=chance.randbytes(4000).hex())
+                    await store.update_model("ns", "m", patch, actor="", at=AT)
+            assert "full" in database.trouble
+            changes = await database.read(verify_chain)
+            assert 1 < changes < 1000
+            assert (await store.get_model("ns", "m")).mod_rev == changes
+            await anyio.run_process(["mount", "-o", f"remount,size=20m,{owner}", str(disk)])
+            assert await create(database, "n") == changes + 1
+            assert database.trouble == ""
+            assert await database.read(verify_chain) == changes + 1
+    finally:
+        await to_thread.run_sync(own_server.drop_database, own_url)
+        await to_thread.run_sync(own_server.execute, "DROP TABLESPACE IF EXISTS tiny")
+        await anyio.run_process(["umount", "-l", str(disk)])
 
 
 # -- connections that break ----------------------------------------------------------------------------------------
