@@ -25,6 +25,7 @@ from modelbox.errors import ConfigError, ConflictError, IntegrityError, LimitErr
 from modelbox.objects import NewModel
 from modelbox.refs import Digest
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
+from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.moving import export as export_module
 from modelbox.runtime.moving import importing as import_module
 from modelbox.runtime.moving.blobs import blob_path
@@ -41,6 +42,8 @@ from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.snapshot import open_snapshot
 from tests.integration.server_core import digest_of, write_databases
 from tests.moving_world import AT, contents, epoch_of, fill
+from tests.server import ServerProcess
+from tests.servers.s3 import S3Bucket
 
 T = TypeVar("T")
 Made = tuple[Path, Path, dict[str, Any]]
@@ -152,6 +155,28 @@ async def test_everything_arrives_elsewhere_and_comes_back(
             if table.name != "feed_head":
                 assert again.table(table.name).rows_sum == table.rows_sum
                 assert again.table(table.name).last_id == table.last_id
+        await back.read(tmp_path / "again")
+        assert await contents(back.database) == before
+
+
+async def test_files_move_into_an_s3_store_and_back(
+    made: Made, tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, export, before = made
+    for key, value in s3_bucket.env.items():
+        monkeypatch.setenv(key, value)
+    options = S3Options(endpoint=s3_bucket.endpoint, region=s3_bucket.region, path_style=True)
+    async with open_blobs(s3_bucket.url, data_dir=tmp_path, s3=options) as store:
+        async with open_place(tmp_path / "a") as there:
+            await read_export(export, there.database, store, say=lambda _: None)
+            await write_export(
+                partial(open_snapshot, "", data_dir=there.directory), store, tmp_path / "again", say=lambda _: None
+            )
+            with pytest.raises(StorageError, match="of the files that the database names are not where"):
+                await there.export(tmp_path / "without")
+    again = verify_export(tmp_path / "again", say=lambda _: None)
+    assert again.blobs == read_manifest(export).blobs
+    async with open_place(tmp_path / "b") as back:
         await back.read(tmp_path / "again")
         assert await contents(back.database) == before
 
@@ -273,6 +298,16 @@ async def test_an_import_goes_on_wherever_it_was_broken_off(
         assert breaks > 10
         await place.database.read(refuse_unfinished_import)
         assert await contents(place.database) == before
+
+
+async def test_no_server_starts_on_an_unfinished_import(made: Made, tmp_path: Path) -> None:
+    async with open_place(tmp_path / "a") as place:
+        with pytest.raises(Broken):
+            await place.read(made[1], database=BreakingDatabase(place.database, [6], after=True))
+    server = ServerProcess(tmp_path / "a")
+    server.spawn()
+    server.wait_for("an import into this database was not finished: run the same modelbox server import again")
+    assert server.wait() == 2
 
 
 async def test_an_unfinished_import_is_not_mixed_with_another(made: Made, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from modelbox.runtime.store.clock import database_now_us
 from modelbox.runtime.store.database import Database, MainDatabase
 from modelbox.runtime.store.history import verify_chain
 from modelbox.runtime.store.importing import begin_progress, end_progress, find_progress, note_progress
+from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.schema import feed_head, replicas
 
 __all__ = ("read_export",)
@@ -46,6 +47,10 @@ _BATCH_ROWS = 2000
 _BATCH_BYTES = 4 << 20
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.5
+_INSERTS = {
+    copied.table.name: Prepared(insert(copied.table), [column.name for column in copied.table.c])
+    for copied in copied_tables()
+}
 _HEAD = feed_head.name
 """Every database has a head from its beginning on; the export's takes its place at the end."""
 
@@ -251,7 +256,7 @@ def _batches(directory: Path, table: Table, file: TableFile, done: int) -> Itera
 
 def _put(conn: Connection, *, part: str, table: Table, batch: _Batch) -> None:
     if note_progress(conn, part, table.name, before=batch.before, after=batch.after):
-        conn.execute(insert(table), batch.rows)
+        _INSERTS[table.name].run_many(conn, batch.rows)
 
 
 async def _write(database: Database, fn: Callable[[Connection], T]) -> T:

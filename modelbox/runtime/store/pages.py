@@ -55,7 +55,7 @@ def iter_pages(conn: Connection, table: Table, *, rows: int, max_bytes: int) -> 
                 bounded = contents.where(_compare(keys, "after", dialect)) if parameters else contents
                 texts = conn.execute(bounded, {**parameters, **last}).all()
                 page = [(*head, *text) for head, text in zip(heads, texts, strict=True)]
-        yield [tuple(row[place] for place in order) for row in page]
+        yield list(page) if order == sorted(order) else [tuple(row[place] for place in order) for row in page]
         if ended and len(page) == len(found):
             return
         parameters = {f"after_{number}": last[f"upto_{number}"] for number in range(len(keys))}
