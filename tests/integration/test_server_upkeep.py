@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from modelbox.cli import main
 from modelbox.runtime.store.migrate import HEAD, METRICS
 from tests.cli import Cli
+from tests.server import ServerProcess
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgres import PostgresServer
 
@@ -172,3 +174,27 @@ def test_a_store_of_files_that_cannot_be_written(cli: UpkeepCli, tmp_path: Path)
     (tmp_path / "file").write_text("")
     report = cli.report("--blobs-url", f"file://{tmp_path}/file/below", code=1)
     assert _states(report)["files"] == "failed"
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+def test_servers_that_start_at_once_make_the_tables_once(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url: str = request.getfixturevalue(f"{kind}_url")
+    servers = [
+        ServerProcess(tmp_path / "data", env={"MODELBOX_DATABASE_URL": url}, replica_name=f"r{number}")
+        for number in range(2)
+    ]
+    try:
+        for server in servers:
+            server.spawn()
+        for server in servers:
+            server.wait_for(r"modelbox ready", timeout=60)
+        assert request.getfixturevalue(f"{kind}_server").fetch("SELECT count(*) FROM feed_head", url=url) == [(1,)]
+        assert [server.terminate() for server in servers] == [0, 0]
+        for server in servers:
+            assert "Traceback" not in server.output
+            assert not re.search(r"WARNING|ERROR", server.output)
+    finally:
+        for server in servers:
+            server.close()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -26,6 +27,7 @@ from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.history import read_head, verify_chain
 from modelbox.runtime.store.opening import open_database
 from modelbox.runtime.store.schema import feed_changes, models
+from tests.servers.mariadb import MariadbServer
 
 ROOT = Path(__file__).parents[2]
 _REVISIONS = int(os.environ.get("MODELBOX_TEST_PREFIX_REVISIONS", "150"))
@@ -170,3 +172,47 @@ async def _stored(database: Database) -> int:
             return await database.write(lambda conn: read_head(conn).rev)
         except ServerBusy:
             await anyio.sleep(0.1)
+
+
+_WRITE = """
+CREATE PROCEDURE work(seconds int) BEGIN
+  DECLARE until datetime(6) DEFAULT now(6) + INTERVAL seconds SECOND; DECLARE r bigint;
+  WHILE sysdate(6) < until DO
+    START TRANSACTION; SELECT rev INTO r FROM head WHERE id = 1 FOR UPDATE;
+    INSERT INTO history VALUES (r + 1); UPDATE head SET rev = r + 1 WHERE id = 1; COMMIT;
+  END WHILE;
+END"""
+_READ = """
+CREATE PROCEDURE look(seconds int) BEGIN
+  DECLARE until datetime(6) DEFAULT now(6) + INTERVAL seconds SECOND; DECLARE r, c, n bigint DEFAULT 0;
+  WHILE sysdate(6) < until DO
+    START TRANSACTION; SELECT rev INTO r FROM head WHERE id = 1; COMMIT;
+    START TRANSACTION; SELECT count(*) INTO c FROM history WHERE rev <= r AND rev > r - 20; COMMIT;
+    IF r > 20 AND c <> 20 THEN INSERT INTO odd VALUES (r, c); END IF;
+    SET n = n + 1;
+  END WHILE;
+  INSERT INTO looked VALUES (n);
+END"""
+
+
+@pytest.mark.slow
+async def test_on_mariadb_all_up_to_a_head_is_in_the_next_snapshot(
+    mariadb_server: MariadbServer, mariadb_url: str
+) -> None:
+    """What `read_head` does, as fast as the server can: where both are read in one snapshot, some lack a revision."""
+    tables = [
+        "head (id int PRIMARY KEY, rev bigint)",
+        "history (rev bigint PRIMARY KEY)",
+        "odd (rev bigint, found bigint)",
+        "looked (number bigint)",
+    ]
+    made = [f"CREATE TABLE {table} ENGINE=InnoDB" for table in tables]
+    execute = partial(mariadb_server.execute, url=mariadb_url)
+    await to_thread.run_sync(partial(execute, *made, "INSERT INTO head VALUES (1, 0)", _WRITE, _READ))
+    async with anyio.create_task_group() as tasks:
+        for call in ("CALL work(4)",) * 6 + ("CALL look(4)",) * 4:
+            tasks.start_soon(partial(to_thread.run_sync, partial(execute, call)))
+    fetch = partial(mariadb_server.fetch, url=mariadb_url)
+    assert await to_thread.run_sync(partial(fetch, "SELECT * FROM odd")) == []
+    ((number,),) = await to_thread.run_sync(partial(fetch, "SELECT sum(number) FROM looked"))
+    assert number > 20
