@@ -21,7 +21,15 @@ import pytest
 from anyio import to_thread
 from sqlalchemy import Connection, func, insert, select
 
-from modelbox.errors import ConfigError, ConflictError, IntegrityError, LimitError, NotFoundError, StorageError
+from modelbox.errors import (
+    ConfigError,
+    ConflictError,
+    IntegrityError,
+    LimitError,
+    NotFoundError,
+    ServerBusy,
+    StorageError,
+)
 from modelbox.objects import NewModel
 from modelbox.refs import Digest
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
@@ -43,6 +51,7 @@ from modelbox.runtime.store.snapshot import open_snapshot
 from tests.integration.server_core import digest_of, write_databases
 from tests.moving_world import AT, contents, epoch_of, fill
 from tests.server import ServerProcess
+from tests.servers.postgres import PostgresServer
 from tests.servers.s3 import S3Bucket
 
 T = TypeVar("T")
@@ -452,6 +461,43 @@ async def test_a_database_with_content_is_refused_and_its_content_named(made: Ma
         with pytest.raises(ConfigError, match=r"not empty, it has .*a history of 1 revisions, 1 rows in namespaces"):
             await place.read(export)
         await place.database.read(refuse_unfinished_import)
+
+
+@pytest.mark.parametrize("kind", ["postgres_migrated_url", "mariadb_migrated_url"])
+async def test_a_database_with_servers_on_it_is_refused(
+    made: Made, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    def join(until_us: int, conn: Connection) -> None:
+        numbers = dict.fromkeys(("started_at_us", "seen_at_us", "clock_ahead_us", "rev"), 0)
+        texts = dict.fromkeys(("role", "state", "grpc_address", "http_address", "version"), "")
+        row = {"uid": f"u{until_us}", "name": f"server-{until_us}", "until_us": until_us, **texts, **numbers}
+        conn.execute(insert(schema.replicas), row)
+
+    async with open_place(tmp_path / "a", request.getfixturevalue(kind)) as place:
+        await place.database.write(partial(join, 7))
+        await place.database.write(partial(join, 1 << 60))
+        with pytest.raises(ConfigError, match=rf"servers use this database \(server-{1 << 60}\)"):
+            await place.read(made[1])
+        await place.database.read(refuse_unfinished_import)
+
+
+async def test_a_database_that_refuses_or_is_away_is_told_without_its_password(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    wrong = postgres_server.url("postgres", password="guessed-secret")
+    with pytest.raises(ConfigError, match="check user, password and database") as refused:
+        async with open_snapshot(wrong, data_dir=tmp_path):
+            pass
+    away = postgres_server.url("postgres", password="guessed-secret", port=1)
+    with pytest.raises(ServerBusy, match="does not answer") as unanswered:
+        async with open_snapshot(away, data_dir=tmp_path):
+            pass
+    for caught in (refused, unanswered):
+        assert "guessed-secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match=f"no database in {tmp_path}"):
+        async with open_snapshot("", data_dir=tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_export_is_not_written_over_something_else(made: Made, tmp_path: Path) -> None:
