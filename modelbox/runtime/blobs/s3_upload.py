@@ -329,6 +329,7 @@ class S3Writer:
                         self._done()
                         continue
                     data, md5 = await to_thread.run_sync(_hashed, chunks, self._sha256)
+                    chunks.clear()
                     await self._own_slots.acquire()
                     await self._store.slots.acquire()
                     sending.start_soon(self._send_part, number, data, md5, name=f"part {number} of {self._id}")
