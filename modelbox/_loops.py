@@ -138,6 +138,7 @@ class _TrioWaiter(Generic[T]):
             yield from self._trio.wait_task_rescheduled(abort).__await__()
         assert self._outcome is not None
         value, exception = self._outcome
+        self._outcome = None  # an error keeps this frame, and would keep itself
         if exception is not None:
             try:
                 raise exception

@@ -30,7 +30,7 @@ from modelbox.loader.session import new_run_options
 from modelbox.loader.stall import RunStalled
 from modelbox.loader.stats import Outcome
 
-__all__ = ("Collector", "Entry", "run_rows")
+__all__ = ("Collector", "Entry", "run_rows", "without_frames")
 
 Outputs = list[Any]
 
@@ -77,6 +77,11 @@ class _Chunk:
         self.job: Job | None = None
         self.start_ns = 0
         self.stop = new_run_options()
+
+    def let_go(self) -> None:
+        """Has its calls forget it, now that it ended: a circle would keep their inputs until somebody collects it."""
+        for entry in self.entries:
+            entry.chunk = None
 
 
 class Collector:
@@ -173,6 +178,7 @@ class Collector:
         if chunk.live or chunk.job is None:
             return
         if chunk.job.cancel():
+            chunk.let_go()
             self._running -= 1
             chunk.generation.release()
             if self._overdue:
@@ -245,17 +251,20 @@ class Collector:
             try:
                 self.loop.call_soon_threadsafe(self._finish, chunk, results)
             except RuntimeError:
+                chunk.let_go()
                 generation.release()
 
         self._running += 1
         try:
             chunk.job = self._pool.submit(run, stop=generation.force)
         except ClientClosed as exc:
+            chunk.let_go()
             self._running -= 1
             _deliver(generation, entries, [exc] * len(entries), perf_counter_ns())
             generation.release()
 
     def _finish(self, chunk: _Chunk, results: Sequence[Outputs | Exception | None]) -> None:
+        chunk.let_go()
         self._running -= 1
         _deliver(chunk.generation, chunk.entries, results, chunk.start_ns)
         chunk.generation.release()
@@ -307,6 +316,19 @@ def _deliver(
             waiter.set_exception(result)
     if took:
         generation.stats.record_batch(took, waited, rows=rows, run_ns=end_ns - start_ns)
+
+
+def without_frames(error: Exception) -> Exception:
+    """``error`` as its caller gets it: what failed in the run is said, and no frame of the run is kept.
+
+    Those hold the inputs, maybe memory of another process, and by the way of the results the error itself: a circle.
+    The traceback of what is a bug stays.
+    """
+    part: BaseException | None = error if isinstance(error, ModelBoxError) else None
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
 
 
 def _run_within(generation: Generation, stop: Any, feed: Feed) -> Outputs:
@@ -368,7 +390,7 @@ def _run_alone(run: Callable[[Feed], Outputs], entry: Entry) -> Outputs | Except
     try:
         return run(entry.feed)
     except ModelBoxError as exc:
-        return exc
+        return without_frames(exc)
     except RunStalled:
         raise
     except Exception as exc:

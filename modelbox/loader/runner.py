@@ -26,7 +26,7 @@ import numpy as np
 from modelbox._fork import reset_in_child
 from modelbox._loops import Waiter, current_loop
 from modelbox.errors import ClientClosed, DeadlineExceeded, InputError, LeaseReleased, ModelBoxError, UsageError
-from modelbox.loader.batching import Collector, Entry
+from modelbox.loader.batching import Collector, Entry, without_frames
 from modelbox.loader.generation import Generation
 from modelbox.loader.inputs import Feed
 from modelbox.loader.pool import Pool, available_cores
@@ -316,6 +316,7 @@ class Runner:
         try:
             outputs = await entry.waiter
         except Exception:
+            del entry  # its waiter has the error, whose traceback has this frame: a circle around the inputs
             raise
         except BaseException as exc:
             collector.discard(entry)
@@ -439,6 +440,9 @@ class Runner:
             raise
         try:
             outputs = await waiter
+        except Exception:
+            del waiter  # it has the error, whose traceback has this frame: a circle around the inputs
+            raise
         except BaseException:
             if job.cancel():
                 generation.release()
@@ -486,7 +490,7 @@ class Runner:
         try:
             return generation.run_within(feed, stop), None
         except Exception as exc:
-            return None, exc
+            return None, without_frames(exc)
         finally:
             generation.observe(clock_ns() - begin_ns, self._ceiling_ns)
             generation.release()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,35 @@ async def test_errors_name_the_problem_and_leave_no_lease(tmp_path: Path, runner
         assert snapshot.duration_s[Outcome.INVALID].count == 1
         assert snapshot.duration_s[Outcome.ERROR].count == 1
         assert runner.active.leases == 0
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("batching", [False, True])
+async def test_inputs_are_let_go_with_their_call(tmp_path: Path, runners: Any, mode: Mode, batching: bool) -> None:
+    """They may lie in memory of another process, and where nothing happens, no garbage is collected."""
+    runner = runners(mode=mode)
+    runner.swap(generation(tmp_path, lookup(), batching=batching))
+    inputs: list[weakref.ref[Any]] = []
+
+    async def call(index: int, timeout: float | None = None) -> None:
+        given = np.array([index])
+        inputs.append(weakref.ref(given))
+        with contextlib.suppress(PredictError, DeadlineExceeded):
+            await runner.predict({"i": given}, timeout=timeout)
+
+    gc.disable()
+    try:
+        async with anyio.create_task_group() as group:
+            for index in (0, 99, 1):
+                group.start_soon(call, index)
+        await call(2)
+        await call(99)
+        await call(3, 0.0)
+        # A thread that has just answered is still to come to its end.
+        await _until(lambda: all(given() is None for given in inputs))
+    finally:
+        gc.enable()
+    assert len(inputs) == 6
 
 
 async def test_before_the_first_swap_and_after_close(tmp_path: Path, runners: Any) -> None:
