@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,12 @@ def cli(
     monkeypatch.setenv("MODELBOX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("MODELBOX_ACTOR", "ada@test")
     return Cli(capsys)
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user of the machine may look into; pytest closes its own ones to others at any time."""
+    with tempfile.TemporaryDirectory(prefix="modelbox-open-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path

@@ -6,6 +6,7 @@ this application sees.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic, perf_counter_ns
@@ -121,7 +122,8 @@ class SidecarRunner:
             raise
         if timeout is None:
             return Call(self, feed, active.packer, waiter, self._patience_s, 0, lease)
-        return Call(self, feed, active.packer, waiter, timeout, max(int(timeout * 1e3), 1), lease)
+        # Its caller ends it, and says that the time is over, not that there is no sidecar.
+        return Call(self, feed, active.packer, waiter, math.inf, max(int(timeout * 1e3), 1), lease)
 
     def _stats(self, version: RemoteVersion) -> CallStats:
         labels = CallLabels(model=self.ref.path, version=version.version.version, alias=self.ref.alias or "")

@@ -26,7 +26,8 @@ from tests.model_source import MemorySource, manifest_of
 ROOT = Path(__file__).parents[2]
 FILES = {"model.onnx": b"graph" * 1000, "data/weights.bin": b"weights" * 300_000}
 
-# Fetches one version into the cache at argv[1] and prints what was asked of the source; argv[2] slows the source down.
+# Fetches one version into the cache at argv[1] and prints what was asked of the source; argv[2] slows the source down,
+# and a source with argv[3] never sends the last byte.
 FETCH = """
 import json, sys, anyio
 from modelbox.loader.cache import Cache
@@ -40,6 +41,8 @@ async def main():
     source = MemorySource()
     source.faults.bytes_per_s = float(sys.argv[2])
     source.faults.chunk_bytes = 16 << 10
+    if len(sys.argv) > 3:
+        source.faults.silent_after = len(FILES["data/weights.bin"]) - 1
     version = source.add(FILES)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -128,13 +131,13 @@ def finish_started(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize("progress", [0.1, 0.5, 0.9])
 def test_sigkill_in_the_middle_of_a_fetch_leaves_a_sound_cache(tmp_path: Path, progress: float) -> None:
     directory = tmp_path / "cache"
-    process = start(FETCH, directory, 1e6)
+    process = start(FETCH, directory, 1e6, "unfinished")
     try:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
         wanted = progress * len(FILES["data/weights.bin"])
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         digest = manifest_of(FILES).files[0].digest
         while Cache(directory).partial_bytes(digest) < wanted:
             assert time.monotonic() < deadline

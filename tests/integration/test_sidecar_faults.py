@@ -118,10 +118,10 @@ async def test_calls_wait_for_a_killed_sidecar(sidecar: SidecarProcess) -> None:
             for _ in range(2):
                 await until(enough)
                 sidecar.kill()
-                await until(lambda: model.stale)  # what it had answered before came first
+                await until(lambda: model.stale)
                 answered = 0
-                await anyio.sleep(0.2)
-                assert answered == 0
+                await anyio.sleep(0.3)
+                assert answered <= 8  # each of them may have had one answer on its way
                 assert model.stale
                 await anyio.to_thread.run_sync(sidecar.restart)
             await until(enough)
@@ -172,6 +172,23 @@ async def test_calls_end_at_their_deadline_without_a_sidecar(sidecar: SidecarPro
             await client.load("faults/other@prod")
         assert time.monotonic() - began < 60
         assert model.version == 1
+
+
+async def test_the_time_of_a_call_is_over_even_where_everything_is_late(sidecar: SidecarProcess) -> None:
+    async with client_of(sidecar) as client:
+        model = await client.load(REF)
+        sidecar.kill()
+        await until(lambda: model.stale)
+        for _ in range(20):
+
+            async def stand_still() -> None:
+                await anyio.sleep(0.01)
+                time.sleep(0.1)  # noqa: ASYNC251 - whatever was due meanwhile is due at once
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stand_still)
+                with pytest.raises(DeadlineExceeded):
+                    await model.predict(ONE, timeout=0.05)
 
 
 async def test_draining_answers_what_was_accepted(sidecar: SidecarProcess) -> None:
@@ -393,7 +410,13 @@ _APP = """
 
 
 def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """But for the connections to the server, which come and go."""
+    own = {"socket:[" + line.split()[9] + "]" for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]}
+    found = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += os.readlink(link) not in own
+    return found
 
 
 def memory_files(pid: int) -> int:
@@ -429,7 +452,6 @@ async def test_a_killed_application_leaves_nothing_in_the_sidecar(
             finally:
                 process.kill()
                 await process.aclose()
-        # Fewer descriptors are well: connections to the server come and go.
         await until(lambda: descriptors(sidecar.pid) <= before[0] and segments(sidecar.pid) == before[1])
         # Its leases are gone too: the old version is freed without force.
         events = model.events()
@@ -610,11 +632,8 @@ def test_only_those_who_may_connect_do(sidecar: SidecarProcess) -> None:
 
 
 @pytest.mark.root
-def test_another_user_is_refused(registry: ServerProcess, tmp_path: Path) -> None:
-    with SidecarProcess(tmp_path, registry.url, REF, http="false", grpc="false", socket_mode="600") as sidecar:
-        for parent in (tmp_path, *tmp_path.parents):
-            if parent.stat().st_uid == os.getuid() and str(parent) not in ("/", "/tmp"):
-                parent.chmod(0o755)
+def test_another_user_is_refused(registry: ServerProcess, open_path: Path) -> None:
+    with SidecarProcess(open_path, registry.url, REF, http="false", grpc="false", socket_mode="600") as sidecar:
 
         def connect_as_nobody() -> int:
             pid = os.fork()

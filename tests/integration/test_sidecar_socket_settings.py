@@ -93,9 +93,6 @@ except modelbox.errors.ModelBoxError as exc:
 
 
 def call_as(user: int, sidecar: SidecarProcess, directory: Path) -> str:
-    for parent in (directory, *directory.parents):
-        if parent.stat().st_uid == os.getuid() and str(parent) not in ("/", "/tmp"):
-            parent.chmod(0o755)
     ran = subprocess.run(
         [sys.executable, "-c", _CALL, sidecar.socket_url, str(directory / "unused"), REF, str(user)],
         cwd=ROOT,
@@ -109,16 +106,16 @@ def call_as(user: int, sidecar: SidecarProcess, directory: Path) -> str:
 
 
 @pytest.mark.root
-def test_a_user_who_is_not_named_is_told_so_at_once(registry: ServerProcess, tmp_path: Path) -> None:
+def test_a_user_who_is_not_named_is_told_so_at_once(registry: ServerProcess, open_path: Path) -> None:
     with SidecarProcess(
-        tmp_path, registry.url, REF, http="false", grpc="false", socket_mode="666", socket_users="1"
+        open_path, registry.url, REF, http="false", grpc="false", socket_mode="666", socket_users="1"
     ) as sidecar:
-        text = call_as(NOBODY, sidecar, tmp_path)
+        text = call_as(NOBODY, sidecar, open_path)
         assert text.startswith("AuthError True "), text
         assert "user 65534 may not use this sidecar" in text
         assert "socket_users" in text
-        assert call_as(1, sidecar, tmp_path).strip() == "2.0"
-        assert call_as(0, sidecar, tmp_path).strip() == "2.0"
+        assert call_as(1, sidecar, open_path).strip() == "2.0"
+        assert call_as(0, sidecar, open_path).strip() == "2.0"
 
 
 def test_one_connection_too_many_is_told_so(registry: ServerProcess, tmp_path: Path) -> None:
