@@ -121,6 +121,7 @@ class Traffic:
         self._pause_s = pause_s
         self._tolerance = tolerance
         self._outages = 0
+        self._unseen: set[str] = set()
         self._stopped = threading.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
 
@@ -131,8 +132,13 @@ class Traffic:
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
-        """Meanwhile calls over HTTP and gRPC may fail."""
+        """Meanwhile calls over HTTP and gRPC may fail.
+
+        And afterwards until a protocol has given its first good answer, which `answered` waits for: gRPC's clients go
+        on telling that they could not connect, which they tried when nobody was there.
+        """
         self._outages += 1
+        self._unseen.update(self.protocols)
         try:
             yield
         finally:
@@ -212,12 +218,14 @@ class Traffic:
         expected = self._expect(version, x)
         if y.shape == expected.shape and np.allclose(y, expected, rtol=0, atol=self._tolerance):
             self.calls[name][version] += 1
+            if not self._outages:
+                self._unseen.discard(name)
         else:
             self.problems.append(f"{name}: version {version} gave what is not its answer")
 
     def _note(self, name: str, exc: Exception, outages: int) -> None:
         # `outages` is from when the call began.
-        if (outages or self._outages) and not name.startswith("socket"):
+        if (outages or self._outages or name in self._unseen) and not name.startswith("socket"):
             self.failed[name] += 1
         else:
             self.problems.append(f"{name}: {exc!r}"[:500])
