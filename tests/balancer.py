@@ -1,8 +1,7 @@
 """A small TCP balancer for tests: what stands in front of several servers.
 
 It asks each server's ``/readyz``. One that is not ready gets no new connections and keeps those that it has; one that
-cannot be reached, or does not answer in time, loses them as well. That is what the balancers do that people use, with
-shorter times.
+does not answer in time loses them as well. That is what the balancers do that people use, with shorter times.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Self
 __all__ = ("Balancer",)
 
 _ASK_EVERY_S = 0.05
-_ANSWER_S = 1.0
+_ANSWER_S = 3.0
 _CHUNK = 1 << 16
 
 
@@ -112,9 +111,11 @@ class Balancer:
             try:
                 async with asyncio.timeout(_ANSWER_S):
                     one.state = await _ask(one.http)
-            except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+            except TimeoutError:
                 one.state = _State.GONE
                 one.cut()
+            except (OSError, ValueError, asyncio.IncompleteReadError):
+                one.state = _State.GONE
             await asyncio.sleep(_ASK_EVERY_S)
 
     # -- connections -----------------------------------------------------------------------------------------------
@@ -144,7 +145,8 @@ class Balancer:
             finally:
                 one.connections -= {writer, other_writer}
                 for end in (writer, other_writer):
-                    end.transport.abort()
+                    # What was taken from one end still goes to the other.
+                    end.close()
             return
         writer.transport.abort()
 

@@ -232,6 +232,18 @@ class _GuardedEvents(EventsProcessor):
             self._flooded("settings")
 
 
+class _Parting(asyncio.Protocol):
+    """The rest of a connection after GOAWAY: nothing of what comes is looked at."""
+
+    def __init__(self, parted: GuardedProtocol) -> None:
+        self._parted = parted
+        self.ended = asyncio.Event()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.ended.set()
+        self._parted.connection_lost(exc)
+
+
 class GuardedProtocol(H2Protocol):
     """One connection of a peer."""
 
@@ -341,8 +353,10 @@ class GuardedProtocol(H2Protocol):
         A client that finds the end of a call and GOAWAY in one packet takes the call for lost (grpclib does). So GOAWAY
         goes only after the peer has answered a ping, and with that has read everything before it.
 
+        What a peer sent meanwhile was not begun, as GOAWAY tells it.
+
         Args:
-            timeout: Seconds to wait for the answer.
+            timeout: Seconds to wait for the answer, and again for the peer to close.
         """
         if self._dead or self.connection.is_closing():
             return
@@ -350,9 +364,20 @@ class GuardedProtocol(H2Protocol):
         self.connection.flush()
         with anyio.move_on_after(timeout):
             await self.processor.goodbye.wait()
-        if not self._dead and not self.connection.is_closing():
-            self.connection._connection.close_connection(error_code=ErrorCodes.NO_ERROR)
-            self.connection.flush()
+        if self._dead or self.connection.is_closing():
+            return
+        self.connection._connection.close_connection(error_code=ErrorCodes.NO_ERROR)
+        self.connection.flush()
+        self._corked.flush()
+        # A socket that is closed before everything was read resets the connection, and that can overtake GOAWAY.
+        parting = _Parting(self)
+        assert self._transport is not None
+        self._transport.set_protocol(parting)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        with anyio.move_on_after(timeout):
+            await parting.ended.wait()
+        if not self._dead:
             self.connection.close()
 
     def _flooded(self, what: str) -> None:

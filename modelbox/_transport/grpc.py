@@ -14,16 +14,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import anyio
 from grpclib.client import Channel, Stream
 from grpclib.config import Configuration
-from grpclib.const import Cardinality
+from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import decode_metadata
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import EventsProcessor, H2Protocol
+from grpclib.protocol import Stream as H2Stream
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 
 from modelbox import _wire
 from modelbox._proto.modelbox import v1 as pb
@@ -155,11 +160,26 @@ class _Channel(Channel):
     async def _create_connection(self) -> H2Protocol:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                return await super()._create_connection()
+                protocol = await super()._create_connection()
         except TimeoutError as exc:
             raise ConnectFailed(f"no connection to {self._authority} within {self._connect_timeout_s:g} s") from exc
         except OSError as exc:
             raise ConnectFailed(f"{self._authority}: {os_error_text(exc)}") from exc
+        processors: dict[type, Callable[[Any], None]] = protocol.processor.processors  # type: ignore[assignment]
+        processors[ConnectionTerminated] = partial(_parted, protocol.processor)
+        return protocol
+
+
+def _parted(processor: EventsProcessor, event: ConnectionTerminated) -> None:
+    """The server says good-bye, and which calls it did not begin: those can be made elsewhere, whatever they are."""
+    if event.error_code == ErrorCodes.NO_ERROR and event.last_stream_id is not None:
+        for stream_id, stream in processor.streams.items():
+            if stream_id > event.last_stream_id:
+                _UNTOUCHED.add(stream)
+    processor.process_connection_terminated(event)
+
+
+_UNTOUCHED: WeakSet[H2Stream] = WeakSet()
 
 
 class Connection:
@@ -249,6 +269,12 @@ class Connection:
                     await stream.recv_trailing_metadata()
             except GRPCError as exc:
                 raise _answered(exc, stream) from exc
+            except StreamTerminatedError:
+                if (refusal := _refusal(stream)) is not None:
+                    raise refusal from None
+                if getattr(stream, "_stream", None) in _UNTOUCHED:
+                    call.sent = False
+                raise
             if answer is None:
                 raise ProtocolError(f"{self._peer} answered {method.path} with nothing")
             return answer
@@ -550,15 +576,22 @@ class _Left(Exception):
 
 def _answered(exc: GRPCError, stream: Stream[Any, Any]) -> ModelBoxError:
     """The error that the server sent in its trailers."""
-    trailer: bytes | None = None
+    return _wire.unpack_error(exc.status.value, exc.message or "", _error_trailer(stream))
+
+
+def _refusal(stream: Stream[Any, Any]) -> ModelBoxError | None:
+    """The error of a call that failed before the server said good-bye, and is told of both at once."""
+    trailer = _error_trailer(stream)
+    return None if trailer is None else _wire.unpack_error(Status.UNAVAILABLE.value, "", trailer)
+
+
+def _error_trailer(stream: Stream[Any, Any]) -> bytes | None:
     metadata = stream.trailing_metadata
     if metadata is None and getattr(stream, "_stream", None) is not None:
         # The stream was reset after its trailers had come; grpclib then leaves them undecoded.
         metadata = decode_metadata(stream._stream.trailers or stream._stream.headers or [])
-    if metadata is not None:
-        value = metadata.get(_wire.ERROR_KEY)
-        trailer = value if isinstance(value, bytes) else None
-    return _wire.unpack_error(exc.status.value, exc.message or "", trailer)
+    value = None if metadata is None else metadata.get(_wire.ERROR_KEY)
+    return value if isinstance(value, bytes) else None
 
 
 def nothing(_: object) -> None:
