@@ -38,6 +38,7 @@ GROUPS: dict[str, str] = {
     "feed": "commits per second through the server",
     "spool": "what logging costs a training program",
     "tracking": "points of metrics and runs through the server, and reading them back",
+    "points": "points of metrics on PostgreSQL, through the server against asyncpg alone",
     "find": "finding runs among a thousand to a hundred thousand of them",
     "watch": "a change on its way to many watchers",
     "fanout": "processor time of the feed for thousands of watchers",

@@ -38,7 +38,7 @@ ONE_PER_S, EIGHT_PER_S, POINTS_PER_S, RUNS_PER_S, READ_S = 3000.0, 10_000.0, 150
 
 _LOG = "/modelbox.v1.MetricService/LogMetrics"
 _CREATE_RUN = "/modelbox.v1.TrackingService/CreateRun"
-_TIME_US = 1_777_000_000_000_000
+TIME_US = 1_777_000_000_000_000
 _TABLE = """
     PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
     CREATE TABLE IF NOT EXISTS points (
@@ -131,9 +131,9 @@ async def _measure(run: Run, server: ServerProcess) -> dict[str, Series]:
         try:
             taken = await interleave(
                 {
-                    "log.one": rate(logging[:1], _points(runs, "one", 1, steps["one"])),
-                    "log.eight": rate(logging, _points(runs, "eight", 1, steps["eight"])),
-                    "log.batch": rate(logging[:4], _points(runs, "batch", BATCH, steps["batch"]), BATCH),
+                    "log.one": rate(logging[:1], logged_points(runs, "one", 1, steps["one"])),
+                    "log.eight": rate(logging, logged_points(runs, "eight", 1, steps["eight"])),
+                    "log.batch": rate(logging[:4], logged_points(runs, "batch", BATCH, steps["batch"]), BATCH),
                     "runs": rate(creating, _runs()),
                     "single": bare(1),
                     "group": bare(CONNECTIONS),
@@ -154,7 +154,7 @@ async def _measure(run: Run, server: ServerProcess) -> dict[str, Series]:
                 connection.close()
 
 
-def _points(runs: Sequence[str], key: str, count: int, steps: itertools.count[int]) -> Exchange:
+def logged_points(runs: Sequence[str], key: str, count: int, steps: itertools.count[int]) -> Exchange:
     """Calls that each append ``count`` points to the series ``key`` of the next run."""
     values = np.random.default_rng(SEED).random(count).tobytes()
     offsets = np.arange(count, dtype="<i8")
@@ -172,7 +172,7 @@ def _points(runs: Sequence[str], key: str, count: int, steps: itertools.count[in
 
     def body(at: int) -> bytes:
         head, between, tail = forms[at % len(forms)]
-        return b"".join((head, column(at * count), between, column(_TIME_US + at * count), tail))
+        return b"".join((head, column(at * count), between, column(TIME_US + at * count), tail))
 
     return Exchange(body(next(steps)), lambda _: body(next(steps)))
 
@@ -184,7 +184,7 @@ def _runs() -> Exchange:
     request = pb.CreateRunRequest(
         id=example,
         experiment="bench/training",
-        started_at_us=_TIME_US,
+        started_at_us=TIME_US,
         params_json=b'{"lr": 0.001, "batch": 32, "optimizer": "adam"}',
         tags_json=b'{"team": "speech"}',
     )
@@ -207,7 +207,7 @@ async def _measure_long(run: Run, server: ServerProcess) -> list[Figure]:
         before = rss_bytes(server.pid)
         memory = PeakMemory(server.pid)
         connection = await GrpcConnection.open(server.grpc_address, _LOG)
-        exchange = _points([one], "loss", LONG_BATCH, itertools.count())
+        exchange = logged_points([one], "loss", LONG_BATCH, itertools.count())
         began = perf_counter()
         body = exchange.first
         assert exchange.follow is not None
@@ -268,7 +268,7 @@ def _rows_per_s(path: Path, rows: int, seconds: float) -> float:
         while perf_counter() < end:
             connection.execute("BEGIN IMMEDIATE")
             steps = range(begin + done, begin + done + rows)
-            connection.executemany(_INSERT, [(rows, step, _TIME_US + step, 0.5) for step in steps])
+            connection.executemany(_INSERT, [(rows, step, TIME_US + step, 0.5) for step in steps])
             connection.execute("COMMIT")
             done += rows
         return done / (perf_counter() - began)
@@ -277,7 +277,7 @@ def _rows_per_s(path: Path, rows: int, seconds: float) -> float:
 def _select_s(path: Path, times: int) -> list[float]:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.executescript(_TABLE)
-        rows = [(0, step, _TIME_US + step, step / 3) for step in range(READ_POINTS)]
+        rows = [(0, step, TIME_US + step, step / 3) for step in range(READ_POINTS)]
         connection.executemany(_INSERT.replace("INSERT", "INSERT OR IGNORE"), rows)
         took = []
         for _ in range(times):
