@@ -80,12 +80,13 @@ async def fill(database: MainDatabase, blobs: BlobStore) -> None:
     await registry.publish_version(_version("gone", b"weights"), actor="ann")
     await registry.delete_version("ns", "gone", 1, actor="bob")
     await registry.delete_model("ns", "gone", actor="bob")
+    hidden = await _run(tracking, "hidden")
+    # The last ones of all: no row tells how far their numbers went.
     doomed = [await _run(tracking, f"doomed-{number}") for number in range(3)]
     await tracking.delete_objects(doomed, actor="ann")
     clock.now += timedelta(days=100)
-    await tracking.purge("ns", clock.now - timedelta(days=1), actor="ann")
-    hidden = await _run(tracking, "hidden")
     await tracking.delete_objects([hidden], actor="ann")
+    assert await tracking.purge("ns", clock.now - timedelta(days=1), actor="ann")
     await database.write(_what_services_do_not_make)
 
 
