@@ -135,10 +135,15 @@ class StoredRevision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedBatch:
-    """Consecutive revisions, and the head, of one snapshot."""
+    """Consecutive revisions, and the head, of one snapshot.
+
+    Attributes:
+        chain: The hash chain at the revision before them, where that is still known.
+    """
 
     head: FeedHead
     revisions: tuple[StoredRevision, ...]
+    chain: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
-from modelbox.errors import LimitError, StorageError
+from modelbox.errors import LimitError, ServerBusy, StorageError
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
 
 from .blob_stores import DATA, UPLOAD, BlobStoreContract, digest_of, get, put
@@ -36,6 +37,40 @@ async def test_a_blob_is_read_only_and_named_by_its_digest(tmp_path: Path, blobs
     assert path.read_bytes() == DATA
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+async def test_of_two_servers_one_writes_an_upload(
+    tmp_path: Path, blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelbox.runtime.blobs.filesystem._OTHER_WRITER_S", 0.2)
+    async with FilesystemBlobs(tmp_path) as other:
+        async with blobs.open_upload(UPLOAD) as writer:
+            await writer.write(DATA[:2_000_000])
+            with pytest.raises(ServerBusy, match="another server takes this upload"):
+                async with other.open_upload(UPLOAD):
+                    pass
+        async with other.open_upload(UPLOAD) as writer:
+            assert writer.offset == 2_000_000
+
+
+async def test_who_waited_for_an_upload_that_was_completed_spoils_nothing(
+    tmp_path: Path, blobs: FilesystemBlobs
+) -> None:
+    async with FilesystemBlobs(tmp_path) as other, anyio.create_task_group() as tasks:
+        seen = []
+
+        async def wait() -> None:
+            async with other.open_upload(UPLOAD) as late:
+                seen.append(late.offset)
+                await late.write(b"other bytes")
+
+        async with blobs.open_upload(UPLOAD) as writer:
+            await writer.write(DATA)
+            tasks.start_soon(wait)
+            await anyio.sleep(0.1)
+            await writer.commit(digest_of(DATA), len(DATA))
+    assert seen == [0]
+    assert await get(blobs, digest_of(DATA)) == DATA
 
 
 async def test_another_process_goes_on_with_an_upload(tmp_path: Path, blobs: FilesystemBlobs) -> None:

@@ -15,6 +15,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, delete, select, update
 
 from modelbox.errors import ConflictError, InUseError, InvalidError, NotFoundError, ServerBusy
 from modelbox.feed import Bookmark, Change, FeedItem, Filter, Kind, ResumeToken, Resync, ResyncReason, Revision
@@ -22,6 +23,8 @@ from modelbox.objects import ModelPatch, NewModel
 from modelbox.refs import ModelRef
 from modelbox.runtime.ports import StoredRevision
 from modelbox.runtime.services.feed import FeedService
+from modelbox.runtime.store.schema import feed_changes, feed_head
+from modelbox.runtime.store.writing import Writing
 
 from .server_core import Core, open_core, open_feed
 
@@ -318,6 +321,37 @@ async def test_a_restored_backup_diverges(tmp_path: Path) -> None:
             item = await first_of(feed, token)
             assert isinstance(item, Resync)
             assert item.reason is ResyncReason.DIVERGED
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+async def test_a_history_that_is_replaced_below_a_server_diverges(core: Core, after: int) -> None:
+    """As by a failover to a standby that had not got the last revisions yet."""
+    await fill(core, 4)
+
+    def lose(conn: Connection) -> None:
+        conn.execute(delete(feed_changes).where(feed_changes.c.rev > 2))
+        chain = select(feed_changes.c.chain).where(feed_changes.c.rev == 2).scalar_subquery()
+        conn.execute(update(feed_head).values(rev=2, chain=chain))
+
+    def replace(conn: Connection) -> None:
+        lose(conn)
+        for number in range(after):
+            writing = Writing(conn, actor="bob", at=core.clock())
+            writing.namespace_id(f"other{number}")
+            writing.finish()
+
+    async with open_feed(core) as feed, feed.watch(Filter()) as items:
+        assert isinstance(await anext(items), Bookmark)
+        await core.database.write(replace)
+        with anyio.fail_after(10):
+            item = await anext(items)
+        assert isinstance(item, Resync)
+        assert item.reason is ResyncReason.DIVERGED
+        # From there on all is well.
+        async with feed.watch(Filter()) as again:
+            assert isinstance(await anext(again), Bookmark)
+            await fill(core, 1, name="next")
+            assert revision_of(await anext(again)).rev == 3 + after
 
 
 @pytest.mark.parametrize("token", ["x", "e30", "%%%", "W10", "é", "a" * 10_000])

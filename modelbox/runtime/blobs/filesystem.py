@@ -6,6 +6,7 @@ about to go. Invariants:
 * A name below ``blobs`` appears by rename only, after size and hash were checked and the bytes were synced; then the
   directories are synced. A crash leaves a whole blob or none.
 * Names are made of digests and of ids that the server made, never of user text.
+* One server at a time writes an upload, by a lock on its file (on NFS: version 4).
 * An fsync that failed is never repeated on the same file: the upload is discarded.
 * A blob is removed by moving it to ``removed`` first. If that took other bytes than meant, for they were uploaded
   again a moment before, they are put back; so does the next start where a crash came between.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -33,7 +35,15 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import anyio
 from anyio import to_thread
 
-from modelbox.errors import ConfigError, IntegrityError, InvalidError, LimitError, ModelBoxError, StorageError
+from modelbox.errors import (
+    ConfigError,
+    IntegrityError,
+    InvalidError,
+    LimitError,
+    ModelBoxError,
+    ServerBusy,
+    StorageError,
+)
 from modelbox.refs import Digest, parse_digest, shown
 from modelbox.runtime.ports import BlobEntry, SignedPart
 
@@ -46,11 +56,14 @@ K = TypeVar("K", bound=str)
 
 CHUNK_BYTES = 1 << 20
 _QUEUED_BLOCKS = 2
+_PUSH_BYTES = 16 << 20
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UPLOAD_ID = re.compile(r"[a-z]{1,8}_[0-9a-f]{8,32}")
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _KNOWN_HASHES = 256
+_OTHER_WRITER_S = 3.0
+_LOOK_S = 0.05
 
 
 class FilesystemBlobs:
@@ -250,6 +263,7 @@ class _Writer:
         self._fd = -1
         self._hash = hashlib.sha256()
         self._offset = 0
+        self._pushed = 0
         self._buffer = bytearray()
         self._queued = 0
         self._error: ModelBoxError | None = None
@@ -352,7 +366,7 @@ class _Writer:
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._fd = os.open(self._path, flags, 0o600)
+            self._fd = _open_alone(self._path, flags)
         except OSError as exc:
             raise _failure(exc, "opening an upload") from exc
         try:
@@ -364,7 +378,7 @@ class _Writer:
                 while block := os.pread(self._fd, CHUNK_BYTES, self._offset):
                     self._hash.update(block)
                     self._offset += len(block)
-            self._offset = size
+            self._offset = self._pushed = size
         except OSError as exc:
             os.close(self._fd)
             raise _failure(exc, "reading an upload") from exc
@@ -382,6 +396,17 @@ class _Writer:
             raise _failure(exc, "writing an upload") from exc
         self._hash.update(view)
         self._offset += len(view)
+        if self._offset - self._pushed >= _PUSH_BYTES:
+            self._push()
+
+    def _push(self) -> None:
+        """Has the disk begin to write what is in memory, so that the sync at the end finds little left to do."""
+        if hasattr(os, "posix_fadvise"):
+            # Pages that were not written yet stay in memory: asking for their removal starts that and no more. An error
+            # of the disk is told by the sync.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._fd, self._pushed, self._offset - self._pushed, os.POSIX_FADV_DONTNEED)
+        self._pushed = self._offset
 
     def _finish(self, digest: Digest, size_bytes: int) -> None:
         actual = f"sha256:{self._hash.hexdigest()}"
@@ -401,6 +426,33 @@ class _Writer:
             self._error = _failure(exc, "storing an upload")
             raise self._error from exc
         self._published = True
+
+
+def _open_alone(path: Path, flags: int) -> int:
+    """Opens an upload that no other server writes; one that ends meanwhile is waited for.
+
+    Two that wrote at once would each verify what it got itself, and not what is in the file.
+    """
+    until = time.monotonic() + _OTHER_WRITER_S
+    while True:
+        fd = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(fd)
+            with contextlib.suppress(FileNotFoundError):
+                there = path.lstat()
+                if (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino):
+                    return fd
+            # It was completed or discarded while we waited: the descriptor is of what has another name now.
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(fd)
+                raise ServerBusy("another server takes this upload: try again", retry_after_s=1.0) from None
+            time.sleep(_LOOK_S)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def _failure(exc: OSError, doing: str) -> ModelBoxError:

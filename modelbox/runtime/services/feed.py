@@ -38,7 +38,7 @@ from modelbox.feed import (
 )
 from modelbox.refs import check_name, shown
 from modelbox.runtime.limits import check_text
-from modelbox.runtime.ports import FeedHead, FeedStore, StoredRevision
+from modelbox.runtime.ports import FeedBatch, FeedHead, FeedStore, StoredRevision
 from modelbox.runtime.services.feed_ring import Interest, Ring
 from modelbox.runtime.services.paging import decode_key, encode_key, page_size_of
 
@@ -103,6 +103,8 @@ class FeedService:
         self._clock = clock
         self._ring = Ring(max_changes=max_changes, max_bytes=max_bytes)
         self._wake = anyio.Event()
+        self._epoch = ""
+        self._histories = 0
         self._draining = False
         self._drain_s = 0.0
         self._watchers = 0
@@ -208,6 +210,7 @@ class FeedService:
     async def _stream(
         self, wanted: Filter, asked: ResumeToken | None, interest: Interest
     ) -> AsyncGenerator[FeedItem, None]:
+        history = self._histories
         head, refused = await self._start_of(asked)
         if refused is not None:
             yield refused
@@ -223,6 +226,12 @@ class FeedService:
         ends = math.inf
         while True:
             interest.rearm()
+            if self._histories != history:
+                yield Resync(
+                    reason=ResyncReason.DIVERGED,
+                    message="history is another one than before, as after a restore or a failover: list again",
+                )
+                return
             if self._draining and ends == math.inf:
                 ends = anyio.current_time() + random.uniform(0, self._drain_s)
             read = await self._next_after(cursor, chain, interest)
@@ -310,6 +319,7 @@ class FeedService:
     async def _tail(self, *, task_status: TaskStatus[None]) -> None:
         head = await self._store.head()
         self._ring.start(head.rev, head.chain)
+        self._epoch = head.epoch
         task_status.started()
         pause_s = self._poll_interval_s
         while True:
@@ -327,12 +337,25 @@ class FeedService:
     async def _read_news(self) -> None:
         while True:
             batch = await self._store.read_after(self._ring.last, limit=_BATCH_REVS, max_bytes=_BATCH_BYTES)
+            if self._is_other(batch):
+                _LOG.warning("revision %d is another one than before: all watchers list again", self._ring.last)
+                self._histories += 1
+                self._epoch = batch.head.epoch
+                self._ring.start(batch.head.rev, batch.head.chain)
+                return
             for revision in batch.revisions:
                 self._ring.append(revision)
             if not batch.revisions and self._ring.last < batch.head.compact_rev:
                 self._ring.start(batch.head.rev, batch.head.chain)
             if self._ring.last >= batch.head.rev:
                 return
+
+    def _is_other(self, batch: FeedBatch) -> bool:
+        """Whether the database holds another history than was read: restored, or failed over with a loss."""
+        head, chain = batch.head, batch.chain
+        if head.epoch != self._epoch or head.rev < self._ring.last:
+            return True
+        return chain is not None and chain != self._ring.last_chain
 
     async def _compact_for_ever(self, interval_s: float) -> None:
         while True:

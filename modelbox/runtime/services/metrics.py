@@ -227,8 +227,7 @@ class MetricService:
         """Removes the series of objects that are no more, which a server leaves behind that is killed while it deletes.
 
         Looks at all objects that have metrics, some hundred at a time. An id may be given again to a new object, so
-        points of an object that is being looked at wait until that is done; what was found since the start is known to
-        be there, and is not looked at.
+        points of an object that is being looked at wait until that is done.
 
         Returns:
             How many objects that were.
@@ -236,7 +235,11 @@ class MetricService:
         gone, after = 0, 0
         while some := await self._store.objects_after(after, limit=_SWEPT_AT_ONCE):
             after = some[-1][0]
-            gone += await self._remove_missing([uid for _, uid in some if uid not in self._known])
+            objects = [uid for _, uid in some]
+            for uid in objects:
+                # It may have been purged at another replica; who logs to it meanwhile finds it again, and that counts.
+                self._known.pop(uid, None)
+            gone += await self._remove_missing(objects)
             await anyio.sleep(_SWEEP_PAUSE_S)
         return gone
 

@@ -40,8 +40,9 @@ _RANGE = (
 
 def _read_after(conn: Connection, rev: int, limit: int, max_bytes: int) -> FeedBatch:
     head = read_head(conn)
+    chain = _chain_at(conn, rev)
     if rev >= head.rev or rev < head.compact_rev:
-        return FeedBatch(head=head, revisions=())
+        return FeedBatch(head=head, revisions=(), chain=chain)
     sizes: dict[int, int] = {}
     total = 0
     for found, size in conn.execute(_SIZES, {"after": rev, "upto": min(head.rev, rev + limit)}).all():
@@ -56,7 +57,7 @@ def _read_after(conn: Connection, rev: int, limit: int, max_bytes: int) -> FeedB
             return FeedBatch(head=replace(head, compact_rev=compact_rev), revisions=())
         raise StorageError("the change feed has a gap: run modelbox server fsck", after=rev)
     if not sizes:
-        return FeedBatch(head=head, revisions=())
+        return FeedBatch(head=head, revisions=(), chain=chain)
     changes: dict[int, list[Change]] = {found: [] for found in sizes}
     chains: dict[int, bytes] = {}
     for row in conn.execute(_RANGE, {"after": rev, "upto": max(sizes)}):
@@ -80,16 +81,20 @@ def _read_after(conn: Connection, rev: int, limit: int, max_bytes: int) -> FeedB
             StoredRevision(rev=found, chain=chains[found], changes=tuple(changes[found]), size_bytes=size)
             for found, size in sizes.items()
         ),
+        chain=chain,
     )
 
 
 def _check(conn: Connection, rev: int) -> tuple[FeedHead, bytes | None]:
-    head = read_head(conn)
-    compact_rev, compact_chain = conn.execute(_COMPACT_AT).one()
-    if rev == compact_rev:
-        return head, bytes(compact_chain)
+    return read_head(conn), _chain_at(conn, rev)
+
+
+def _chain_at(conn: Connection, rev: int) -> bytes | None:
     found = conn.execute(_CHAIN_AT, {"rev": rev}).scalar()
-    return head, None if found is None else bytes(found)
+    if found is None:
+        compact_rev, compact_chain = conn.execute(_COMPACT_AT).one()
+        found = compact_chain if rev == compact_rev else None
+    return None if found is None else bytes(found)
 
 
 def _compact(conn: Connection, keep_revs: int, before_us: int, batch: int) -> int:
