@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from modelbox._fork import reset_in_child
-from modelbox.errors import DeadlineExceeded, UsageError
+from modelbox.errors import DeadlineExceeded, InvalidError, UsageError
 from modelbox.objects import JsonValue
-from modelbox.refs import parse_path
+from modelbox.refs import parse_path, shown
 from modelbox.run.metrics import RunMetrics
 from modelbox.run.records import RunRecords
 from modelbox.run.values import RunValues
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ("LiveRun",)
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _CAPTURE_WAIT_S = 6.0
 _AWAY_S = 2.0
@@ -116,7 +118,7 @@ class LiveRun(RunMetrics, RunValues, RunRecords):
             resumed=resume is not None,
             strict=strict,
         )
-        self._first = (dict(params or {}), dict(tags or {}), dict(metadata or {}))
+        self._first = (_by_key(params, "params"), _by_key(tags, "tags"), _by_key(metadata, "metadata"))
         self._system_every_s = 0.0 if not system_metrics else _SYSTEM_EVERY_S
         if system_metrics and system_metrics is not True:
             self._system_every_s = float(system_metrics)
@@ -400,3 +402,13 @@ class LiveRun(RunMetrics, RunValues, RunRecords):
                     number += 1
         except Exception:
             _log.warning("metrics of the system end for the run %s", self._id, exc_info=True)
+
+
+def _by_key(values: Mapping[str, T] | None, what: str) -> dict[str, T]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise InvalidError(
+            f"{what} are {shown(values)}: expected values by key, as in {what}={{'key': 'value'}}", what=what
+        )
+    return dict(values)

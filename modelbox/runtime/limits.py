@@ -47,9 +47,8 @@ MAX_VALUE_BYTES = 64 << 10
 """Of one attribute's value as JSON."""
 MAX_ATTRIBUTES_BYTES = 1 << 20
 """Of all values of one kind on one object as JSON: a change of the feed carries them all."""
-_MAX_ATTRIBUTE_KEY_CHARS = 250
 _MAX_CHECKPOINT_METRICS = 1000
-_MAX_KEY_CHARS = 128
+_MAX_KEY_CHARS = 250
 _MAX_LABEL_CHARS = 1024
 
 
@@ -123,7 +122,7 @@ def check_key(key: str, what: str) -> str:
     """
     if not isinstance(key, str) or not key or not key.isprintable():
         raise InvalidError(f"{shown(key)} is not a valid key of a {what}: expected printable text", what=what)
-    return check_text(key, f"key of a {what}", max_chars=_MAX_ATTRIBUTE_KEY_CHARS)
+    return check_text(key, f"key of a {what}", max_chars=_MAX_KEY_CHARS)
 
 
 def check_attributes(kind: AttributeKind, values: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:

@@ -125,6 +125,13 @@ async def _runs(http: aiohttp.ClientSession, namespace: str, count: int) -> list
     return made
 
 
+async def test_a_field_that_there_is_none_of_is_refused(shared_server: ServerProcess) -> None:
+    async with aiohttp.ClientSession(shared_server.url) as http:
+        answer = await _post(http, "find", {"collection": "runs", "filter": "params.n = 1"}, status=400)
+    assert answer["code"] == "invalid"
+    assert answer["message"].startswith("the body has the unknown field 'filter': expected collection, where, order_by")
+
+
 async def test_pages_over_http(shared_server: ServerProcess) -> None:
     async with aiohttp.ClientSession(shared_server.url) as http:
         made = await _runs(http, "find-pages", 5)

@@ -16,7 +16,7 @@ import pytest
 
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError, Unavailable, UsageError
 from modelbox.run import LiveRun
-from modelbox.runtime.limits import MAX_ATTRIBUTES
+from modelbox.runtime.limits import MAX_ATTRIBUTES, check_metadata
 from modelbox.spool.checks import MAX_KEYS
 from modelbox.spool.host import SpoolHost
 from modelbox.tracking import (
@@ -283,6 +283,26 @@ def test_a_flush_that_is_late_says_what_is_left_and_why(host: SpoolHost, server:
         server.away = None
         run.flush(timeout=20)
     assert server.series("loss") == [(0, 0.5)]
+
+
+@pytest.mark.parametrize("what", ["params", "tags", "metadata"])
+def test_values_without_keys_are_refused_before_the_run_begins(
+    host: SpoolHost, server: MemoryServer, what: str
+) -> None:
+    with pytest.raises(InvalidError, match=rf"^{what} are .*expected values by key"):
+        run_on(host, **{what: ["a", "b"]})  # type: ignore[arg-type]
+    assert not server.operations
+
+
+def test_a_key_has_one_limit_in_the_client_and_the_server(host: SpoolHost, server: MemoryServer) -> None:
+    with run_on(host, strict=True) as run:
+        run.log_event("gpu.lost", metadata={"k" * 250: 1})
+        with pytest.raises(InvalidError):
+            run.log_event("gpu.lost", metadata={"k" * 251: 1})
+    events = [(one.name, dict(one.metadata)) for one in server.operations if isinstance(one, NewEvent)]
+    assert ("gpu.lost", {"k" * 250: 1}) in events, events
+    for _, metadata in events:
+        check_metadata(metadata)
 
 
 def test_a_child_run_names_its_parent(host: SpoolHost, server: MemoryServer) -> None:

@@ -6,6 +6,7 @@ or that lack a field, with an error that names it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -27,6 +28,7 @@ __all__ = (
     "page_of",
     "paging_of",
     "read_body",
+    "read_exactly",
     "text_of",
     "texts_of",
     "time_of",
@@ -50,6 +52,20 @@ async def body_of(request: web.Request) -> dict[str, JsonValue]:
 async def read_body(request: web.Request, cls: type[T], **given: JsonValue) -> T:
     """The body as one of our objects; ``given`` stands in for what it leaves out."""
     return from_json(cls, {**given, **await body_of(request)})
+
+
+async def read_exactly(request: web.Request, cls: type[T]) -> T:
+    """The body as a question of ours, in which a word that is not known would change the answer unseen.
+
+    Raises:
+        InvalidError: It has a field that there is none of.
+    """
+    body = await body_of(request)
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # every class of ours is one
+    unknown = sorted(set(body).difference(known))
+    if unknown:
+        raise InvalidError(f"the body has the unknown field {shown(unknown[0])}: expected {', '.join(known)}")
+    return from_json(cls, body)
 
 
 def text_of(request: web.Request, name: str, default: str | None = "") -> str:

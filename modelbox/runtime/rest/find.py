@@ -14,7 +14,7 @@ from aiohttp import web
 from modelbox.errors import InvalidError
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
-from modelbox.runtime.rest.bodies import flag_of, int_of, read_body, text_of, texts_of
+from modelbox.runtime.rest.bodies import flag_of, int_of, read_exactly, text_of, texts_of
 from modelbox.runtime.services.find import FindService
 from modelbox.tracking import Found
 
@@ -66,8 +66,8 @@ class FindRoutes:
         return await self._answer(query)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        """POST the same as one JSON object, for queries that are too long for an address."""
-        query = await read_body(request, _Query)
+        """POST the same as one JSON object, for long queries; unknown fields are refused."""
+        query = await read_exactly(request, _Query)
         return await self._answer(replace(query, format=text_of(request, "format") or query.format))
 
     async def _answer(self, query: _Query) -> web.StreamResponse:
