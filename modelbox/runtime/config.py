@@ -66,7 +66,7 @@ def _read_endpoint(value: Any) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
-_ENDPOINT = Kind(read=_read_endpoint, allowed="http://host:port or https://host, or empty")
+_ENDPOINT = Kind(read=_read_endpoint, allowed="http://host:port or https://host, or empty", secret=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

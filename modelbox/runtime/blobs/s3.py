@@ -84,7 +84,7 @@ class S3Blobs:
         part_bytes: int = PART_BYTES,
         copy_bytes: int = _COPY_BYTES,
     ) -> None:
-        self._address = address
+        self.address = address
         self._connect_timeout_s = connect_timeout_s
         self._presign = presign
         self._copy_bytes = copy_bytes
