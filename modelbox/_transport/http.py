@@ -37,12 +37,14 @@ from modelbox.config import ClientConfig
 from modelbox.errors import (
     AuthError,
     ConflictError,
+    DeadlineExceeded,
     IntegrityError,
     InvalidError,
     LimitError,
     ModelBoxError,
     NotFoundError,
     ProtocolError,
+    ServerBusy,
     StorageError,
     Unavailable,
     error_from_dict,
@@ -81,12 +83,14 @@ class ServerInfo:
         version: ModelBox's release.
         grpc_address: A port of the same host, or ``host:port``.
         http_address: As it was bound or advertised.
+        bytes_address: Where files are, if not at the server itself.
     """
 
     server_id: str
     version: str
     grpc_address: str
     http_address: str
+    bytes_address: str = ""
 
     def grpc_target(self, url: str) -> tuple[str, int]:
         """Host and port to connect to, given that ``url`` reached the server.
@@ -129,6 +133,8 @@ class HttpFiles:
         self._http: aiohttp.ClientSession | None = None
         self._direct = DirectTransfers(config)
         self._closed = False
+        self._bytes_address = ""
+        self._bytes_lost = False
 
     async def aclose(self) -> None:
         """Closes all connections; transfers that are under way fail. Idempotent."""
@@ -171,14 +177,31 @@ class HttpFiles:
         """
         data = await self._json("GET", self._url("server"))
         try:
-            return ServerInfo(
+            info = ServerInfo(
                 server_id=str(data["server_id"]),
                 version=str(data["version"]),
                 grpc_address=str(data["grpc_address"]),
                 http_address=str(data.get("http_address", "")),
+                bytes_address=str(data.get("bytes_address", "")),
             )
         except KeyError as exc:
             raise ProtocolError(f"{self._peer} is no ModelBox server: its answer lacks {exc}") from exc
+        self._bytes_address, self._bytes_lost = info.bytes_address, False
+        return info
+
+    @asynccontextmanager
+    async def _for_bytes(self, url: URL) -> AsyncIterator[URL]:
+        """``url`` at the server that has files, for as long as it is used; after a break another one may be named."""
+        if self._bytes_lost:
+            await self.server_info()
+        if not self._bytes_address:
+            yield url
+            return
+        try:
+            yield URL(f"{url.scheme}://{self._bytes_address}{url.raw_path_qs}", encoded=True)
+        except (Unavailable, ServerBusy, DeadlineExceeded):
+            self._bytes_lost = True
+            raise
 
     async def _json(self, method: str, url: URL) -> Mapping[str, Any]:
         with map_errors(self._peer):
@@ -221,13 +244,18 @@ class HttpFiles:
             NotFoundError: Version or file do not exist.
         """
         path = ("models", ref.namespace, ref.model, "versions", ref.selector, "files", *file.path.split("/"))
-        return self._open(self._url(*path, download=download_id), file, offset)
+        return self._open_where_it_is(self._url(*path, download=download_id), file, offset)
 
     def open_artifact_file(
         self, artifact_id: str, file: ManifestFile, *, offset: int = 0
     ) -> AbstractAsyncContextManager[ByteStream]:
         """The bytes of one file of an artifact from ``offset`` on."""
-        return self._open(self._url("artifacts", artifact_id, "files", *file.path.split("/")), file, offset)
+        return self._open_where_it_is(self._url("artifacts", artifact_id, "files", *file.path.split("/")), file, offset)
+
+    @asynccontextmanager
+    async def _open_where_it_is(self, url: URL, file: ManifestFile, offset: int) -> AsyncIterator[ByteStream]:
+        async with self._for_bytes(url) as there, self._open(there, file, offset) as stream:
+            yield stream
 
     @asynccontextmanager
     async def _open(self, url: URL, file: ManifestFile, offset: int) -> AsyncIterator[ByteStream]:
@@ -307,7 +335,8 @@ class HttpFiles:
             direct = await self._send_direct(upload_id, local, size_bytes=size_bytes, on_bytes=on_bytes)
             offset = size_bytes if direct else offset
         try:
-            return await self._send(upload_id, local, offset=offset, size_bytes=size_bytes, on_bytes=on_bytes)
+            async with self._for_bytes(self._url("uploads", upload_id)) as url:
+                return await self._send(url, local, offset=offset, size_bytes=size_bytes, on_bytes=on_bytes)
         except (ConflictError, IntegrityError) as exc:
             if direct:
                 # What was accepted there did not arrive, or as something else.
@@ -346,7 +375,7 @@ class HttpFiles:
                 return direct_parts(await self._object(response), self._peer)
 
     async def _send(
-        self, upload_id: str, local: Path, *, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
+        self, url: URL, local: Path, *, offset: int, size_bytes: int, on_bytes: Callable[[int], None]
     ) -> UploadState:
         # After the last byte the server may have to read all of them, or to copy them.
         stall_s, check_s = self._config.stall_timeout_s, size_bytes / _CHECKED_BYTES_PER_S
@@ -361,7 +390,7 @@ class HttpFiles:
             try:
                 with map_errors(self._peer):
                     async with self._session().patch(
-                        self._url("uploads", upload_id),
+                        url,
                         allow_redirects=False,
                         data=body,
                         headers={
