@@ -965,7 +965,7 @@ class SyncCalls:
         """Compares what the server knows with the bytes that it has.
 
         Args:
-            checksums: Read every byte.
+            checksums: Read every byte, and every point of metrics.
             repair: Put right what can be put right for sure: files that do not count as in use, counters of quotas.
             on_progress: Called about every second, on the engine's thread; must return at once.
         """

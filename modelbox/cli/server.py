@@ -186,7 +186,9 @@ def check(
 
 @server_app.command("fsck")
 def fsck(
-    checksums: Annotated[bool, typer.Option("--checksums", help="Read every byte, and sum it.")] = False,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Read every byte and sum it, and every point of metrics.")
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Put right what can be put right for sure; lost bytes cannot.")
     ] = False,

@@ -16,7 +16,17 @@ from modelbox.retention import Planned, Retained, RetentionPolicy, VersionLock
 from modelbox.runtime.ports import Key, Listed
 from modelbox.space import Finding, Quota, SpaceTotals, Usage
 
-__all__ = ("Applied", "ChainPlace", "GivenUp", "Group", "IdleBlob", "RetentionStore", "SpaceStore", "StoredBlob")
+__all__ = (
+    "Applied",
+    "ChainPlace",
+    "GivenUp",
+    "Group",
+    "IdleBlob",
+    "RetentionStore",
+    "SpaceStore",
+    "StoredBlob",
+    "WrongSeries",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +89,15 @@ class StoredBlob:
     row_id: int
     digest: Digest
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongSeries:
+    """A metric whose totals are not those of its points."""
+
+    object_id: str
+    key: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +216,13 @@ class SpaceStore(Protocol):
 
     async def check_quotas(self, *, repair: bool) -> tuple[Sequence[Finding], int]:
         """Whether the counters of quotas are the sums that they stand for; what is wrong, and how many there are."""
+
+    async def check_series(self, *, limit: int, after: Key | None) -> tuple[Sequence[WrongSeries], int, Key | None]:
+        """Whether the totals of metrics are those of their points; what is being purged is left out.
+
+        Returns:
+            What is wrong, how many series were looked at, and where to go on. Key: (internal number,).
+        """
 
     async def verify_feed(self, after: ChainPlace | None) -> ChainPlace:
         """Recomputes some more of the change feed's chain, from its beginning on for None.

@@ -6,7 +6,9 @@ between two steps. Each proof that no row loses its bytes comes with a planted b
 
 from __future__ import annotations
 
+import math
 import random
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,7 +33,7 @@ from modelbox.runtime.services.retention import RetentionService
 from modelbox.runtime.services.space import SpaceService
 from modelbox.runtime.services.tracking import TrackingService
 from modelbox.runtime.store import artifacts as artifact_store
-from modelbox.runtime.store import removal, schema
+from modelbox.runtime.store import metric_schema, removal, schema
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.database import MainDatabase
 from modelbox.runtime.store.fleet import SqlFleetStore
@@ -43,6 +45,7 @@ from modelbox.runtime.store.space import SqlSpaceStore
 from modelbox.runtime.store.tracking import SqlTrackingStore
 from modelbox.space import Collected, FindingKind, Quota
 from modelbox.tracking import (
+    MetricColumns,
     NewCheckpoint,
     NewEdge,
     NewEdges,
@@ -93,6 +96,7 @@ class World:
     artifacts: ArtifactService
     registry: RegistryService
     tracking: TrackingService
+    metrics: MetricService
     retention: RetentionService
 
     def space(self, *, grace_s: float = AT_ONCE_S, take_over_s: float = 1200.0) -> SpaceService:
@@ -140,6 +144,7 @@ async def world(database: MainDatabase, tmp_path: Path) -> AsyncIterator[World]:
             artifacts=ArtifactService(SqlArtifactStore(database), blobs, metrics=metrics),
             registry=RegistryService(SqlRegistryStore(database), blobs, metrics=metrics),
             tracking=tracking,
+            metrics=metrics,
             retention=RetentionService(SqlRetentionStore(database), tracking, metrics=metrics),
         )
 
@@ -546,6 +551,40 @@ class CheckContract:
         assert await world.findings(repair=True) == [(FindingKind.QUOTA, "ns", True)]
         quotas: list[Quota] = list(await world.space().list_quotas())
         assert [one.used_bytes for one in quotas] == [4]
+
+    async def test_totals_of_metrics_are_compared_with_the_points(self, world: World) -> None:
+        experiment = (await world.tracking.create_experiment(NewExperiment(namespace="ns", name="e"), actor="ann")).item
+        new = NewRun(experiment=experiment.id, name="r", started_at=datetime.now(UTC))
+        run = (await world.tracking.create_run(new, actor="ann")).item
+        values = {"loss": [0.5, math.nan, -math.inf, 2.0], "acc": [0.1], "nothing": [math.nan], "huge": [math.inf]}
+        for key, points in values.items():
+            columns = MetricColumns(
+                object=run.id,
+                keys=(key,),
+                steps=array("q", range(len(points))).tobytes(),
+                times_us=array("q", [7] * len(points)).tobytes(),
+                values=array("d", points).tobytes(),
+            )
+            await world.metrics.log([columns])
+        assert await world.findings() == []
+        series, points_table = metric_schema.metric_series, metric_schema.metric_points
+
+        def spoil(conn: Connection) -> None:
+            loss = select(metric_schema.metric_keys.c.id).where(metric_schema.metric_keys.c.name == "loss")
+            row_id = conn.execute(select(series.c.id).where(series.c.key_id.in_(loss))).scalar_one()
+            conn.execute(delete(points_table).where(points_table.c.series_id == row_id, points_table.c.step == 3))
+
+        await world.database.metrics.write(spoil)
+        assert await world.findings() == [(FindingKind.METRICS, f"{run.id} loss", False)]
+        assert await world.findings(checksums=False) == []
+        # What is on its way out is nobody's business.
+        await world.tracking.delete_objects([run.id], actor="ann")
+        now = datetime.now(UTC)
+        purged = await SqlTrackingStore(world.database).purge(
+            "", now + timedelta(minutes=1), batch=10, actor="ann", at=now
+        )
+        assert purged.ids
+        assert await world.findings() == []
 
     async def test_an_altered_feed_is_found(self, world: World) -> None:
         await world.publish(b"one")

@@ -38,6 +38,7 @@ _REMOVE_S = 60.0
 _Find = Callable[..., Awaitable[Listed[IdleBlob]]]
 _CLOCK_SET_BACK_S = 100 * 366 * 86400.0
 _BATCH = 100
+_SERIES = 20
 _AT_ONCE = 8
 _SAY_EVERY_S = 1.0
 _MAX_QUOTA = 1 << 62
@@ -289,7 +290,7 @@ class SpaceService:
         """Compares rows and bytes; says about every second how far it is, and at last ``done``.
 
         Args:
-            checksums: Reads every byte and sums it; without, lengths are compared.
+            checksums: Reads every byte and sums it, and every point of metrics; without, lengths are compared.
             repair: Puts right what can be put right for sure: files that do not count as in use, and counters of
                 quotas. Lost or damaged bytes are for people: restore them, or upload them again.
 
@@ -315,6 +316,10 @@ class SpaceService:
         findings, progress.checked = await self._store.check_quotas(repair=repair)
         progress.findings += findings
         yield progress.say()
+        if checksums:
+            progress.enter("metrics")
+            async for said in self._check_metrics(progress):
+                yield said
         progress.enter("feed")
         async for said in self._check_feed(progress):
             yield said
@@ -386,6 +391,20 @@ class SpaceService:
             if entry.stored_at < now - timedelta(seconds=self._grace_s):
                 detail = f"{entry.size_bytes} bytes that no row names: a collection removes them"
                 progress.findings.append(Finding(kind=FindingKind.ORPHAN, subject=digest, detail=detail))
+
+    async def _check_metrics(self, progress: _Progress) -> AsyncIterator[SpaceCheck]:
+        after, first = None, True
+        while first or after is not None:
+            first = False
+            wrong, count, after = await self._store.check_series(limit=_SERIES, after=after)
+            progress.checked += count
+            progress.findings += [
+                Finding(kind=FindingKind.METRICS, subject=f"{one.object_id} {one.key}", detail=one.detail)
+                for one in wrong
+            ]
+            if progress.due():
+                yield progress.say()
+        yield progress.say()
 
     async def _check_feed(self, progress: _Progress) -> AsyncIterator[SpaceCheck]:
         place = None

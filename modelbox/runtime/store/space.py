@@ -13,11 +13,13 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, 
 
 from modelbox.refs import Digest
 from modelbox.runtime.ports import Key, Listed
-from modelbox.runtime.space_ports import ChainPlace, GivenUp, IdleBlob, StoredBlob
+from modelbox.runtime.space_ports import ChainPlace, GivenUp, IdleBlob, StoredBlob, WrongSeries
 from modelbox.runtime.store import removal
-from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.database import MainDatabase
 from modelbox.runtime.store.history import verify_part
 from modelbox.runtime.store.holdings import charge, database_time_us, used_bytes
+from modelbox.runtime.store.metric_check import check_series
+from modelbox.runtime.store.objects import find_objects
 from modelbox.runtime.store.rows import ARTIFACTS, VERSIONS, artifact_of, from_us, version_of
 from modelbox.runtime.store.schema import (
     artifact_blobs,
@@ -289,8 +291,9 @@ def _check_uses(
 class SqlSpaceStore:
     """`modelbox.runtime.space_ports.SpaceStore` over a database; see there for each method."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: MainDatabase) -> None:
         self._db = database
+        self._metrics = database.metrics
 
     async def set_quota(self, namespace: str, limit_bytes: int | None, *, actor: str) -> Quota | None:
         """See the port."""
@@ -358,6 +361,16 @@ class SqlSpaceStore:
         """See the port."""
         run = self._db.write if repair else self._db.scan
         return await run(lambda conn: _check_quotas(conn, repair))
+
+    async def check_series(self, *, limit: int, after: Key | None) -> tuple[Sequence[WrongSeries], int, Key | None]:
+        """See the port."""
+        found, count = await self._metrics.scan(lambda conn: check_series(conn, limit, after))
+        if not found.items:
+            return (), count, found.next_key
+        # Objects go first, and then, in parts, their points: what has no object any more is on its way out.
+        uids = [one.object_id for one in found.items]
+        known = await self._db.scan(lambda conn: find_objects(conn, uids))
+        return [one for one in found.items if one.object_id in known], count, found.next_key
 
     async def verify_feed(self, after: ChainPlace | None) -> ChainPlace:
         """See the port."""
