@@ -56,6 +56,18 @@ _ADD_NUMBERS = _few(5)
 _ADD_PAYLOADS = _few(6)
 """A division by zero where fewer series than were meant are as they were: nothing of the statement happens then."""
 
+_POINT = len(STATE) + 3
+_ADD_ONE = f"""
+    WITH changed AS (
+        UPDATE metric_series SET {", ".join(f'"{name}" = ${number + 3}' for number, name in enumerate(STATE))}
+        WHERE id = $1 AND "count" = $2 RETURNING id
+    )
+    INSERT INTO metric_points ({", ".join(_NAMES[:5])})
+    SELECT id, ${_POINT}::bigint, ${_POINT + 1}::bigint, ${_POINT + 2}::smallint, ${_POINT + 3}::double precision
+    FROM changed
+"""
+"""The same for one point of a series: nothing is unpacked."""
+
 _ROW = np.dtype(
     [
         ("fields", ">i2"),
@@ -94,6 +106,11 @@ class PostgresPoints:
 
     def write_rows(self, conn: Connection, changes: Sequence[Change], rows: Sequence[Sequence[Any]]) -> None:
         """See the protocol."""
+        if len(changes) == len(rows) == 1 and rows[0][0] == changes[0][0].id:
+            before, after = changes[0]
+            if _send(conn, _ADD_ONE, (before.id, before.count, *after.values(), *rows[0][1:])) != "INSERT 0 1":
+                raise StaleSeriesError
+            return
         _send(conn, _ADD_NUMBERS, (*_arguments(changes), *map(list, zip(*rows, strict=True))))
 
     def write_columns(self, conn: Connection, changes: Sequence[Change], points: PointColumns) -> None:
@@ -115,12 +132,12 @@ def _arguments(changes: Sequence[Change]) -> list[list[Any]]:
     return [[before.id for before, _ in changes], [before.count for before, _ in changes], *after]
 
 
-def _send(conn: Connection, sql: str, arguments: Sequence[Any]) -> None:
-    """Runs a statement in the transaction if there is one, and else as one."""
+def _send(conn: Connection, sql: str, arguments: Sequence[Any]) -> str:
+    """Runs a statement in the transaction if there is one, and else as one; returns what PostgreSQL says it did."""
     driver = conn.connection.driver_connection
     assert isinstance(driver, asyncpg.Connection)
     try:
-        await_only(driver.execute(sql, *arguments))
+        return str(await_only(driver.execute(sql, *arguments)))
     except asyncpg.DivisionByZeroError as exc:
         raise StaleSeriesError from exc
 
