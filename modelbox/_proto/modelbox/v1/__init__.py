@@ -558,7 +558,7 @@ default_message_pool.register_message("modelbox.v1", "Checkpoint", Checkpoint)
 class CheckSpaceRequest(betterproto2.Message):
     checksums: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
     """
-    Reads every byte.
+    Reads every byte, and every point of metrics.
     """
 
     repair: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
