@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import anyio
+import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
@@ -38,6 +39,7 @@ from modelbox.sidecar.oip.messages import (
     read_request,
     stream_failure,
     stream_response,
+    takes_long,
     write_response,
 )
 from modelbox.sidecar.oip.shared_memory import SharedMemory
@@ -92,6 +94,8 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
         self._repository = repository
         self._listening: set[anyio.CancelScope] = set()
         self._stopping = False
+        # One at a time, as all of it is the interpreter's.
+        self._one_aside = anyio.CapacityLimiter(1)
         self._allowances: WeakKeyDictionary[object, Allowance] = WeakKeyDictionary()
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -117,7 +121,8 @@ class OpenInferenceAdapter(pb.GrpcInferenceServiceBase):
         await stream.send_message(await self._answer(message, stream.remaining_s))
 
     async def _answer(self, message: Any, remaining_s: float | None) -> Any:
-        call = read_request(message, self._memory, began_ns=perf_counter_ns())
+        read = partial(read_request, message, self._memory, began_ns=perf_counter_ns())
+        call = await anyio.to_thread.run_sync(read, limiter=self._one_aside) if takes_long(message) else read()
         request = call.request
         if remaining_s is not None and (request.timeout_s is None or remaining_s < request.timeout_s):
             request.timeout_s = remaining_s

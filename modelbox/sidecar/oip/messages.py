@@ -26,7 +26,15 @@ from modelbox.errors import InputError, InvalidError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.datatypes import BYTES, Datatype, datatype_named, datatype_of_array
 from modelbox.sidecar.oip.json_body import InferBody, Memory, Region, read_parameters, read_region
-from modelbox.sidecar.oip.tensors import Array, decode_raw, decode_shape, decode_values, elements_of, encode_raw
+from modelbox.sidecar.oip.tensors import (
+    LARGE_TEXTS_BYTES,
+    Array,
+    decode_raw,
+    decode_shape,
+    decode_values,
+    elements_of,
+    encode_raw,
+)
 from modelbox.sidecar.service import InferRequest, InferResponse, Parameter
 
 __all__ = (
@@ -38,6 +46,7 @@ __all__ = (
     "read_request",
     "stream_failure",
     "stream_response",
+    "takes_long",
     "write_response",
 )
 
@@ -143,6 +152,19 @@ def read_request(message: Any, memory: Memory | None, *, began_ns: int = 0) -> C
         began_ns=began_ns,
     )
     return Call(request=request, typed=typed, regions=regions)
+
+
+def takes_long(message: Any) -> bool:
+    """Whether `read_request` does not belong on an event loop: the message brings many texts, or names many."""
+    texts = [tensor for tensor in message.inputs if tensor.datatype == BYTES.name]
+    if not texts:
+        return False
+    size = sum(map(len, message.raw_input_contents))
+    for tensor in texts:
+        size += sum(map(len, tensor.contents.bytes_contents))
+        if "shared_memory_byte_size" in tensor.parameters:
+            size += tensor.parameters["shared_memory_byte_size"].int64_param
+    return size > LARGE_TEXTS_BYTES
 
 
 def _read_inputs(message: Any, memory: Memory | None) -> tuple[dict[str, Array], bool]:

@@ -38,7 +38,7 @@ from modelbox.sidecar.oip.json_body import InferBody, encode_answer, parse_json
 from modelbox.sidecar.oip.large_json import LARGE_BYTES
 from modelbox.sidecar.oip.shared_memory import SharedMemory
 from modelbox.sidecar.oip.status import retry_after_s, statuses_of
-from modelbox.sidecar.oip.tensors import Buffer
+from modelbox.sidecar.oip.tensors import LARGE_TEXTS_BYTES, Buffer
 from modelbox.sidecar.service import InferenceService, InferRequest
 from modelbox.signature import TensorSpec
 
@@ -272,7 +272,7 @@ class Routes:
         else:
             json_bytes = len(body) if length is None else length
             _check_json_size(json_bytes)
-            if json_bytes < LARGE_BYTES:
+            if json_bytes < LARGE_BYTES and not _brings_many_texts(body, json_bytes):
                 parsed = read_body(body, length, memory)
             else:
                 parsed = await self._aside(partial(read_body, body, length, memory, _pause))
@@ -399,6 +399,15 @@ class Routes:
         if len(body) <= _INLINE_BYTES:
             return _decompress(body, coding, self._max_body_bytes)
         return await anyio.to_thread.run_sync(_decompress, body, coding, self._max_body_bytes)
+
+
+def _brings_many_texts(body: Buffer, json_bytes: int) -> bool:
+    """Whether tensors of BYTES may be behind the JSON, or in shared memory, that take long to read."""
+    head = bytes(body[:json_bytes])
+    # A backslash: the name of the type may be written in many ways.
+    if b"BYTES" not in head and b"\\" not in head:
+        return False
+    return len(body) - json_bytes > LARGE_TEXTS_BYTES or b"shared_memory" in head or b"\\" in head
 
 
 def _is_local(host: str) -> bool:

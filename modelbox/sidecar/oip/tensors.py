@@ -26,6 +26,7 @@ from modelbox.sidecar.oip.datatypes import BYTES, Datatype, datatype_of_array
 from modelbox.sidecar.oip.large_json import Pause
 
 __all__ = (
+    "LARGE_TEXTS_BYTES",
     "Array",
     "Buffer",
     "decode_raw",
@@ -44,6 +45,8 @@ _MAX_RANK = 32
 _MAX_BYTES = 1 << 62
 _LENGTH = struct.Struct("<I")
 _COPY_BELOW = 1 << 16
+LARGE_TEXTS_BYTES = 64 << 10
+"""Of elements of BYTES together: more than this is not read on an event loop, because they are read one by one."""
 _SLICE = 8192
 """Elements that are written or taken at once, so that others may run in between."""
 
