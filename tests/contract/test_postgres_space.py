@@ -10,9 +10,17 @@ import pytest
 from modelbox.runtime.store.database import MainDatabase
 from modelbox.runtime.store.opening import open_database
 
-from .space_stores import CheckContract, CollectionContract, QuotaContract, RetentionContract, World, world
+from .space_stores import (
+    CheckContract,
+    CollectionContract,
+    QuotaContract,
+    RemoverContract,
+    RetentionContract,
+    stepped,
+    world,
+)
 
-__all__ = ("World", "world")
+__all__ = ("stepped", "world")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,10 @@ async def database(postgres_migrated_url: str, tmp_path: Path) -> AsyncIterator[
 
 
 class TestCollection(CollectionContract):
+    pass
+
+
+class TestRemovers(RemoverContract):
     pass
 
 

@@ -10,9 +10,17 @@ import pytest
 from modelbox.runtime.store.sqlite import SqliteDatabase
 from tests.integration.server_core import write_databases
 
-from .space_stores import CheckContract, CollectionContract, QuotaContract, RetentionContract, World, world
+from .space_stores import (
+    CheckContract,
+    CollectionContract,
+    QuotaContract,
+    RemoverContract,
+    RetentionContract,
+    stepped,
+    world,
+)
 
-__all__ = ("World", "world")
+__all__ = ("stepped", "world")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +36,10 @@ async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
 
 
 class TestCollection(CollectionContract):
+    pass
+
+
+class TestRemovers(RemoverContract):
     pass
 
 
