@@ -338,20 +338,31 @@ def _is_stopped(pid: int) -> bool:
 
 
 async def test_reads_wait_for_a_connection_and_then_give_up(postgres_migrated_url: str) -> None:
+    began = anyio.Event()
+
+    def slow(seconds: float) -> Callable[[Connection], Any]:
+        def sleep(conn: Connection) -> None:
+            conn.execute(select(1))
+            began.set()
+            conn.execute(text(f"SELECT pg_sleep({seconds})"))
+
+        return sleep
+
     async with opened(postgres_migrated_url, connections=1) as database:
-        database._reads.pool._timeout = 0.3  # type: ignore[attr-defined]
-
-        def slow(seconds: float) -> Callable[[Connection], Any]:
-            return lambda conn: conn.execute(text(f"SELECT pg_sleep({seconds})")).scalar()
-
+        pool: Any = database._reads.pool
+        pool._timeout = 30
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(database.read, slow(0.1))
             tasks.start_soon(database.read, slow(0.01))
+        began = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(database.read, slow(1.0))
-            await anyio.sleep(0.1)
+            tasks.start_soon(database.read, slow(600))
+            await began.wait()
+            pool._timeout = 0.1
             with pytest.raises(ServerBusy, match="all connections to the database are in use"):
                 await database.read(slow(0))
+            tasks.cancel_scope.cancel()
+        pool._timeout = 30
         await database.read(slow(0))
 
 
