@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,15 @@ def test_doctor_says_what_works(cli: Cli) -> None:
 
 def test_the_installed_command_starts_quickly_and_exits_with_its_code() -> None:
     def run(*argv: str) -> tuple[int, float]:
-        began = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-m", "modelbox", *argv], capture_output=True, check=False)
-        return done.returncode, time.perf_counter() - began
+        after = os.times()
+        # What it works, however much else the machine has to do.
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        return done.returncode, spent
 
     assert run("models", "show", "x")[0] == 2
     runs = [run("--help") for _ in range(3)]
     assert {code for code, _ in runs} == {0}
-    # 0.16 s where it was measured; the bound leaves a busy machine some room.
+    # 0.16 s where it was measured; the bound leaves a slow machine some room.
     assert min(seconds for _, seconds in runs) < 0.6
