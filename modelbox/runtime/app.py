@@ -206,7 +206,7 @@ class _Server:
             registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
             artifacts=artifacts,
             feed=self._feed,
-            fleet=FleetService(SqlFleetStore(self._database.aside)),
+            fleet=FleetService(SqlFleetStore(self._database.aside), clock=self._members.now),
             tracking=tracking,
             metrics=metric_service,
             notes=NoteService(SqlNoteStore(self._database)),

@@ -12,7 +12,7 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -122,6 +122,10 @@ class MemberService:
                 await self._beat()
             except ModelBoxError as exc:
                 _LOG.debug("cannot say that this server drains: %s", exc)
+
+    def now(self) -> datetime:
+        """The time by the database's clock, as far as it is known: what all servers agree on."""
+        return self._clock() - timedelta(seconds=self._clock_ahead_s)
 
     async def list_members(self) -> tuple[Member, ...]:
         """All servers of this database, those that were lost within the last hour too."""

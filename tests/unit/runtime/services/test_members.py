@@ -112,6 +112,7 @@ async def test_clocks_that_disagree_are_noticed(ahead: float, warned: bool, capl
             with anyio.fail_after(10):
                 await store.beat.wait()
         assert store.beats[members.id].clock_ahead_s == pytest.approx(ahead, abs=0.3)
+        assert abs(members.now() - store.now) < timedelta(seconds=1)
     assert caplog.text.count("off the database's") == int(warned)
 
 
