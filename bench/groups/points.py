@@ -89,7 +89,8 @@ async def _measure(run: Run, url: str, floor_url: str) -> list[Figure]:
         await _fill(bare[0], _READ, READ_POINTS)
         await _log_long(logging[0], runs[0], long)
         await _fill(bare[0], _LONG, long)
-        # Every connection that will be used is there now.
+        # Makes every connection that will be used.
+        await keep_calling(logging, logged_points(runs, "warm", 1, itertools.count()), seconds=seconds)
         await client.read_series(runs[0], "read")
         # Months that are over were vacuumed.
         for place in (url, floor_url):

@@ -54,7 +54,7 @@ class SharedDatabase:
     Args:
         url: Of the database, with the driver's name.
         backend: Its kind.
-        connections: Readers at most; four to seven more are used for other things.
+        connections: Readers at most; six to nine more are used for other things.
         connect_timeout_s: How long entering waits for a database that is away.
         patience_s: How long a change waits for a database that is away or locked.
         migrate: Whether entering brings the schema up to date; if not, it must be.
