@@ -138,7 +138,7 @@ async def observe(
     database_url: str,
     directory: Path,
     *,
-    during: Callable[[], Awaitable[None]],
+    during: Callable[[Observed], Awaitable[None]],
     settle_s: float = 40.0,
     urls: Sequence[str] = (),
 ) -> Observed:
@@ -148,7 +148,7 @@ async def observe(
         replicas: The servers; all must run when ``during`` returns.
         database_url: Where they keep what is stored.
         directory: For caches and models.
-        during: What happens meanwhile.
+        during: What happens meanwhile; gets what was seen so far.
         settle_s: How long everybody may take to hold what is stored.
         urls: Where the clients connect, in turn; the balancer if there are none.
     """
@@ -227,7 +227,7 @@ async def observe(
                     load.start_soon(write, writer, alias)
                 load.start_soon(read)
                 load.start_soon(predict)
-                await during()
+                await during(seen)
                 stopping.set()
             for alias in ("prod", "a", "b", "c"):
                 with anyio.fail_after(30):

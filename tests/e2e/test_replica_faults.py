@@ -50,7 +50,7 @@ async def test_servers_that_are_killed_and_paused_at_random_are_one_server(datab
     rng = random.Random(20261121)
     with Replicas(database_url, tmp_path, count=3) as replicas:
 
-        async def break_things() -> None:
+        async def break_things(_: Observed) -> None:
             for number in range(_FAULTS):
                 await anyio.sleep(rng.uniform(0.1, 0.5))
                 victim = replicas[rng.randrange(len(replicas))]
@@ -88,8 +88,8 @@ async def test_a_bug_of_a_server_is_found(
     bug: str, check: Callable[[Observed], None], database_url: str, tmp_path: Path
 ) -> None:
     with Replicas(database_url, tmp_path, count=1, modules=[f"tests.mutant_servers.{bug}"]) as replicas:
-        with anyio.fail_after(90):
-            seen = await observe(replicas, database_url, tmp_path, during=_a_while, settle_s=2.0)
+        with anyio.fail_after(150):
+            seen = await observe(replicas, database_url, tmp_path, during=_much, settle_s=2.0)
     _found_by(check, seen)
 
 
@@ -106,7 +106,7 @@ async def test_a_model_that_needs_its_server_is_found(
     monkeypatch.setattr(LiveModel, "predict", needy)
     with Replicas(database_url, tmp_path, count=1) as replicas:
 
-        async def restart() -> None:
+        async def restart(_: Observed) -> None:
             await anyio.to_thread.run_sync(replicas[0].kill)
             await anyio.sleep(2.0)
             await anyio.to_thread.run_sync(functools.partial(replicas[0].restart, timeout=60))
@@ -116,8 +116,10 @@ async def test_a_model_that_needs_its_server_is_found(
     _found_by(check_serving, seen)
 
 
-async def _a_while() -> None:
-    await anyio.sleep(2.0)
+async def _much(seen: Observed) -> None:
+    with anyio.move_on_after(60):
+        while len(seen.acknowledged) < 100:
+            await anyio.sleep(0.05)
 
 
 # -- one after the other -------------------------------------------------------------------------------------------
