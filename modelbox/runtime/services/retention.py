@@ -9,6 +9,7 @@ Any number of replicas may follow the policies at once: a version goes once, or 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from typing import Protocol
 import anyio
 import anyio.lowlevel
 
-from modelbox.errors import InvalidError, NotFoundError
+from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.objects import Page
 from modelbox.refs import check_name, shown
 from modelbox.retention import (
@@ -33,11 +34,12 @@ from modelbox.retention import (
 from modelbox.runtime.limits import check_text
 from modelbox.runtime.services.naming import check_actor
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
-from modelbox.runtime.space_ports import RetentionStore
+from modelbox.runtime.space_ports import Group, RetentionStore
 from modelbox.runtime.tracking_ports import MetricSink
 
 __all__ = ("RETENTION_ACTOR", "Bin", "RetentionService")
 
+_LOG = logging.getLogger(__name__)
 RETENTION_ACTOR = "retention"
 """Who the change feed says has deleted what a policy let go."""
 _GROUPS = 50
@@ -230,18 +232,25 @@ class RetentionService:
             for group in page.items:
                 more = group.to_go > 0
                 while more:
-                    # Shielded: the metrics of what is deleted go with it.
-                    with anyio.CancelScope(shield=True):
-                        applied = await self._store.apply(
-                            group, limit=_AT_ONCE, actor=RETENTION_ACTOR, at=self._clock()
-                        )
-                        if applied.removed and self._metrics is not None:
-                            await self._metrics.delete_series(applied.removed)
-                    tally.versions += applied.versions
-                    tally.binned += applied.binned
-                    more = applied.more
+                    try:
+                        more = await self._apply(group, tally)
+                    except (ConflictError, NotFoundError) as exc:
+                        # What one group is held by must not keep the others from their turn.
+                        _LOG.warning("cannot follow the policy for %s of row %d: %s", group.kind, group.row_id, exc)
+                        more = False
                     await anyio.lowlevel.checkpoint()
             after = page.next_key
+
+    async def _apply(self, group: Group, tally: _Tally) -> bool:
+        """Lets go of some of a group; returns whether there is more."""
+        # Shielded: the metrics of what is deleted go with it.
+        with anyio.CancelScope(shield=True):
+            applied = await self._store.apply(group, limit=_AT_ONCE, actor=RETENTION_ACTOR, at=self._clock())
+            if applied.removed and self._metrics is not None:
+                await self._metrics.delete_series(applied.removed)
+        tally.versions += applied.versions
+        tally.binned += applied.binned
+        return applied.more
 
     async def sweep(self) -> int:
         """Follows all policies to the end; returns how much went. What a server does by itself now and then."""
