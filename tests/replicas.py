@@ -25,7 +25,7 @@ class Replica(ServerProcess):
     """One of the servers; ``module`` is what ``python -m`` runs, where it is not the server itself."""
 
     def __init__(self, data_dir: Path, *, module: str = "", env: Mapping[str, str], **settings: object) -> None:
-        super().__init__(data_dir, env=env, **settings)
+        super().__init__(data_dir, env=env, args=(), **settings)
         if module:
             self._module = module
 

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 _READY = re.compile(r"^modelbox ready grpc=(\S+) http=(\S+) metrics=(\S+)$", re.MULTILINE)
 
@@ -206,7 +206,7 @@ class ServerProcess(ProgramProcess):
         """Where Prometheus scrapes."""
         return f"http://{self.metrics_address}/metrics"
 
-    def start(self, *, timeout: float = 30) -> ServerProcess:
+    def start(self, *, timeout: float = 30) -> Self:
         """Starts the process and waits until it is ready."""
         before = len(self.output)
         self.spawn()
@@ -214,7 +214,7 @@ class ServerProcess(ProgramProcess):
         self.grpc_address, self.http_address, self.metrics_address = match.groups()
         return self
 
-    def restart(self, *, timeout: float = 30) -> ServerProcess:
+    def restart(self, *, timeout: float = 30) -> Self:
         """Starts a process over the same data on the same ports; the old one is terminated if it still runs."""
         if self._process is not None and self._process.poll() is None:
             self.terminate()
@@ -226,7 +226,7 @@ class ServerProcess(ProgramProcess):
             self._settings[key] = address.rpartition(":")[2]
         return self.start(timeout=timeout)
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import anyio
 
+from bench.databases import Databases
 from bench.figure import Figure, Unit
 from bench.groups.oip import CALLERS, Turn, models
 from bench.load import Connection
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         directory = Path(name)
         about = describe(directory) | {"quick": options.quick}
         began = time.monotonic()
-        figures = _measure(Run(directory=directory, quick=options.quick, say=_say), options.peers or names, failed)
+        with Databases() as databases:
+            run = Run(directory=directory, databases=databases, quick=options.quick, say=_say)
+            figures = _measure(run, options.peers or names, failed)
         about |= {"took_s": round(time.monotonic() - began, 1)}
     print_table(figures, about)
     if options.json is not None:

@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from modelbox.errors import InvalidError, ModelBoxError
 from modelbox.runtime.metric_ports import LoggedPoints, MetricPoints
 from modelbox.runtime.services.metric_points import check_columns
-from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.database import MetricsDatabase
 from modelbox.runtime.store.metric_schema import metric_objects, metric_points, metric_series
 from modelbox.runtime.store.metrics import SqlMetricStore
 from modelbox.tracking import MetricColumns, MetricKind, MetricSummary, ObjectKind, SampledSeries, new_id
@@ -166,7 +166,7 @@ class MetricStoreContract:
     """`modelbox.runtime.metric_ports.MetricStore`."""
 
     @pytest.fixture
-    def store(self, metrics_database: Database) -> SqlMetricStore:
+    def store(self, metrics_database: MetricsDatabase) -> SqlMetricStore:
         return SqlMetricStore(metrics_database)
 
     async def test_what_is_logged_is_read(self, store: SqlMetricStore) -> None:
@@ -284,7 +284,7 @@ class MetricStoreContract:
         ],
     )
     async def test_bounds_beyond_numbers(
-        self, metrics_database: Database, values: list[float], low: float | None, high: float | None
+        self, metrics_database: MetricsDatabase, values: list[float], low: float | None, high: float | None
     ) -> None:
         run = new_id(ObjectKind.RUN)
         await log(SqlMetricStore(metrics_database), run, {"a": [(n, 1, value) for n, value in enumerate(values)]})
@@ -340,7 +340,7 @@ class MetricStoreContract:
         assert sum(_ints(found.counts)) == 7
 
     async def test_calls_at_once_share_and_all_are_kept(
-        self, store: SqlMetricStore, metrics_database: Database
+        self, store: SqlMetricStore, metrics_database: MetricsDatabase
     ) -> None:
         runs = [new_id(ObjectKind.RUN) for _ in range(4)]
         results: list[LoggedPoints] = []
@@ -390,7 +390,7 @@ class MetricStoreContract:
             tasks.start_soon(log, store, run, following)
         assert (2, 1, 1.0) in await read_all(store, run, "a")
 
-    async def test_two_stores_on_one_database(self, metrics_database: Database) -> None:
+    async def test_two_stores_on_one_database(self, metrics_database: MetricsDatabase) -> None:
         """What one remembers is stale when the other has written; it notices."""
         left, right = SqlMetricStore(metrics_database), SqlMetricStore(metrics_database)
         run = new_id(ObjectKind.RUN)
@@ -406,7 +406,7 @@ class MetricStoreContract:
         assert await log(left, run, {"a": [(5, 1, 1.0)]}) == LoggedPoints(stored=1, repeated=0)
         assert await read_all(left, run, "a") == [(5, 1, 1.0)]
 
-    async def test_delete_series(self, store: SqlMetricStore, metrics_database: Database) -> None:
+    async def test_delete_series(self, store: SqlMetricStore, metrics_database: MetricsDatabase) -> None:
         gone, stays = new_id(ObjectKind.RUN), new_id(ObjectKind.RUN)
         for run in (gone, stays):
             await log(store, run, {"a": [(step, 1, 1.0) for step in range(25_000)], "t": [(1, 1, "x")]})
@@ -424,7 +424,7 @@ class MetricStoreContract:
         assert await log(store, gone, {"a": [(1, 1, 2.0)]}) == LoggedPoints(stored=1, repeated=0)
 
     @pytest.mark.parametrize("seed", range(4))
-    async def test_as_a_model_in_memory(self, metrics_database: Database, seed: int) -> None:
+    async def test_as_a_model_in_memory(self, metrics_database: MetricsDatabase, seed: int) -> None:
         seeded = random.Random(seed)
         model, store = Model(), SqlMetricStore(metrics_database)
         runs = [new_id(ObjectKind.RUN) for _ in range(3)]

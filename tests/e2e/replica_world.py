@@ -229,6 +229,7 @@ async def observe(
                 load.start_soon(predict)
                 await during(seen)
                 stopping.set()
+            last = 0
             for alias in ("prod", "a", "b", "c"):
                 with anyio.fail_after(30):
                     while True:
@@ -236,10 +237,10 @@ async def observe(
                             moved = await writers[0].promote(f"{MODEL}@{alias}", 2)
                         except (TransportError, ConflictError):
                             await anyio.sleep(0.1)
-                        else:
-                            break
-                seen.acknowledged.append((f"{MODEL}@{alias}", moved.mod_rev, moved.version))
-            last = moved.mod_rev
+                            continue
+                        seen.acknowledged.append((f"{MODEL}@{alias}", moved.mod_rev, moved.version))
+                        last = moved.mod_rev
+                        break
             await _until(
                 lambda: all(told and told[-1].rev >= last for told in seen.told) and model.version == 2, settle_s
             )

@@ -20,7 +20,7 @@ async def _forgetful(transaction: AsyncTransaction) -> Any:
     return await _commit(transaction)
 
 
-AsyncTransaction.commit = _forgetful  # type: ignore[method-assign]
+AsyncTransaction.commit = _forgetful  # type: ignore[method-assign,assignment]
 
 if __name__ == "__main__":
     sys.exit(main())

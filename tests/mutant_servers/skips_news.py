@@ -18,7 +18,7 @@ async def _careless(store: SqlFeedStore, rev: int, *, limit: int, max_bytes: int
     return dataclasses.replace(batch, revisions=tuple(told))
 
 
-SqlFeedStore.read_after = _careless  # type: ignore[method-assign]
+SqlFeedStore.read_after = _careless  # type: ignore[method-assign,assignment]
 
 if __name__ == "__main__":
     sys.exit(main())

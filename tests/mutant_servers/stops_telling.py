@@ -21,7 +21,7 @@ async def _tired(store: SqlFeedStore, rev: int, *, limit: int, max_bytes: int) -
     return dataclasses.replace(batch, head=head, revisions=tuple(one for one in batch.revisions if one.rev <= _LAST))
 
 
-SqlFeedStore.read_after = _tired  # type: ignore[method-assign]
+SqlFeedStore.read_after = _tired  # type: ignore[method-assign,assignment]
 
 if __name__ == "__main__":
     sys.exit(main())
