@@ -38,6 +38,8 @@ _CLOSE_GRACE_S = 5.0
 _CORK_BYTES = 64 << 10
 _GOODBYE = b"goodbye!"
 _SENT_POLL_S = 0.01
+_LATE_S = 0.1
+"""A timer that comes later than this tells of a loop that stood still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +293,20 @@ class GuardedProtocol(H2Protocol):
         self.connection.initialize()
         self.processor = _GuardedEvents(cast(Handler, self.handler), self.connection, limits, self._flooded)
         self._table.add(self)
-        self._hello = asyncio.get_running_loop().call_later(limits.hello_timeout_s, self._abort)
+        self._wait_for_hello()
+
+    def _wait_for_hello(self) -> None:
+        """Gives the peer its time, and again where the loop stood still: what has come then is still to be read."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._limits.hello_timeout_s
+
+        def over() -> None:
+            if loop.time() - due > _LATE_S:
+                self._wait_for_hello()
+            else:
+                self._abort()
+
+        self._hello = loop.call_later(self._limits.hello_timeout_s, over)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes, in slices."""

@@ -227,7 +227,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 20 * EXAMPLES)
+@pytest.mark.timeout(120 + 60 * EXAMPLES)
 def test_whatever_is_done_what_was_acknowledged_is_there_once(shared_server: ServerProcess, directory: Path) -> None:
     machine = type("Tracking", (Tracking,), {"server": shared_server, "directory": directory})
     run_state_machine_as_test(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -73,9 +74,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def served(service: InferenceService) -> AsyncIterator[Serving]:
+async def served(service: InferenceService, **limits: Any) -> AsyncIterator[Serving]:
     sock = socket.create_server(("127.0.0.1", 0))
-    server = make_server(service, Limits(max_message_bytes=8 << 20), None)
+    server = make_server(service, Limits(max_message_bytes=8 << 20, **limits), None)
     await server.listen(sock)
     serving = Serving(server, f"127.0.0.1:{sock.getsockname()[1]}")
     try:
@@ -204,6 +205,25 @@ async def test_a_stream_that_its_peer_has_ended_ends_well_in_a_stop(service: Inf
             await until(lambda: heard.over)
         assert heard.ids(stream) == ["0", "1", "2"]
         assert heard.status(stream) == "0"
+
+
+async def test_a_hello_is_heard_though_the_loop_stood_still(service: InferenceService) -> None:
+    async with served(service, hello_timeout_s=0.2) as serving:
+        host, _, port = serving.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        await until(lambda: serving.server.connections == 1)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        # The hello is there, and among many connections this one's turn has not come when the timers' has.
+        (protocol,) = serving.server._table.all()
+        assert protocol._transport is not None
+        protocol._transport.pause_reading()
+        time.sleep(0.5)  # noqa: ASYNC251
+        await anyio.sleep(0.05)
+        protocol._transport.resume_reading()
+        await anyio.sleep(0.5)
+        assert serving.server.connections == 1
+        assert await reader.read(9)
+        writer.transport.abort()
 
 
 @pytest.mark.parametrize("path", [STREAM, UNARY])
