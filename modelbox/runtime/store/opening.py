@@ -21,6 +21,13 @@ _KINDS = {
     "mysql": ("mysql", "asyncmy"),
     "mariadb": ("mysql", "asyncmy"),
 }
+_POSTGRES_QUERY = frozenset(
+    ["host", "passfile", "port", "prepared_statement_cache_size", "ssl", "target_session_attrs"]
+)
+_MYSQL_QUERY = frozenset(
+    ["charset", "ssl_ca", "ssl_capath", "ssl_cert", "ssl_check_hostname", "ssl_cipher", "ssl_key", "unix_socket"]
+)
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _EXPECTED = "expected postgresql://user:password@host:5432/database or mysql://user:password@host:3306/database"
 
 
@@ -40,7 +47,31 @@ def parse_database_url(text: str) -> URL:
         raise ConfigError(f"database_url begins with {kind!r}: {_EXPECTED}")
     if not url.database:
         raise ConfigError(f"database_url names no database: {_EXPECTED}")
-    return url.set(drivername="postgresql+asyncpg" if _KINDS[kind][0] == "postgres" else "mysql+asyncmy")
+    if "@" in (url.host or ""):
+        # The rest of the password is in the host, which is not hidden anywhere.
+        raise ConfigError("database_url has more than one @: in user and password, write %40 for @ and %2F for /")
+    if _KINDS[kind][0] == "postgres":
+        return _with_ssl(url.set(drivername="postgresql+asyncpg"))
+    _check_query(url, _MYSQL_QUERY)
+    return url.set(drivername="mysql+asyncmy")
+
+
+def _with_ssl(url: URL) -> URL:
+    """An address for asyncpg, which calls ``ssl`` what libpq and everybody's addresses call ``sslmode``."""
+    mode = url.query.get("sslmode")
+    if mode is not None:
+        if mode not in _SSL_MODES:
+            raise ConfigError(f"database_url has an unknown sslmode: expected {', '.join(_SSL_MODES)}")
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    _check_query(url, _POSTGRES_QUERY, also=("sslmode",))
+    return url
+
+
+def _check_query(url: URL, known: frozenset[str], *, also: tuple[str, ...] = ()) -> None:
+    unknown = sorted(set(url.query) - known)
+    if unknown:
+        names = ", ".join(sorted({*known, *also}))
+        raise ConfigError(f"database_url has unknown options after its ?: {', '.join(unknown)}; known: {names}")
 
 
 def backend_of(url: URL) -> Backend:
