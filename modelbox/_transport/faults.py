@@ -156,6 +156,7 @@ class Retries:
             ModelBoxError: The last attempt's error.
         """
         call = Call(timeout_s)
+        heard = ""
         for number in range(1, _ATTEMPTS + 1):
             call.sent = False
             try:
@@ -164,13 +165,14 @@ class Retries:
             except TimeoutError as exc:
                 if isinstance(exc, ModelBoxError):
                     raise
-                raise DeadlineExceeded(f"{what} did not answer within {timeout_s:g} s") from exc
+                raise DeadlineExceeded(f"{what} did not answer within {timeout_s:g} s{heard}") from exc
             except ModelBoxError as exc:
                 pause_s = max(backoff_s(number), _retry_after_s(exc))
                 repeatable = exc.retryable and (idempotent or not call.sent or exc.code == "busy")
                 if not repeatable or number == _ATTEMPTS or self._budget < 1 or pause_s >= call.remaining_s:
                     raise
                 self._budget -= 1
+                heard = f"; before that: {exc}"
                 await anyio.sleep(pause_s)
             else:
                 self._budget = min(_BUDGET, self._budget + _REFUND)

@@ -83,6 +83,20 @@ async def test_a_deadline_that_has_passed_is_said_in_seconds() -> None:
         await Retries().run(never, timeout_s=0.05, idempotent=True, what="the server")
 
 
+async def test_a_deadline_names_what_the_server_said_before() -> None:
+    answers = iter([ServerBusy("PostgreSQL does not answer")])
+
+    async def busy_then_still(_: Call) -> None:
+        import anyio
+
+        for answer in answers:
+            raise answer
+        await anyio.sleep_forever()
+
+    with pytest.raises(DeadlineExceeded, match=r"within 1 s; before that: PostgreSQL does not answer"):
+        await Retries().run(busy_then_still, timeout_s=1, idempotent=True, what="the server")
+
+
 async def test_a_server_in_trouble_is_not_met_with_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelbox._transport.faults.backoff_s", lambda _: 0.0)
     retries, calls = Retries(), 0
