@@ -93,7 +93,7 @@ class ServerConfig:
     database_connections: int = setting(
         10,
         number(1, 1000, "connections", whole=True),
-        "Connections for reading from PostgreSQL or MySQL at most; seven more are used for other things.",
+        "Connections for reading from PostgreSQL or MySQL at most; nine more are used for other things.",
     )
     database_connect_timeout_s: float = setting(
         30.0,

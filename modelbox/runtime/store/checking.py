@@ -32,7 +32,7 @@ __all__ = ("Finding", "State", "check_database")
 _ROUND_TRIPS = 7
 _CLOCK_S = 1.0
 _SLOW_S = 0.02
-_OTHER_CONNECTIONS = 8
+_OTHER_CONNECTIONS = 9
 _CHANGES_OF_SCHEMA = frozenset(["ALTER", "CREATE", "DROP", "INDEX", "REFERENCES"])
 
 
