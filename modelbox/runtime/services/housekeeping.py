@@ -71,7 +71,7 @@ class Housekeeping:
                         _LOG.warning("%s ended early, and begins again later: %s", lease.name, exc)
                     tasks.cancel_scope.cancel()
             if scope.cancelled_caught:
-                _LOG.warning("lost the lease %s: another replica does it", lease.name)
+                _LOG.warning("the lease %s was not renewed in time: whoever gets it next goes on", lease.name)
         finally:
             with anyio.move_on_after(2.0, shield=True):
                 try:

@@ -47,7 +47,7 @@ class MemberService:
         version: Of the release.
         rev: Gives the newest revision that this server has seen.
         trouble: Says why it cannot work at the moment; empty while all is well.
-        on_trouble: Told of ``trouble`` after each beat.
+        on_trouble: Told of ``trouble`` after each beat, and within a second of its begin.
         alone: Whether no other server can use this database.
         lease_s: How long it is a member without saying so again.
         clock: Gives the time, aware and in UTC.
@@ -153,14 +153,23 @@ class MemberService:
             _LOG.warning("cannot make this server a member yet: %s", exc)
         task_status.started()
         while True:
-            # Sooner when something is wrong: the beat is what notices that all is well again.
-            pause_s = min(1.0, self._lease_s / 3) if self._trouble() else self._lease_s / 3
-            await anyio.sleep(pause_s * random.uniform(0.8, 1.0))
+            await self._pause()
             try:
                 await self._beat()
             except ModelBoxError as exc:
                 _LOG.debug("cannot renew this server's membership: %s", exc)
             self._on_trouble(self._trouble())
+
+    async def _pause(self) -> None:
+        """Until the next beat: sooner when something is wrong, as the beat is what notices that all is well again."""
+        left_s = self._lease_s / 3 * random.uniform(0.8, 1.0)
+        while left_s > 0:
+            await anyio.sleep(min(left_s, random.uniform(0.8, 1.0)))
+            left_s -= 1.0
+            if trouble := self._trouble():
+                # Before the beat, which waits for the database.
+                self._on_trouble(trouble)
+                return
 
     async def _beat(self) -> None:
         asked, began = self._clock(), anyio.current_time()

@@ -291,6 +291,8 @@ async def prepare(
             return
         except Exception as exc:
             error = error_of(exc, backend)
+            if backend.trouble_of(exc) is Trouble.LOST:
+                error = ServerBusy(f"{error}: database_url leads to {_place(engine.url)}", retry_after_s=1.0)
             if not isinstance(error, ServerBusy) or time.monotonic() + pause_s > until:
                 if error is exc:
                     raise
@@ -298,6 +300,13 @@ async def prepare(
             _LOG.warning("%s; trying again for %.0f s", error, until - time.monotonic())
         await asyncio.sleep(pause_s)
         pause_s = min(2.0, pause_s * 2)
+
+
+def _place(url: URL) -> str:
+    """Where a database is to be, without user and password."""
+    if not url.host:
+        return "a socket"
+    return f"{url.host}:{url.port}" if url.port else url.host
 
 
 def _bring_up_to_date(conn: Connection) -> None:

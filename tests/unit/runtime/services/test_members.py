@@ -97,10 +97,24 @@ async def test_trouble_is_told_and_that_it_is_over() -> None:
     trouble = ["the database is away"]
     async with service(store, trouble=lambda: trouble[0], on_trouble=told.append) as members:
         assert store.beats[members.id].state == "degraded"
-        await _until(lambda: told == ["the database is away"])
+        await _until(lambda: told[-1:] == ["the database is away"])
         trouble[0] = ""
         await _until(lambda: told[-1:] == [""])
         assert store.beats[members.id].state == "ready"
+
+
+async def test_trouble_is_told_before_the_beat_that_waits_for_the_database() -> None:
+    class Hanging(Store):
+        async def renew(self, beat: Beat, *, lease_s: float, forget_s: float) -> datetime:
+            if trouble[0]:
+                await anyio.sleep_forever()
+            return await super().renew(beat, lease_s=lease_s, forget_s=forget_s)
+
+    told, trouble = list[str](), [""]
+    async with service(Hanging(), trouble=lambda: trouble[0], on_trouble=told.append):
+        trouble[0] = "the database is away"
+        await _until(lambda: told[-1:] == ["the database is away"])
+        trouble[0] = ""
 
 
 @pytest.mark.parametrize(("ahead", "warned"), [(0.0, False), (0.9, False), (90.0, True), (-90.0, True)])
