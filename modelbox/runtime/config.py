@@ -111,7 +111,10 @@ class ServerConfig:
     )
     s3_region: str = setting("", text(64, "a region's name, or empty"), "Region; empty: what the environment says.")
     s3_path_style: bool = setting(
-        False, BOOL, "Name the bucket in the path and not in the host, as most stores beside Amazon's want."
+        False,
+        BOOL,
+        "Always name the bucket in the path and not in the host; otherwise it depends on the address, which for most"
+        " stores beside Amazon's comes to the same.",
     )
     s3_presign: bool = setting(
         False,
