@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import modelbox
-from modelbox.errors import ConflictError, TransportError
+from modelbox.errors import ConflictError, ServerBusy, TransportError
 from modelbox.feed import Change
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
@@ -44,7 +44,7 @@ async def test_acknowledged_moves_survive_and_answers_go_on(server: ServerProces
                 version = 3 - version
                 try:
                     moved = await client.promote(f"kill/model@{alias}", version)
-                except (TransportError, ConflictError):
+                except (TransportError, ConflictError, ServerBusy):
                     await anyio.sleep(0.02)
                     continue
                 acknowledged.append((alias, moved.mod_rev))

@@ -167,7 +167,11 @@ def read_list(text: str, pause: Pause) -> Array | None:
         if nested:
             part = part.translate(None, b"[]")
         try:
-            array = np.array(_loads(b"[%b]" % part))
+            values = _loads(b"[%b]" % part)
+            array = np.array(values)
+            if array.dtype.kind == "f" and not any(sign in part for sign in (b".", b"e", b"E")):
+                # Whole numbers on both sides of what 64 bits with a sign can hold: numpy takes them for floats.
+                array = np.array(values, np.uint64)
         except (ValueError, OverflowError, RecursionError):
             return None
         # Objects: whole numbers of more than 64 bits, lists, null. Text has a kind of its own.
