@@ -479,6 +479,37 @@ def test_drain_finishes_what_was_accepted(
         assert "Traceback" not in process.output
 
 
+def test_drain_waits_for_who_is_slow_to_read(
+    shared_server: ServerProcess, sidecar: SidecarProcess, tmp_path: Path
+) -> None:
+    with SidecarProcess(tmp_path, shared_server.url, "acme/tiny@prod") as process:
+        # More than the buffers of both sockets hold.
+        x = np.zeros((1 << 20, 4), np.float32)
+        tensor = {"name": "x", "datatype": "FP32", "shape": [*x.shape], "parameters": {"binary_data_size": x.nbytes}}
+        head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        more = f"Inference-Header-Content-Length: {len(head)}\r\n"
+        with _connect(process) as slow:
+            slow.sendall(_request(head + x.tobytes(), more=more))
+            assert slow.recv(1, socket.MSG_PEEK) == b"H"
+            process.send_signal(signal.SIGTERM)
+            process.wait_for("draining")
+            with closing(HTTPResponse(slow)) as response:
+                response.begin()
+                assert response.status == 200
+                length = int(response.headers["Inference-Header-Content-Length"])
+                answer = b"".join(iter(lambda: _slowly(response, 1 << 18), b""))
+        assert len(answer) == length + x.nbytes
+        assert (np.frombuffer(answer[length:], np.float32) == 1.0).all()
+        assert process.wait() == 0
+        assert "cut off" not in process.output
+        assert "Traceback" not in process.output
+
+
+def _slowly(response: HTTPResponse, size: int) -> bytes:
+    time.sleep(0.01)
+    return response.read(size)
+
+
 def test_nothing_unexpected_was_logged(sidecar: SidecarProcess) -> None:
     assert "failed unexpectedly" not in sidecar.output
     assert "Traceback" not in sidecar.output
