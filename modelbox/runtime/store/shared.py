@@ -33,7 +33,7 @@ from modelbox.runtime.store.migrate import MAIN, METRICS, migrate
 from modelbox.runtime.store.shared_points import PointWriters
 from modelbox.runtime.store.shared_writer import SharedWriter
 
-__all__ = ("SharedDatabase", "prepare")
+__all__ = ("SharedDatabase", "end_task", "prepare")
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ _READ_TRIES = 3
 _SEARCHES = 3
 _APPENDERS = 2
 """Transactions of points at once: one is made while the database works on the other."""
+_CANCEL_AGAIN_S = 0.2
 _SEARCH_GRACE_S = 0.5
 
 
@@ -123,7 +124,7 @@ class SharedDatabase:
             follower = asyncio.get_running_loop().create_task(
                 self._backend.follow(self._url, self._committed), name="database news"
             )
-            stack.push_async_callback(_cancelled, follower)
+            stack.push_async_callback(end_task, follower)
             self._stack = stack.pop_all()
         return self
 
@@ -374,7 +375,11 @@ class SharedMetrics(BesideFeed):
         return await self._points.append(fn)
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancels a task until it has ended.
+
+    Drivers lose a cancellation now and then: one that comes while a connection is made may come out as its failure.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
