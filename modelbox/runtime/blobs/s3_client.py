@@ -50,7 +50,7 @@ _RETRY_AFTER_S = 2.0
 _COPIES_AT_A_TIME = 4
 _GONE = frozenset(["404", "NoSuchKey", "NoSuchUpload", "NotFound"])
 # Bytes that changed on the way, and parts that are not what we were told: the next try looks what is there.
-_AGAIN = frozenset(["BadDigest", "InvalidPart", "IncompleteBody"])
+_AGAIN = frozenset(["BadDigest", "InvalidPart", "IncompleteBody", "MalformedXML"])
 _BUSY = frozenset(["SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ServiceUnavailable"]) | _AGAIN
 _FULL = frozenset(["QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage"])
 _NOT_THERE = frozenset(["412", "PreconditionFailed", "ConditionalRequestConflict"])

@@ -258,7 +258,9 @@ async def test_cancelled_batches_in_the_pool_leave_no_lease(tmp_path: Path) -> N
                     waiting.start_soon(run)
                     waiting.start_soon(run)
             assert scope.cancelled_caught
-            assert active.leases == 1
+            # What left gives its lease back, while the thread is still taken.
+            while active.leases != 1:
+                await anyio.sleep(0.001)
             active.force()
         while active.leases:
             await anyio.sleep(0.001)
