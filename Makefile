@@ -85,7 +85,7 @@ sync-check: $(STAMP)  ## Fail if the blocking client is not what modelbox/client
 	$(BIN)/python tools/generate_sync.py --check
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+	  --no-annotate --custom-compile-command "make lock"
 
 lock: $(STAMP)  ## Resolve dev.txt and the images' locks in requirements/ again (ARGS="--upgrade" for newer releases)
 	$(COMPILE) $(ARGS) requirements/dev.in -o requirements/dev.txt

@@ -132,7 +132,7 @@ def test_can_run_on_a_read_only_root(name: str) -> None:
 @every_image
 def test_holds_no_secret(name: str) -> None:
     text = DOCKERFILES[name].read_text()
-    assert not re.search(r"(?i)(password|token|secret|index-url|https?://(?!server))", text)
+    assert not re.search(r"(?i)(password|token|secret|index[-_]url|https?://(?!server))", text)
 
 
 def test_the_context_holds_only_what_is_copied() -> None:
