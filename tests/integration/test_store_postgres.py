@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,26 @@ import anyio
 import asyncpg
 import pytest
 from anyio import to_thread
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncTransaction
 
-from modelbox.errors import ConfigError, LimitError, NotFoundError, ServerBusy, StorageError, Unavailable
-from modelbox.objects import ModelPatch, NewModel
+from modelbox.errors import ConfigError, LimitError, ServerBusy, StorageError, Unavailable
+from modelbox.objects import ModelPatch
 from modelbox.runtime.store import postgres as postgres_module
-from modelbox.runtime.store.feed import SqlFeedStore
-from modelbox.runtime.store.history import next_rev, verify_chain
-from modelbox.runtime.store.opening import parse_database_url
-from modelbox.runtime.store.postgres import PostgresBackend
+from modelbox.runtime.store.history import verify_chain
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.schema import models, namespaces
 from modelbox.runtime.store.shared import SharedDatabase
 from tests.contract.metadata_stores import AT
+from tests.contract.shared_databases import (
+    Dialect,
+    SharedDatabaseContract,
+    as_coroutine,
+    create,
+    names,
+    opened,
+    wait_until,
+)
 from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -55,27 +59,10 @@ def own_url(own_server: PostgresServer) -> str:
     return own_server.new_database(migrated=True)
 
 
-@asynccontextmanager
-async def opened(url: str, **given: Any) -> AsyncIterator[SharedDatabase]:
-    async with SharedDatabase(parse_database_url(url), PostgresBackend(), **given) as database:
-        yield database
-
-
 @pytest.fixture
 async def database(postgres_migrated_url: str) -> AsyncIterator[SharedDatabase]:
     async with opened(postgres_migrated_url, patience_s=0.5) as found:
         yield found
-
-
-async def create(database: SharedDatabase, name: str) -> int:
-    """Makes a model; returns its revision."""
-    made = await SqlRegistryStore(database).create_model(NewModel(namespace="ns", name=name), actor="ann", at=AT)
-    return made.item.mod_rev
-
-
-async def names(database: SharedDatabase) -> list[str]:
-    """Of all models, in the order in which they were made."""
-    return await database.read(lambda conn: [*conn.execute(select(models.c.name).order_by(models.c.mod_rev)).scalars()])
 
 
 async def backends(server: PostgresServer, url: str, *, where: str = "true") -> int:
@@ -93,13 +80,6 @@ async def terminate(server: PostgresServer, url: str, *, where: str = "true") ->
     )
     rows = await to_thread.run_sync(partial(server.fetch, query, url.rpartition("/")[2]))
     return int(rows[0][0])
-
-
-async def wait_until(holds: Callable[[], Any]) -> None:
-    """Asks again and again until ``holds``, a coroutine function, answers something true."""
-    with anyio.fail_after(20):
-        while not await holds():
-            await anyio.sleep(0.02)
 
 
 # -- opening -------------------------------------------------------------------------------------------------------
@@ -138,23 +118,6 @@ async def test_a_database_that_is_away_at_start() -> None:
                 assert await create(database, "m") == 1
 
 
-async def test_two_servers_that_begin_with_an_empty_database_at_once(postgres_url: str) -> None:
-    heads: list[str] = []
-
-    async def begin(number: int) -> None:
-        async with opened(postgres_url) as database:
-            heads.append((await SqlFeedStore(database).head()).server_id)
-            await create(database, f"m{number}")
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(3):
-            tasks.start_soon(begin, number)
-    assert len(heads) == 3
-    assert len(set(heads)) == 1
-    async with opened(postgres_url) as database:
-        assert await database.read(verify_chain) == 3
-
-
 async def test_texts_are_compared_byte_by_byte(postgres_server: PostgresServer, postgres_migrated_url: str) -> None:
     # The database itself is of another collation; see `PostgresServer.new_database`.
     query = """
@@ -167,56 +130,6 @@ async def test_texts_are_compared_byte_by_byte(postgres_server: PostgresServer, 
 
 
 # -- transactions --------------------------------------------------------------------------------------------------
-
-
-async def test_a_failed_function_leaves_its_neighbours_alone(database: SharedDatabase) -> None:
-    results: list[int] = []
-
-    async def make(number: int) -> None:
-        results.append(await create(database, f"m{number}"))
-
-    async def fail(number: int) -> None:
-        def broken(conn: Connection) -> None:
-            next_rev(conn)
-            if number % 2:
-                conn.execute(text("SELECT 1 / 0"))
-            raise RuntimeError("half done")
-
-        with pytest.raises(Exception, match=r"half done|division by zero"):
-            await database.write(broken)
-        with pytest.raises(NotFoundError):
-            await SqlRegistryStore(database).update_model("ns", f"x{number}", ModelPatch(owner="x"), actor="", at=AT)
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(10):
-            tasks.start_soon(make, number)
-            tasks.start_soon(fail, number)
-    assert sorted(results) == list(range(1, 11))
-    assert await database.read(verify_chain) == 10
-
-
-async def test_reads_see_one_snapshot_and_change_nothing(database: SharedDatabase) -> None:
-    await create(database, "one")
-
-    def twice(conn: Connection) -> tuple[int, int]:
-        count = select(func.count()).select_from(models)
-        first = conn.execute(count).scalar_one()
-        # Another replica's commit in between.
-        conn.execute(text("SELECT pg_sleep(0.2)"))
-        return first, conn.execute(count).scalar_one()
-
-    found: list[tuple[int, int]] = []
-    async with anyio.create_task_group() as tasks:
-
-        async def read() -> None:
-            found.append(await database.read(twice))
-
-        tasks.start_soon(read)
-        await anyio.sleep(0.05)
-        await create(database, "two")
-    assert found in ([(1, 1)], [(2, 2)])
-    with pytest.raises(ServerBusy, match="takes no changes"):
-        await database.read(lambda conn: conn.execute(update(models).values(owner="x")))
 
 
 async def test_a_conflict_is_tried_again(database: SharedDatabase) -> None:
@@ -248,16 +161,12 @@ async def test_a_deadlock_with_a_foreign_transaction(database: SharedDatabase, p
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(database.write, change)
-        await wait_until(lambda: _as_coroutine(bool(tries)))
+        await wait_until(lambda: as_coroutine(bool(tries)))
         await foreign.execute("UPDATE feed_head SET epoch = epoch")
         await foreign.execute("COMMIT")
     await foreign.close()
     assert len(tries) > 1
     assert await database.read(lambda conn: conn.execute(select(models.c.owner)).scalar()) == "ours"
-
-
-async def _as_coroutine(value: bool) -> bool:
-    return value
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -324,7 +233,7 @@ anyio.run(main)
     async with opened(postgres_migrated_url) as database:
         process = await anyio.open_process([sys.executable, "-c", script], cwd=ROOT, stderr=None)
         async with process:
-            await wait_until(lambda: _as_coroutine(_is_stopped(process.pid)))
+            await wait_until(lambda: as_coroutine(_is_stopped(process.pid)))
             with anyio.fail_after(20):
                 assert await create(database, "meanwhile") == 1
             os.kill(process.pid, signal.SIGCONT)
@@ -431,38 +340,6 @@ async def test_a_disk_that_is_full_and_has_room_again(own_server: PostgresServer
 
 
 # -- connections that break ----------------------------------------------------------------------------------------
-
-
-async def test_connections_that_the_server_ends(
-    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
-) -> None:
-    async with anyio.create_task_group() as tasks:
-        for _ in range(8):
-            tasks.start_soon(database.read, lambda conn: conn.execute(text("SELECT pg_sleep(0.1)")).scalar())
-    for number in range(3):
-        assert await terminate(postgres_server, postgres_migrated_url) > 0
-        # Idle ones are found to be dead when they are wanted, and nobody hears of it.
-        assert await names(database) == [f"m{done}" for done in range(number)]
-        assert await create(database, f"m{number}") == number + 1
-    assert database.trouble == ""
-
-
-async def test_a_connection_that_ends_within_a_change_is_replaced_and_the_change_made_once(
-    database: SharedDatabase, postgres_server: PostgresServer, postgres_migrated_url: str
-) -> None:
-    tries: list[int] = []
-
-    def change(conn: Connection) -> None:
-        tries.append(conn.execute(text("SELECT pg_backend_pid()")).scalar_one())
-        conn.execute(insert(namespaces).values(name=f"n{len(tries)}", created_at_us=0, mod_rev=1))
-        if len(tries) == 1:
-            conn.execute(text("SELECT pg_sleep(600)"))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(database.write, change)
-        await wait_until(partial(terminate, postgres_server, postgres_migrated_url, where="query LIKE '%pg_sleep%'"))
-    assert len(set(tries)) == len(tries) == 2
-    assert await database.read(lambda conn: [*conn.execute(select(namespaces.c.name)).scalars()]) == ["n2"]
 
 
 _SLOW_COMMIT = """
@@ -597,125 +474,35 @@ async def test_a_server_that_takes_no_changes(own_server: PostgresServer, own_ur
         assert database.trouble == ""
 
 
-@pytest.mark.parametrize("end", ["kill", "quit"])
-async def test_no_acknowledged_change_is_lost_with_a_server_that_crashes(
-    own_server: PostgresServer, own_url: str, end: str
-) -> None:
-    ends = own_server.kill if end == "kill" else partial(own_server.stop, signal.SIGQUIT)
-    acknowledged: dict[str, int] = {}
-    failed: list[BaseException] = []
-    read_failures: list[BaseException] = []
-    stop = anyio.Event()
-    async with opened(own_url, patience_s=20) as database:
-
-        async def write(number: int) -> None:
-            turn = 0
-            while not stop.is_set():
-                turn += 1
-                try:
-                    acknowledged[f"m{number}.{turn}"] = await create(database, f"m{number}.{turn}")
-                except (ServerBusy, Unavailable) as exc:
-                    failed.append(exc)
-
-        async def read() -> None:
-            while not stop.is_set():
-                try:
-                    await database.read(lambda conn: conn.execute(select(1)).scalar())
-                except ServerBusy as exc:
-                    read_failures.append(exc)
-                await anyio.sleep(0.01)
-
-        async def more() -> None:
-            before = len(acknowledged)
-            await wait_until(lambda: _as_coroutine(len(acknowledged) > before + 30))
-
-        async with anyio.create_task_group() as tasks:
-            for number in range(8):
-                tasks.start_soon(write, number)
-            tasks.start_soon(read)
-            for _ in range(2):
-                await more()
-                await to_thread.run_sync(ends)
-                await anyio.sleep(0.2)
-                assert database.trouble or read_failures
-                await to_thread.run_sync(own_server.start)
-            await more()
-            stop.set()
-        stored = await database.read(lambda conn: dict(conn.execute(select(models.c.name, models.c.mod_rev)).all()))
-        assert acknowledged.items() <= stored.items()
-        # Those in doubt alone may be there beside them: at most a group for each crash.
-        assert len(stored) - len(acknowledged) <= len([one for one in failed if isinstance(one, Unavailable)])
-        assert await database.read(verify_chain) == len(stored)
-        assert database.trouble == ""
+# -- what every shared database must do ------------------------------------------------------------------------------
 
 
-async def test_a_server_that_stays_away_is_said_to(own_server: PostgresServer, own_url: str) -> None:
-    async with opened(own_url, patience_s=0.3) as database:
-        assert await create(database, "m") == 1
-        assert database.trouble == ""
-        await to_thread.run_sync(own_server.kill)
-        refused: list[str] = []
-
-        async def change(number: int) -> None:
-            with pytest.raises(ServerBusy, match="PostgreSQL does not answer"):
-                await create(database, f"n{number}")
-            refused.append("change")
-
-        with anyio.fail_after(10):
-            async with anyio.create_task_group() as tasks:
-                for number in range(5):
-                    tasks.start_soon(change, number)
-            # Nothing waits for ever, however often it is asked.
-            await change(9)
-            with pytest.raises(ServerBusy, match="PostgreSQL does not answer"):
-                await names(database)
-        assert len(refused) == 6
-        assert "does not answer" in database.trouble
-        assert own_server.password not in database.trouble
-        await to_thread.run_sync(own_server.start)
-
-        assert await create(database, "n") == 2
-        assert await names(database) == ["m", "n"]
-        assert database.trouble == ""
-
-
-async def test_a_server_that_does_not_answer_holds_nobody_for_ever(
-    own_server: PostgresServer, own_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_module, "_COMMAND_S", {**postgres_module._COMMAND_S, "write": 0.5, "read": 0.5})
-    monkeypatch.setattr(postgres_module, "_CONNECT_S", 0.5)
-    async with opened(own_url, patience_s=0.3) as database:
-        assert await create(database, "m") == 1
-        own_server.pause()
-        try:
-            with anyio.fail_after(15):
-                with pytest.raises((ServerBusy, Unavailable)):
-                    await create(database, "n")
-                with pytest.raises(ServerBusy):
-                    await names(database)
-        finally:
-            own_server.resume()
-
-        async def taken() -> bool:
-            try:
-                return await create(database, "after") > 0
-            except (ServerBusy, Unavailable):
-                return False
-
-        await wait_until(taken)
-        assert "m" in await names(database)
-        assert await database.read(verify_chain) == len(await names(database))
-
-
-async def test_closing_while_the_server_is_away(own_server: PostgresServer, own_url: str) -> None:
-    try:
-        with anyio.fail_after(20):
-            async with opened(own_url, patience_s=0.3) as database:
-                await create(database, "m")
-                await names(database)
-                await to_thread.run_sync(own_server.kill)
-    finally:
-        await to_thread.run_sync(own_server.start)
-    assert asyncio.all_tasks() == {asyncio.current_task()} or all(
-        task.get_name() not in ("database news", "write to the database") for task in asyncio.all_tasks()
+class TestShared(SharedDatabaseContract):
+    dialect = Dialect(
+        name="PostgreSQL",
+        module=postgres_module,
+        sleep=lambda seconds: f"SELECT pg_sleep({seconds})",
+        connection_id="SELECT pg_backend_pid()",
+        broken="SELECT 1 / 0",
+        broken_says="division by zero",
     )
+
+    @pytest.fixture
+    def server(self, postgres_server: PostgresServer) -> PostgresServer:
+        return postgres_server
+
+    @pytest.fixture
+    def empty_url(self, postgres_url: str) -> str:
+        return postgres_url
+
+    @pytest.fixture
+    def migrated_url(self, postgres_migrated_url: str) -> str:
+        return postgres_migrated_url
+
+    async def terminate(self, server: PostgresServer, url: str, *, sleeping: bool = False) -> int:
+        return await terminate(server, url, where="query LIKE '%pg_sleep%'" if sleeping else "true")
+
+    async def test_nor_with_one_that_is_told_to_leave_all_as_it_lies(
+        self, own_server: PostgresServer, own_url: str
+    ) -> None:
+        await self.crash_and_go_on(own_server, own_url, partial(own_server.stop, signal.SIGQUIT))
