@@ -8,7 +8,8 @@ from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import ConflictError, InvalidError
 from modelbox.refs import ModelRef
-from modelbox.runtime.grpc.calls import Streaming, current_actor
+from modelbox.runtime.caller import current_actor
+from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.services.artifacts import ArtifactService
 

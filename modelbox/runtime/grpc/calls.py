@@ -12,8 +12,8 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,22 +28,18 @@ from modelbox._serving.health import Health
 from modelbox._serving.messages import decode_google
 from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
+from modelbox.access import ANYBODY, Caller
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
+from modelbox.runtime.caller import CALLER
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
-__all__ = ("Boundary", "CallLimits", "Streaming", "context_of", "current_actor", "failure_of")
+__all__ = ("Boundary", "CallLimits", "Streaming", "context_of", "failure_of")
 
 _LOG = logging.getLogger(__name__)
-_ACTOR: ContextVar[str] = ContextVar("modelbox_actor", default="")
 _MAX_ACTOR_CHARS = 128
 _ALL = RoleRules("all")
-
-
-def current_actor() -> str:
-    """Who makes the call that this task handles; empty if the caller does not say."""
-    return _ACTOR.get()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +167,7 @@ class Boundary:
         status = "CANCELLED"
         name = path.removeprefix("/")
         if stream.metadata is not None:
-            _ACTOR.set(str(stream.metadata.get(ACTOR_KEY, ""))[:_MAX_ACTOR_CHARS])
+            CALLER.set(_caller_of(str(stream.metadata.get(ACTOR_KEY, ""))))
         scope = anyio.CancelScope()
         try:
             with self._metrics.running("grpc"), scope:
@@ -398,10 +394,14 @@ def failure_of(error: Exception) -> Failure:
 
 
 def context_of(headers: Mapping[str, str]) -> Context:
-    """The context of the calls that have these headers: `current_actor` is who makes them."""
+    """The context of the calls that have these headers: `current_caller` is who makes them."""
     context = copy_context()
-    context.run(_ACTOR.set, headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS])
+    context.run(CALLER.set, _caller_of(headers.get(ACTOR_KEY, "")))
     return context
+
+
+def _caller_of(name: str) -> Caller:
+    return replace(ANYBODY, name=name[:_MAX_ACTOR_CHARS])
 
 
 def _cut_off(stream: Stream[Any, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import datasets as wire
-from modelbox.runtime.grpc.calls import current_actor
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.services.datasets import DatasetService
 
 __all__ = ("DatasetAdapter",)

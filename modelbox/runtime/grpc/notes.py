@@ -7,7 +7,7 @@ from typing import Any
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import notes as wire
 from modelbox._wire.values import unpack_optional_time
-from modelbox.runtime.grpc.calls import current_actor
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.services.notes import NoteService
 
 __all__ = ("NoteAdapter",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.refs import ModelRef
-from modelbox.runtime.grpc.calls import current_actor
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.services.registry import RegistryService
 
 __all__ = ("RegistryAdapter",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import retention as wire
 from modelbox._wire.values import present
-from modelbox.runtime.grpc.calls import current_actor
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.services.retention import RetentionService
 
 __all__ = ("RetentionAdapter",)

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import space as wire
-from modelbox.runtime.grpc.calls import Streaming, current_actor
+from modelbox.runtime.caller import current_actor
+from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.services.space import SpaceService
 
 __all__ = ("SpaceAdapter",)

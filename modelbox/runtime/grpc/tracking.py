@@ -8,7 +8,7 @@ from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import tracking as wire
 from modelbox._wire.values import unpack_time
 from modelbox.errors import InvalidError
-from modelbox.runtime.grpc.calls import current_actor
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.services.tracking import TrackingService
 from modelbox.tracking import Delivered, Operation, Rejection
 

@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -20,13 +21,15 @@ from aiohttp.typedefs import Middleware
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._wire import ACTOR_KEY
+from modelbox.access import ANYBODY, Caller
 from modelbox.errors import AuthError, InvalidError, LimitError, ModelBoxError, NotFoundError, ServerBusy
 from modelbox.refs import shown
+from modelbox.runtime.caller import CALLER
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
-__all__ = ("actor_of", "boundary", "json_response")
+__all__ = ("boundary", "json_response")
 
 _LOG = logging.getLogger(__name__)
 _MAX_ACTOR_CHARS = 128
@@ -35,9 +38,8 @@ _ALWAYS = ("/healthz", "/readyz")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def actor_of(request: web.Request) -> str:
-    """Who makes the request; empty if it does not say."""
-    return request.headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS]
+def _caller_of(request: web.Request) -> Caller:
+    return replace(ANYBODY, name=request.headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS])
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
@@ -71,6 +73,7 @@ def boundary(
     async def pass_boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = time.monotonic()
         hello.greet(request)
+        CALLER.set(_caller_of(request))
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical}" if resource is not None else "unknown"
         status = "CANCELLED"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from modelbox.errors import InvalidError
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.rest.bodies import (
     body_of,
     created,
@@ -20,7 +21,6 @@ from modelbox.runtime.rest.bodies import (
     texts_of,
     time_of,
 )
-from modelbox.runtime.rest.boundary import actor_of
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.lineage import LineageService
 from modelbox.runtime.services.notes import NoteService
@@ -78,7 +78,7 @@ class RecordRoutes:
     async def log_event(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewEvent`; ``id`` may be left out, and ``at`` for now."""
         new = await read_body(request, NewEvent, at=datetime.now(UTC).isoformat())
-        return created(await self._notes.log_event(new, actor=actor_of(request)))
+        return created(await self._notes.log_event(new, actor=current_actor()))
 
     async def list_comments(self, request: web.Request) -> web.StreamResponse:
         """GET ?object=&include_deleted=."""
@@ -95,14 +95,14 @@ class RecordRoutes:
     async def add_comment(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewComment`; ``id`` may be left out."""
         new = await read_body(request, NewComment)
-        return item_of(await self._notes.add_comment(new, actor=actor_of(request)))
+        return item_of(await self._notes.add_comment(new, actor=current_actor()))
 
     async def edit_comment(self, request: web.Request) -> web.StreamResponse:
         """PATCH with ``{"text"}``."""
         text = (await body_of(request)).get("text")
         if not isinstance(text, str):
             raise InvalidError("the body lacks a text", what="text")
-        comment = await self._notes.edit_comment(request.match_info["comment"], text, actor=actor_of(request))
+        comment = await self._notes.edit_comment(request.match_info["comment"], text, actor=current_actor())
         return item_of(comment)
 
     async def get_readme(self, request: web.Request) -> web.StreamResponse:
@@ -112,7 +112,7 @@ class RecordRoutes:
     async def set_readme(self, request: web.Request) -> web.StreamResponse:
         """PUT a `ReadmeEdit`; an empty text removes it."""
         edit = await read_body(request, ReadmeEdit)
-        return item_of(await self._notes.set_readme(edit, actor=actor_of(request)))
+        return item_of(await self._notes.set_readme(edit, actor=current_actor()))
 
     # -- datasets --------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class RecordRoutes:
     async def create_dataset(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewDataset`; ``id`` may be left out."""
         new = await read_body(request, NewDataset)
-        return created(await self._datasets.create_dataset(new, actor=actor_of(request)))
+        return created(await self._datasets.create_dataset(new, actor=current_actor()))
 
     async def get_dataset(self, request: web.Request) -> web.StreamResponse:
         """GET by id or ``namespace/name``."""
@@ -152,7 +152,7 @@ class RecordRoutes:
     async def create_dataset_version(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewDatasetVersion`; ``id`` may be left out."""
         new = await read_body(request, NewDatasetVersion)
-        return created(await self._datasets.create_version(new, actor=actor_of(request)))
+        return created(await self._datasets.create_version(new, actor=current_actor()))
 
     async def get_dataset_version(self, request: web.Request) -> web.StreamResponse:
         """GET by id, ``namespace/name@3``, or ``namespace/name`` for the newest."""
@@ -173,9 +173,9 @@ class RecordRoutes:
     async def add_edges(self, request: web.Request) -> web.StreamResponse:
         """POST ``{"edges": [{"source", "target", "type"}, ...]}``."""
         new = await read_body(request, NewEdges)
-        return item_of({"added": await self._lineage.add_edges(new, actor=actor_of(request))})
+        return item_of({"added": await self._lineage.add_edges(new, actor=current_actor())})
 
     async def remove_edges(self, request: web.Request) -> web.StreamResponse:
         """POST as to add them."""
         edges = (await read_body(request, NewEdges)).edges
-        return item_of({"removed": await self._lineage.remove_edges(edges, actor=actor_of(request))})
+        return item_of({"removed": await self._lineage.remove_edges(edges, actor=current_actor())})

@@ -8,8 +8,8 @@ from modelbox._wire.retention import unpack_kind
 from modelbox.errors import InvalidError
 from modelbox.refs import shown
 from modelbox.retention import RetentionPolicy
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.rest.bodies import body_of, item_of, page_of, paging_of, read_body, text_of
-from modelbox.runtime.rest.boundary import actor_of
 from modelbox.runtime.services.retention import RetentionService
 from modelbox.runtime.services.space import SpaceService
 
@@ -52,7 +52,7 @@ class SpaceRoutes:
     async def set_policy(self, request: web.Request) -> web.StreamResponse:
         """PUT a `RetentionPolicy`."""
         policy = await read_body(request, RetentionPolicy)
-        return item_of(await self._retention.set_policy(policy, actor=actor_of(request)))
+        return item_of(await self._retention.set_policy(policy, actor=current_actor()))
 
     async def delete_policy(self, request: web.Request) -> web.StreamResponse:
         """DELETE ?scope=&kind=."""
@@ -82,7 +82,7 @@ class SpaceRoutes:
             raise InvalidError(f"the reason {shown(reason)} is not text", what="reason")
         namespace, model, version = _version_of(request)
         return item_of(
-            await self._retention.lock_version(namespace, model, version, reason=reason, actor=actor_of(request))
+            await self._retention.lock_version(namespace, model, version, reason=reason, actor=current_actor())
         )
 
     async def unlock_version(self, request: web.Request) -> web.StreamResponse:
@@ -101,7 +101,7 @@ class SpaceRoutes:
         if isinstance(limit_bytes, bool) or not isinstance(limit_bytes, int):
             raise InvalidError("the body lacks limit_bytes, a whole number", what="limit_bytes")
         namespace = request.match_info["namespace"]
-        return item_of(await self._space.set_quota(namespace, limit_bytes, actor=actor_of(request)))
+        return item_of(await self._space.set_quota(namespace, limit_bytes, actor=current_actor()))
 
     async def delete_quota(self, request: web.Request) -> web.StreamResponse:
         """DELETE."""

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from modelbox._wire.tracking import attribute_kind
 from modelbox.objects import from_json
+from modelbox.runtime.caller import current_actor
 from modelbox.runtime.rest.bodies import (
     body_of,
     created,
@@ -19,7 +20,6 @@ from modelbox.runtime.rest.bodies import (
     text_of,
     texts_of,
 )
-from modelbox.runtime.rest.boundary import actor_of
 from modelbox.runtime.services.tracking import TrackingService
 from modelbox.tracking import (
     AttributesEdit,
@@ -80,7 +80,7 @@ class TrackingRoutes:
     async def create_experiment(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewExperiment`; ``id`` may be left out."""
         new = await read_body(request, NewExperiment)
-        return created(await self._tracking.create_experiment(new, actor=actor_of(request)))
+        return created(await self._tracking.create_experiment(new, actor=current_actor()))
 
     async def get_experiment(self, request: web.Request) -> web.StreamResponse:
         """GET by id or ``namespace/name``."""
@@ -90,7 +90,7 @@ class TrackingRoutes:
         """PATCH with an `ExperimentPatch`."""
         patch = await read_body(request, ExperimentPatch)
         return item_of(
-            await self._tracking.update_experiment(request.match_info["experiment"], patch, actor=actor_of(request))
+            await self._tracking.update_experiment(request.match_info["experiment"], patch, actor=current_actor())
         )
 
     # -- runs ------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class TrackingRoutes:
     async def create_run(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewRun`; ``id`` may be left out, and ``started_at`` for now."""
         new = await read_body(request, NewRun, started_at=datetime.now(UTC).isoformat())
-        return created(await self._tracking.create_run(new, actor=actor_of(request)))
+        return created(await self._tracking.create_run(new, actor=current_actor()))
 
     async def get_run(self, request: web.Request) -> web.StreamResponse:
         """GET by id."""
@@ -119,7 +119,7 @@ class TrackingRoutes:
     async def update_run(self, request: web.Request) -> web.StreamResponse:
         """PATCH with a `RunPatch`."""
         patch = await read_body(request, RunPatch)
-        return item_of(await self._tracking.update_run(request.match_info["run"], patch, actor=actor_of(request)))
+        return item_of(await self._tracking.update_run(request.match_info["run"], patch, actor=current_actor()))
 
     async def clone_run(self, request: web.Request) -> web.StreamResponse:
         """POST ``{"id", "name"}``, both may be left out."""
@@ -128,7 +128,7 @@ class TrackingRoutes:
             request.match_info["run"],
             id=from_json(str, body.get("id") or new_id(ObjectKind.RUN)),
             name=from_json(str, body.get("name", "")),
-            actor=actor_of(request),
+            actor=current_actor(),
         )
         return created(cloned)
 
@@ -149,7 +149,7 @@ class TrackingRoutes:
     async def create_checkpoint(self, request: web.Request) -> web.StreamResponse:
         """POST a `NewCheckpoint`; ``id`` may be left out."""
         new = await read_body(request, NewCheckpoint)
-        return created(await self._tracking.create_checkpoint(new, actor=actor_of(request)))
+        return created(await self._tracking.create_checkpoint(new, actor=current_actor()))
 
     async def get_checkpoint(self, request: web.Request) -> web.StreamResponse:
         """GET by id."""
@@ -160,12 +160,12 @@ class TrackingRoutes:
     async def delete_objects(self, request: web.Request) -> web.StreamResponse:
         """POST ``{"ids": [...]}``."""
         ids = from_json(tuple[str, ...], (await body_of(request)).get("ids"))
-        return item_of({"count": await self._tracking.delete_objects(ids, actor=actor_of(request))})
+        return item_of({"count": await self._tracking.delete_objects(ids, actor=current_actor())})
 
     async def restore_objects(self, request: web.Request) -> web.StreamResponse:
         """POST ``{"ids": [...]}``."""
         ids = from_json(tuple[str, ...], (await body_of(request)).get("ids"))
-        return item_of({"count": await self._tracking.restore_objects(ids, actor=actor_of(request))})
+        return item_of({"count": await self._tracking.restore_objects(ids, actor=current_actor())})
 
     # -- attributes ------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class TrackingRoutes:
         """POST an `AttributesEdit`."""
         edit = await read_body(request, AttributesEdit)
         rev = await self._tracking.set_attributes(
-            edit.object, edit.kind, edit.values, edit.remove, overwrite=edit.overwrite, actor=actor_of(request)
+            edit.object, edit.kind, edit.values, edit.remove, overwrite=edit.overwrite, actor=current_actor()
         )
         return item_of({"rev": rev})
 
