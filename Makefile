@@ -91,7 +91,7 @@ lock: $(STAMP)  ## Resolve dev.txt and the images' locks in requirements/ again 
 	$(COMPILE) $(ARGS) requirements/dev.in -o requirements/dev.txt
 	@# What the container images install has the versions of dev.txt, which are those that the tests ran with.
 	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
-	$(COMPILE) -c requirements/dev.txt --extra sidecar --extra images pyproject.toml -o requirements/sidecar.txt
+	$(COMPILE) -c requirements/dev.txt --extra sidecar --extra images --extra signing pyproject.toml -o requirements/sidecar.txt
 	$(COMPILE) -c requirements/dev.txt --extra server --extra postgres --extra mysql --extra s3 pyproject.toml -o requirements/server.txt
 	$(COMPILE) -c requirements/dev.txt --extra otel pyproject.toml requirements/example.in -o requirements/example.txt
 	$(BIN)/python -m tools.lock_training $(ARGS)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 EXTRAS = {
-    "sidecar": ("onnx", "otel", "sidecar", "images"),
+    "sidecar": ("onnx", "otel", "sidecar", "images", "signing"),
     "server": ("server", "postgres", "mysql", "s3"),
     "example": ("otel",),
     "build": (),
