@@ -113,7 +113,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """One published version; manifest and number never change, labels, metadata and metrics may."""
+    """One published version; manifest and number never change, labels, metadata and metrics may.
+
+    Attributes:
+        bundle: The signature as a Sigstore bundle, JSON text; empty for a version that nobody signed. Whoever relies on
+            it verifies it (`modelbox.signing.verify`): a server stores it, and is not asked to be believed.
+    """
 
     id: str
     namespace: str
@@ -128,6 +133,7 @@ class ModelVersion:
     created_at: datetime
     created_by: str = ""
     mod_rev: int
+    bundle: str = ""
 
     @property
     def ref(self) -> ModelRef:
@@ -374,6 +380,8 @@ class NewVersion:
         aliases: Moved to the new version in the same transaction, with ``reason``.
         run: Id of the run that made it, for lineage; empty for none.
         checkpoint: Id of the checkpoint that it was made from; empty for none. Its run need not be named.
+        bundle: Its signature, see `ModelVersion.bundle`; it names the version, so `expected_version` comes with it.
+        expected_version: The number that the version must get (or has, where it exists already); None for any.
     """
 
     namespace: str
@@ -387,11 +395,17 @@ class NewVersion:
     reason: str = ""
     run: str = ""
     checkpoint: str = ""
+    bundle: str = ""
+    expected_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionPatch:
-    """Edits of a version's editable part; see `ModelPatch`."""
+    """Edits of a version's editable part; see `ModelPatch`.
+
+    Attributes:
+        bundle: Its signature, in place of the one before; empty to remove that.
+    """
 
     description: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -400,6 +414,7 @@ class VersionPatch:
     remove_metadata: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     remove_metrics: tuple[str, ...] = ()
+    bundle: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,7 @@ import hashlib
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire.values import pack_json, pack_time, present, unpack_json, unpack_time
-from modelbox.errors import (
-    IntegrityError,
-)
+from modelbox.errors import IntegrityError, InvalidError
 from modelbox.manifest import Manifest
 from modelbox.objects import (
     Alias,
@@ -86,6 +84,7 @@ def pack_version(value: ModelVersion) -> pb.ModelVersion:
         created_at_us=pack_time(value.created_at),
         created_by=value.created_by,
         mod_rev=value.mod_rev,
+        bundle_json=value.bundle.encode(),
     )
 
 
@@ -119,7 +118,20 @@ def unpack_version(message: pb.ModelVersion) -> ModelVersion:
         created_at=unpack_time(message.created_at_us),
         created_by=message.created_by,
         mod_rev=message.mod_rev,
+        bundle=unpack_bundle(message.bundle_json),
     )
+
+
+def unpack_bundle(data: bytes) -> str:
+    """The text of a signature; what it says is up to who verifies it.
+
+    Raises:
+        InvalidError: It is not UTF-8.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidError("the signature is not UTF-8 text") from exc
 
 
 def pack_alias(value: Alias) -> pb.Alias:
@@ -277,6 +289,8 @@ def pack_new_version(value: NewVersion) -> pb.PublishVersionRequest:
         reason=value.reason,
         run=value.run,
         checkpoint=value.checkpoint,
+        bundle_json=value.bundle.encode(),
+        expected_version=value.expected_version,
     )
 
 
@@ -294,6 +308,8 @@ def unpack_new_version(message: pb.PublishVersionRequest) -> NewVersion:
         reason=message.reason,
         run=message.run,
         checkpoint=message.checkpoint,
+        bundle=unpack_bundle(message.bundle_json),
+        expected_version=message.expected_version,
     )
 
 
@@ -315,6 +331,7 @@ def pack_version_patch(namespace: str, model: str, version: int, patch: VersionP
         remove_metadata=list(patch.remove_metadata),
         metrics=dict(patch.metrics),
         remove_metrics=list(patch.remove_metrics),
+        bundle_json=None if patch.bundle is None else patch.bundle.encode(),
     )
 
 
@@ -328,4 +345,5 @@ def unpack_version_patch(message: pb.UpdateVersionRequest) -> VersionPatch:
         remove_metadata=tuple(message.remove_metadata),
         metrics=dict(message.metrics),
         remove_metrics=tuple(message.remove_metrics),
+        bundle=None if message.bundle_json is None else unpack_bundle(message.bundle_json),
     )

@@ -117,6 +117,7 @@ def version_of(row: Any) -> ModelVersion:
         created_at=from_us(row.created_at_us),
         created_by=row.created_by,
         mod_rev=row.mod_rev,
+        bundle=row.bundle or "",
     )
 
 

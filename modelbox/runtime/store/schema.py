@@ -33,6 +33,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 __all__ = (
     "LongText",
+    "access_grants",
+    "access_tokens",
+    "accounts",
     "alias_moves",
     "aliases",
     "artifact_blobs",
@@ -166,6 +169,7 @@ versions = Table(
     Column("created_at_us", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("mod_rev", BigInteger, nullable=False),
+    Column("bundle", LongText),
     UniqueConstraint("model_id", "version"),
     Index(None, "model_id", "digest"),
 )
@@ -638,4 +642,56 @@ blob_removals = Table(
     Column("digest", String(71), primary_key=True),
     Column("batch", String(40), nullable=False),
     Column("started_at_us", BigInteger, nullable=False),
+)
+
+# -- access ----------------------------------------------------------------------------------------------------------
+
+# People and programs. `certificate_names` is a JSON list; a name is one account's only.
+accounts = Table(
+    "accounts",
+    metadata,
+    _id(),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("description", Text, nullable=False),
+    Column("certificate_names", LongText, nullable=False),
+    Column("disabled", Boolean, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("mod_rev", BigInteger, nullable=False),
+)
+
+# By names, since a role may be given before there is anything to have it in: empty for everywhere, and for all models.
+access_grants = Table(
+    "access_grants",
+    metadata,
+    Column("account_id", _Id, ForeignKey("accounts.id"), primary_key=True, autoincrement=False),
+    Column("namespace", String(64), primary_key=True),
+    Column("model", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("granted_at_us", BigInteger, nullable=False),
+    Column("granted_by", Text, nullable=False),
+    Column("mod_rev", BigInteger, nullable=False),
+    Index(None, "namespace"),
+)
+
+# Of a token's text only `kid` and the SHA-256 of its secret are kept. `role` and `namespaces` (JSON list) narrow what the
+# account may do; empty ones do not. `used_at_us` is beside the feed, at most an hour old.
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    _id(),
+    Column("kid", String(16), nullable=False, unique=True),
+    Column("secret_hash", LargeBinary(32), nullable=False),
+    _ref("account_id", "accounts"),
+    Column("description", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("namespaces", LongText, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Column("revoked_at_us", BigInteger),
+    Column("revoked_by", Text, nullable=False),
+    Column("used_at_us", BigInteger),
+    Column("mod_rev", BigInteger, nullable=False),
+    Index(None, "account_id"),
 )
