@@ -1,8 +1,8 @@
 """Code and environment of a program, as metadata for a run: what somebody needs to repeat it.
 
-Owns what is looked at and what is left out: names and shapes that mean a secret are replaced by ``***`` before anything
-leaves this module. Uses no network, runs nothing but ``git`` (without hooks, pagers or configured helpers), and gives
-up on each part rather than on the caller: what cannot be found out in time is missing, and nothing is raised.
+Owns what is looked at and what is left out: what is secret is replaced by ``***`` before anything leaves this module
+(see `modelbox.redaction`). Uses no network, runs nothing but ``git`` (without hooks, pagers or configured helpers), and
+gives up on each part rather than on the caller: what cannot be found out in time is missing, and nothing is raised.
 
 `capture_environment` gives JSON of at most 48 KiB for metadata; the text of uncommitted changes is for an artifact and
 comes from `capture_diff`.
@@ -17,7 +17,6 @@ import logging
 import os
 import platform
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -28,77 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelbox.objects import JsonValue
+from modelbox.redaction import redact, redact_command
 
-__all__ = ("MAX_DIFF_BYTES", "Diff", "capture_diff", "capture_environment", "notebook_path", "redact", "redact_command")
+__all__ = ("MAX_DIFF_BYTES", "Diff", "capture_diff", "capture_environment", "notebook_path")
 
 _LOG = logging.getLogger(__name__)
 
 MAX_DIFF_BYTES = 256 << 10
 _MAX_COMMAND_CHARS = 8192
 _MAX_PACKAGES_BYTES = 32 << 10
-_HIDDEN = "***"
-
-# What stands before "key" or "token" decides: an API key is a secret, a padding token is a word of a vocabulary.
-_SECRET_WORDS = frozenset(
-    [
-        "accesskey",
-        "apikey",
-        "auth",
-        "authorization",
-        "authtoken",
-        "bearer",
-        "cred",
-        "credential",
-        "credentials",
-        "creds",
-        "passphrase",
-        "passwd",
-        "password",
-        "pat",
-        "privatekey",
-        "psk",
-        "pwd",
-        "secret",
-        "secretkey",
-        "secrets",
-    ]
-)
-_KEY_WORDS = frozenset(["access", "account", "api", "auth", "encryption", "private", "secret", "shared", "signing"])
-_PLAIN_TOKENS = frozenset(
-    [
-        "bos",
-        "cls",
-        "end",
-        "eos",
-        "image",
-        "line",
-        "mask",
-        "new",
-        "next",
-        "pad",
-        "sep",
-        "special",
-        "start",
-        "stop",
-        "unk",
-    ]
-)
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-
-_SECRET_SHAPES = re.compile(
-    r"""(?P<url>://[^/@\s:'"]*:)[^/@\s'"]+(?=@)        # the password of an address
-    | \b(?:AKIA|ASIA)[0-9A-Z]{16}\b                      # AWS
-    | \bgh[pousr]_[0-9A-Za-z]{20,}\b | \bgithub_pat_\w{20,}\b
-    | \bglpat-[\w-]{20,}
-    | \bhf_[0-9A-Za-z]{20,}\b
-    | \bsk-[\w-]{20,}
-    | \bxox[abprs]-[\w-]{10,}
-    | \bAIza[\w-]{35}\b
-    | \beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*                # JSON web tokens
-    | (?P<pem>-----BEGIN[ ][A-Z ]*PRIVATE[ ]KEY-----)(?s:.*?)(?=-----END|\Z)
-    """,
-    re.VERBOSE,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,35 +103,7 @@ def capture_diff(*, directory: Path | None = None, timeout_s: float = 5.0) -> Di
     truncated = len(raw) > MAX_DIFF_BYTES
     if truncated:
         raw = raw[: raw.rfind(b"\n", 0, MAX_DIFF_BYTES) + 1 or MAX_DIFF_BYTES]
-    return Diff(text=redact(raw.decode("utf-8", "replace")), truncated=truncated)
-
-
-def redact(text: str) -> str:
-    """``text`` without what has the shape of a secret: a password in an address, a private key, a service's token."""
-    return _SECRET_SHAPES.sub(lambda match: f"{match['url'] or match['pem'] or ''}{_HIDDEN}", text)
-
-
-def redact_command(arguments: Sequence[str]) -> str:
-    """A command line without the values of options and variables whose names mean a secret.
-
-    ``--password X``, ``--api-key=X``, ``HF_TOKEN=X`` and ``hydra.auth.secret=X`` lose their X; ``--pad-token X`` and
-    ``--max-tokens X`` keep it. Arguments are quoted as a shell wants them.
-    """
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if hide_next and not argument.startswith("--"):
-            shown.append(_HIDDEN)
-            hide_next = False
-            continue
-        hide_next = False
-        if equals and value and _means_secret(name):
-            shown.append(f"{name}={_HIDDEN}")
-            continue
-        hide_next = argument.startswith("-") and not equals and _means_secret(name)
-        shown.append(shlex.quote(redact(argument)))
-    return " ".join(shown)
+    return Diff(text=redact(raw.decode("utf-8", "replace"), names=False), truncated=truncated)
 
 
 def notebook_path() -> str:
@@ -311,18 +220,6 @@ def _git(directory: Path, arguments: list[str], deadline: float, *, max_bytes: i
         status = process.wait()
         killer.cancel()
     return output if cut or status == 0 else None
-
-
-def _means_secret(name: str) -> bool:
-    words = [word.lower() for word in _WORDS.findall(name)]
-    if any(word in _SECRET_WORDS for word in words):
-        return True
-    for before, word in zip(["", *words], words, strict=False):
-        if word == "key" and before in _KEY_WORDS:
-            return True
-        if word == "token" and before not in _PLAIN_TOKENS:
-            return True
-    return False
 
 
 def _or_empty(read: Callable[[], str]) -> str:

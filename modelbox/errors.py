@@ -17,6 +17,7 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     ├── LimitError                          a size, quota or queue is full
     ├── IntegrityError                      bytes that are not what their digest says
     ├── AuthError                           not allowed
+    │   └── NotAuthenticated                nobody knows who calls
     ├── TransportError
     │   ├── Unavailable                     nobody answers (retryable)
     │   ├── DeadlineExceeded(TimeoutError)
@@ -44,6 +45,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from modelbox.redaction import redact, redact_value
+
 __all__ = (
     "AuthError",
     "CacheError",
@@ -62,6 +65,7 @@ __all__ = (
     "LoadError",
     "ModelBoxError",
     "ModelInvalid",
+    "NotAuthenticated",
     "NotFoundError",
     "PredictError",
     "ProtocolError",
@@ -103,8 +107,8 @@ class ModelBoxError(Exception):
         return (_rebuild, (type(self), self.message, self.fields))
 
     def to_dict(self) -> dict[str, object]:
-        """The form in which the error travels: ``{"code", "message", "fields"}``."""
-        return {"code": self.code, "message": self.message, "fields": self.fields}
+        """The form in which the error travels, without secrets: ``{"code", "message", "fields"}``."""
+        return {"code": self.code, "message": redact(self.message), "fields": redact_value(self.fields)}
 
 
 def _rebuild(cls: type[ModelBoxError], message: str, fields: dict[str, object]) -> ModelBoxError:
@@ -166,9 +170,15 @@ class IntegrityError(ModelBoxError):
 
 
 class AuthError(ModelBoxError):
-    """The caller is not known or not allowed."""
+    """The caller is not allowed; ``fields["role"]`` names the role that is needed, where one would do."""
 
     code = "auth"
+
+
+class NotAuthenticated(AuthError):
+    """The caller did not say who it is, or not in a way that is taken: no token, or one that is not valid any more."""
+
+    code = "auth.unknown"
 
 
 class TransportError(ModelBoxError):

@@ -33,6 +33,7 @@ from modelbox.events import (
 )
 from modelbox.loader.ledger import CallLabels, Ledger
 from modelbox.loader.stats import Histogram
+from modelbox.redaction import redact
 from modelbox.refs import ModelRef
 
 if TYPE_CHECKING:
@@ -128,8 +129,17 @@ def is_sampled() -> bool:
 @contextmanager
 def predict_span(ref: ModelRef) -> Iterator[Callable[[int], None]]:
     """A span around one prediction; tell it the version that answered. Inputs and outputs are never recorded."""
-    with trace.get_tracer(_SCOPE).start_as_current_span(PREDICT_SPAN, attributes=_ref_labels(ref)) as span:
-        yield lambda version: span.set_attribute("version", str(version))
+    with trace.get_tracer(_SCOPE).start_as_current_span(
+        PREDICT_SPAN, attributes=_ref_labels(ref), record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield lambda version: span.set_attribute("version", str(version))
+        except Exception as exc:
+            # The SDK's own record has the whole traceback, with what stands in it.
+            text = redact(str(exc))
+            span.add_event("exception", {"exception.type": type(exc).__qualname__, "exception.message": text})
+            span.set_status(trace.Status(trace.StatusCode.ERROR, text))
+            raise
 
 
 class ModelMeter:

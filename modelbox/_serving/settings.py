@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from modelbox.errors import ConfigError
+from modelbox.redaction import keep_secret
 from modelbox.refs import shown
 
 __all__ = (
@@ -138,6 +140,15 @@ PATH = Kind(read=_read_path, allowed="a directory")
 LEVEL = Kind(read=_read_level, allowed=", ".join(_LOG_LEVELS))
 
 
+def _keep_password(value: str) -> None:
+    try:
+        password = urlsplit(value).password or ""
+    except ValueError:
+        return
+    keep_secret(password)
+    keep_secret(unquote(password))
+
+
 def setting(default: Any, kind: Kind, help_text: str) -> Any:
     """A field of a settings class."""
     return field(default=default, repr=not kind.secret, metadata={"kind": kind, "help": help_text})
@@ -212,6 +223,8 @@ class Settings(Generic[T]):
     def check(self, key: str, value: object, name: str, problems: list[str]) -> Any:
         """One value, or None and a problem."""
         kind = self._kinds[key]
+        if kind.secret and isinstance(value, str):
+            _keep_password(value)
         try:
             return kind.read(value)
         except (ValueError, TypeError, OverflowError, RuntimeError) as exc:

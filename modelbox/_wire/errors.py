@@ -14,12 +14,14 @@ from modelbox.errors import (
     InvalidError,
     LimitError,
     ModelBoxError,
+    NotAuthenticated,
     NotFoundError,
     ProtocolError,
     StorageError,
     Unavailable,
     error_from_dict,
 )
+from modelbox.redaction import redact, redact_value
 
 ACTOR_KEY = "modelbox-actor"
 """Request metadata (and HTTP header): who calls, for the history."""
@@ -46,21 +48,22 @@ _BY_STATUS: Mapping[int, type[ModelBoxError]] = {
     13: StorageError,
     14: Unavailable,
     15: IntegrityError,
-    16: AuthError,
+    16: NotAuthenticated,
 }
 """What a status means that came without our trailer: from a proxy, a library, a load balancer."""
 
 
 def pack_error(error: ModelBoxError) -> bytes:
     """The trailer `ERROR_KEY`; fields that are no JSON or do not fit stay behind."""
+    message = _cut(redact(error.message))
     for fields in (error.fields, {}):
         try:
-            data = dumps({"code": error.code, "message": _cut(error.message), "fields": fields}).encode()
+            data = dumps({"code": error.code, "message": message, "fields": redact_value(fields)}).encode()
         except (ValueError, TypeError, RecursionError):
             continue
         if len(data) <= MAX_ERROR_BYTES:
             return data
-    return dumps({"code": error.code, "message": ascii(error.message)[:500], "fields": {}}).encode()
+    return dumps({"code": error.code, "message": ascii(message)[:500], "fields": {}}).encode()
 
 
 def _cut(text: str, limit: int = 1000) -> str:

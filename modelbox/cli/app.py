@@ -43,6 +43,7 @@ from modelbox.cli.output import OutputFormat, note, print_error, print_line
 from modelbox.cli.server import server_app
 from modelbox.cli.sidecar import sidecar_app
 from modelbox.errors import InvalidError, ModelBoxError
+from modelbox.redaction import redact
 from modelbox.tracking import AttributeKind
 
 __all__ = ("command", "run")
@@ -189,7 +190,7 @@ def _usage(exc: Exception, output: OutputFormat) -> int:
 
 def _trace() -> None:
     if os.environ.get("MODELBOX_TRACEBACK"):
-        traceback.print_exc()
+        sys.stderr.write(redact(traceback.format_exc()))
 
 
 def _wants_json(argv: Sequence[str]) -> bool:

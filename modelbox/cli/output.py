@@ -20,6 +20,7 @@ import typer
 
 from modelbox.errors import FindError, ModelBoxError
 from modelbox.objects import JsonValue, to_json
+from modelbox.redaction import redact
 
 if TYPE_CHECKING:
     from modelbox._local_files import Progress
@@ -156,12 +157,12 @@ def print_error(error: ModelBoxError, output: OutputFormat) -> None:
     if output is OutputFormat.JSON:
         sys.stderr.write(json.dumps(to_json(error.to_dict()), ensure_ascii=False, default=str) + "\n")
     elif isinstance(error, FindError):
-        for line in f"error: {error}".splitlines():
+        for line in redact(f"error: {error}").splitlines():
             # The last one is blanks and a caret.
             sys.stderr.write(f"{plain(line)}\n")
         sys.stderr.flush()
     else:
-        note(f"error: {error}")
+        note(redact(f"error: {error}"))
 
 
 @contextmanager

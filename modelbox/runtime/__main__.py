@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from modelbox._serving.logs import set_up_logging
 from modelbox.errors import ConfigError, ModelBoxError
+from modelbox.redaction import redact
 from modelbox.runtime.config import ServerConfig, load_server_config, setting_help
 
 __all__ = ("main",)
@@ -57,26 +59,17 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m modelbox.r
     config_path = flags.pop("config_path")
     try:
         config = load_server_config(flags=flags, env=os.environ, config_path=config_path)
-        _set_up_logging(config)
+        set_up_logging(config.log_level, chatty=("alembic",))
+        # Passes on what MySQL thinks of names of primary keys.
+        logging.getLogger("asyncmy").setLevel(logging.ERROR)
         _run(config)
     except ConfigError as exc:
-        print(f"modelbox: {exc}", file=sys.stderr)
+        print(redact(f"modelbox: {exc}"), file=sys.stderr)
         return 2
     except ModelBoxError as exc:
-        print(f"modelbox: {exc}", file=sys.stderr)
+        print(redact(f"modelbox: {exc}"), file=sys.stderr)
         return 1
     return 0
-
-
-def _set_up_logging(config: ServerConfig) -> None:
-    logging.basicConfig(
-        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # They log every event of a connection, every lost peer and every plugin.
-    for noisy in ("aiohttp", "alembic", "asyncio", "grpclib", "hpack"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
-    # Passes on what MySQL thinks of names of primary keys.
-    logging.getLogger("asyncmy").setLevel(logging.ERROR)
 
 
 def _run(config: ServerConfig) -> None:

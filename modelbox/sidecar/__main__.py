@@ -6,14 +6,15 @@ Owns flags, exit codes and logging; reads the environment once.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from modelbox._serving.logs import set_up_logging
 from modelbox.errors import ConfigError, ModelBoxError
+from modelbox.redaction import redact
 from modelbox.sidecar.config import SidecarConfig, load_sidecar_config, setting_help
 
 __all__ = ("main",)
@@ -62,24 +63,15 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m modelbox.s
     flags["models"] = flags["models"] or None
     try:
         config = load_sidecar_config(flags=flags, env=os.environ, config_path=config_path)
-        _set_up_logging(config)
+        set_up_logging(config.log_level, chatty=("PIL",))
         _run(config)
     except ConfigError as exc:
-        print(f"modelbox: {exc}", file=sys.stderr)
+        print(redact(f"modelbox: {exc}"), file=sys.stderr)
         return 2
     except ModelBoxError as exc:
-        print(f"modelbox: {exc}", file=sys.stderr)
+        print(redact(f"modelbox: {exc}"), file=sys.stderr)
         return 1
     return 0
-
-
-def _set_up_logging(config: SidecarConfig) -> None:
-    logging.basicConfig(
-        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # They log every event of a connection and every lost peer.
-    for noisy in ("aiohttp", "asyncio", "grpclib", "hpack", "PIL"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def _run(config: SidecarConfig) -> None:

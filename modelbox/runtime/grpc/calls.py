@@ -30,6 +30,7 @@ from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
 from modelbox.access import ANYBODY, Caller
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
+from modelbox.redaction import redact
 from modelbox.runtime.caller import CALLER
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.roles import RoleRules
@@ -339,7 +340,7 @@ class Boundary:
         try:
             with anyio.fail_after(self._limits.send_timeout_s):
                 await stream.send_trailing_metadata(
-                    status=status, status_message=error.message[:500], metadata={ERROR_KEY: pack_error(error)}
+                    status=status, status_message=redact(error.message)[:500], metadata={ERROR_KEY: pack_error(error)}
                 )
         except TimeoutError:
             _cut_off(stream)
@@ -389,7 +390,7 @@ def failure_of(error: Exception) -> Failure:
     if not isinstance(error, ModelBoxError):
         error = ModelBoxError("the server failed unexpectedly")
     return Failure(
-        status=int(statuses_of(error).grpc), text=error.message[:500], metadata={ERROR_KEY: pack_error(error)}
+        status=int(statuses_of(error).grpc), text=redact(error.message)[:500], metadata={ERROR_KEY: pack_error(error)}
     )
 
 
