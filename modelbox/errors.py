@@ -9,7 +9,8 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     ModelBoxError
     ├── InvalidError(ValueError)            bad name, path, manifest, page token, JSON ...
     │   ├── RefError                        a model reference that does not parse
-    │   └── FindError                       a query that does not parse; says where
+    │   ├── FindError                       a query that does not parse; says where
+    │   └── RuleError                       a version that lacks what a rule asks for
     ├── InputError(ValueError)              inputs of a prediction that do not fit the signature
     ├── NotFoundError(LookupError)          says what exists instead
     ├── ConflictError                       lost compare-and-set; carries the current state
@@ -17,6 +18,7 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     ├── LimitError                          a size, quota or queue is full
     ├── IntegrityError                      bytes that are not what their digest says
     ├── AuthError                           not allowed
+    │   ├── ApprovalNeeded                  a second person has to approve it; says which request waits
     │   └── NotAuthenticated                nobody knows who calls
     ├── TransportError
     │   ├── Unavailable                     nobody answers (retryable)
@@ -48,6 +50,7 @@ from typing import ClassVar
 from modelbox.redaction import redact, redact_value
 
 __all__ = (
+    "ApprovalNeeded",
     "AuthError",
     "CacheError",
     "ClientClosed",
@@ -71,6 +74,7 @@ __all__ = (
     "ProtocolError",
     "QueueFull",
     "RefError",
+    "RuleError",
     "RunTerminated",
     "ServerBusy",
     "SignatureChanged",
@@ -133,6 +137,12 @@ class FindError(InvalidError):
     code = "invalid.find"
 
 
+class RuleError(InvalidError):
+    """A version that lacks what a rule asks for; ``missing`` lists what, and the commands that add it."""
+
+    code = "invalid.rule"
+
+
 class InputError(ModelBoxError, ValueError):
     """Inputs of a prediction that do not fit the model's signature; names expected and got."""
 
@@ -173,6 +183,12 @@ class AuthError(ModelBoxError):
     """The caller is not allowed; ``fields["role"]`` names the role that is needed, where one would do."""
 
     code = "auth"
+
+
+class ApprovalNeeded(AuthError):
+    """Nothing moved yet: a second person has to approve it; ``request`` is what waits for them."""
+
+    code = "auth.approval"
 
 
 class NotAuthenticated(AuthError):

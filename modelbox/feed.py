@@ -61,6 +61,8 @@ class Kind(StrEnum):
     DATASET = "dataset"
     DATASET_VERSION = "dataset_version"
     LINEAGE = "lineage"
+    RULE = "rule"
+    ACCESS = "access"
 
 
 class Action(StrEnum):

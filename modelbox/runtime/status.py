@@ -29,6 +29,7 @@ class GrpcStatus(IntEnum):
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.InvalidError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
     errors.RefError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
     errors.FindError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
+    errors.RuleError: _UNPROCESSABLE,
     errors.InputError: Statuses(GrpcStatus.INVALID_ARGUMENT, 400),
     errors.NotFoundError: Statuses(GrpcStatus.NOT_FOUND, 404),
     errors.ConflictError: Statuses(GrpcStatus.ABORTED, 409),
@@ -54,6 +56,8 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.LimitError: Statuses(GrpcStatus.RESOURCE_EXHAUSTED, 413),
     errors.IntegrityError: Statuses(GrpcStatus.DATA_LOSS, 422),
     errors.AuthError: Statuses(GrpcStatus.PERMISSION_DENIED, 403),
+    errors.ApprovalNeeded: Statuses(GrpcStatus.FAILED_PRECONDITION, 409),
+    errors.NotAuthenticated: Statuses(GrpcStatus.UNAUTHENTICATED, 401),
     errors.TransportError: Statuses(GrpcStatus.UNAVAILABLE, 502),
     errors.Unavailable: Statuses(GrpcStatus.UNAVAILABLE, 503),
     errors.DeadlineExceeded: Statuses(GrpcStatus.DEADLINE_EXCEEDED, 408),

@@ -37,6 +37,8 @@ __all__ = (
     "access_tokens",
     "accounts",
     "alias_moves",
+    "alias_protections",
+    "alias_requests",
     "aliases",
     "artifact_blobs",
     "artifacts",
@@ -67,6 +69,7 @@ __all__ = (
     "readmes",
     "replicas",
     "retention_policies",
+    "rules",
     "runs",
     "spools",
     "uploads",
@@ -318,8 +321,12 @@ feed_head = Table(
     Column("epoch", String(40), nullable=False),
     Column("rev", BigInteger, nullable=False),
     Column("chain", LargeBinary(32), nullable=False),
+    # Readers of the feed begin behind this one; the rows stay for the audit log.
     Column("compact_rev", BigInteger, nullable=False),
     Column("compact_chain", LargeBinary(32), nullable=False),
+    # The last revision whose rows are gone, and the chain there: none where it is that of `compact_rev`.
+    Column("audit_rev", BigInteger),
+    Column("audit_chain", LargeBinary(32)),
 )
 
 feed_changes = Table(
@@ -336,6 +343,12 @@ feed_changes = Table(
     Column("state", LongText, nullable=False),
     # After the whole revision.
     Column("chain", LargeBinary(32), nullable=False),
+    # Where the call came from, by which token, and its name in logs; empty for what the server did by itself.
+    Column("token_id", String(64), nullable=False, server_default=""),
+    Column("address", String(64), nullable=False, server_default=""),
+    Column("request_id", String(64), nullable=False, server_default=""),
+    # To an object's change before.
+    Index(None, "object", "rev"),
 )
 
 # -- tracking --------------------------------------------------------------------------------------------------------
@@ -674,7 +687,7 @@ access_grants = Table(
     Index(None, "namespace"),
 )
 
-# Of a token's text only `kid` and the SHA-256 of its secret are kept. `role` and `namespaces` (JSON list) narrow what the
+# Of a token only `kid` and the SHA-256 of its secret are kept. `role` and `namespaces` (JSON list) narrow what the
 # account may do; empty ones do not. `used_at_us` is beside the feed, at most an hour old.
 access_tokens = Table(
     "access_tokens",
@@ -694,4 +707,55 @@ access_tokens = Table(
     Column("used_at_us", BigInteger),
     Column("mod_rev", BigInteger, nullable=False),
     Index(None, "account_id"),
+)
+
+# -- rules -----------------------------------------------------------------------------------------------------------
+
+# What `modelbox.rules` goes by. `scope` is ns or ns/model, `alias` a pattern, or empty for every publication; `labels`
+# and `metadata` are JSON lists of keys.
+rules = Table(
+    "rules",
+    metadata,
+    Column("scope", String(160), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("labels", LongText, nullable=False),
+    Column("metadata", LongText, nullable=False),
+    Column("owner", Boolean, nullable=False),
+    Column("description", Boolean, nullable=False),
+    Column("dataset", Boolean, nullable=False),
+    Column("signed", Boolean, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+)
+
+alias_protections = Table(
+    "alias_protections",
+    metadata,
+    Column("scope", String(160), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("approval", Boolean, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("updated_by", Text, nullable=False),
+)
+
+# Holds version numbers, not rows, as `alias_moves`. `from_mod_rev` is the alias's when it was asked for, 0 for none.
+alias_requests = Table(
+    "alias_requests",
+    metadata,
+    _id(),
+    Column("uid", String(40), nullable=False, unique=True),
+    _ref("model_id", "models"),
+    Column("alias", String(64), nullable=False),
+    Column("from_version", BigInteger),
+    Column("to_version", BigInteger),
+    Column("from_mod_rev", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at_us", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Column("decided_by", Text, nullable=False),
+    Column("decided_at_us", BigInteger),
+    Column("comment", Text, nullable=False),
+    Index(None, "model_id", "alias"),
 )

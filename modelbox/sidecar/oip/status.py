@@ -31,6 +31,7 @@ class GrpcStatus(IntEnum):
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.LimitError: Statuses(GrpcStatus.RESOURCE_EXHAUSTED, 413),
     errors.IntegrityError: Statuses(GrpcStatus.DATA_LOSS, 422),
     errors.AuthError: Statuses(GrpcStatus.PERMISSION_DENIED, 403),
+    errors.NotAuthenticated: Statuses(GrpcStatus.UNAUTHENTICATED, 401),
     # The registry behind the sidecar does not answer; the models that are loaded still do.
     errors.TransportError: _NOT_READY,
     errors.DeadlineExceeded: Statuses(GrpcStatus.DEADLINE_EXCEEDED, 504),
