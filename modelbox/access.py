@@ -11,8 +11,11 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from modelbox.errors import InvalidError
 from modelbox.refs import check_name, shown
@@ -110,14 +113,16 @@ class Scope:
     """What a caller may read, as lists and watches use it to leave out the rest.
 
     Attributes:
-        everything: All of it; then the others are empty.
+        everything: All of it; then ``namespaces`` and ``models`` are empty.
         namespaces: These as a whole.
         models: These alone, as namespace and name, in namespaces that are not among the others.
+        administers: Where the caller also sees who may do what, and who was denied it; an empty name is everywhere.
     """
 
     everything: bool = False
     namespaces: frozenset[str] = frozenset()
     models: frozenset[tuple[str, str]] = frozenset()
+    administers: frozenset[str] = frozenset()
 
     def shows_namespace(self, namespace: str) -> bool:
         """Whether the namespace's name may be seen: something in it may be read."""
@@ -127,8 +132,23 @@ class Scope:
         """Whether what is in ``namespace`` may be read; what is of no model has an empty one."""
         return self.everything or namespace in self.namespaces or (bool(model) and (namespace, model) in self.models)
 
+    def shows_access(self, namespace: str) -> bool:
+        """Whether what is said there about roles, rules and denials may be read; an empty name is the server itself."""
+        return "" in self.administers or (bool(namespace) and namespace in self.administers)
 
-ALL = Scope(everything=True)
+    @property
+    def mark(self) -> str:
+        """A short text, another one for another scope; empty for `ALL`."""
+        return "" if self == ALL else _mark(self)
+
+
+@lru_cache(maxsize=4096)
+def _mark(scope: Scope) -> str:
+    parts = [scope.everything, sorted(scope.namespaces), sorted(scope.models), sorted(scope.administers)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+ALL = Scope(everything=True, administers=frozenset({""}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +175,22 @@ class Caller:
     def scope(self) -> Scope:
         """What may be read."""
         readable = [grant for grant in self.grants if grant.role.allows(Permission.READ)]
-        if any(not grant.namespace for grant in readable):
+        administers = frozenset(grant.namespace for grant in self.grants if _administers(grant))
+        if "" in administers:
             return ALL
+        if any(not grant.namespace for grant in readable):
+            return Scope(everything=True, administers=administers)
         namespaces = frozenset(grant.namespace for grant in readable if not grant.model)
         models = frozenset((grant.namespace, grant.model) for grant in readable if grant.model)
-        return Scope(namespaces=namespaces, models=frozenset(pair for pair in models if pair[0] not in namespaces))
+        return Scope(
+            namespaces=namespaces,
+            models=frozenset(pair for pair in models if pair[0] not in namespaces),
+            administers=administers,
+        )
+
+
+def _administers(grant: Grant) -> bool:
+    return not grant.model and grant.role.allows(Permission.ADMIN)
 
 
 ANYBODY = Caller(name="", grants=(Grant(role=Role.ADMIN),))
