@@ -59,7 +59,7 @@ class Rule:
         owner: The model must say who answers for it.
         description: The version must be described.
         dataset: It must be made from a version of a dataset, by lineage or by its metadata ``dataset``.
-        signed: Somebody must have signed it. The server looks for a signature and does not judge it: whom to trust is up
+        signed: Somebody must have signed it. The server does not judge signatures: whom to trust is up
             to those who load the version.
         updated_at: When the rule was set; None for one that is not yet.
         updated_by: Who set it.
