@@ -26,12 +26,22 @@ from modelbox.runtime.store.titles import titles_of
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import Lineage, LineageEdge, LineageNode, NewEdge, NewEdges, ObjectKind, kind_of_id
 
-__all__ = ("Link", "SqlLineageStore", "add_edges", "find_missing", "get_lineage", "remove_edges", "write_edges")
+__all__ = (
+    "Link",
+    "SqlLineageStore",
+    "add_edges",
+    "find_missing",
+    "get_lineage",
+    "has_ancestor",
+    "remove_edges",
+    "write_edges",
+)
 
 _IN_CHUNK = 500
 _LEVELS = 32
 _FIRST_ROOM = 2000
 _SHOWN = 12
+_ANCESTORS = 10_000
 
 _Edge = tuple[int, int, str]
 
@@ -307,6 +317,16 @@ def get_lineage(
         ),
         edges=tuple(_edge_of(edges[key], uids) for key in sorted(edges)),
         truncated=truncated,
+    )
+
+
+def has_ancestor(conn: Connection, seeds: Sequence[int], kind: ObjectKind) -> bool:
+    """Whether some objects, or one of the nearest ten thousand that they were made from, are of a kind."""
+    walked, _ = _walk(conn, set(seeds), down=False, max_depth=0, max_nodes=_ANCESTORS)
+    return any(
+        ObjectKind(row.kind) is kind
+        for some in _chunks(sorted(walked))
+        for row in conn.execute(_NODES, {"ids": some}).all()
     )
 
 
