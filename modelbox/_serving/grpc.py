@@ -120,13 +120,18 @@ class GrpcServer(Server):
         self._on_stop = on_stop
         self._stopping = False
         self._limits = limits
-        self._table = ConnectionTable()
+        self._table = ConnectionTable(limits)
         self._listeners: list[asyncio.Server] = []
 
     @property
     def connections(self) -> int:
         """Open connections."""
         return len(self._table)
+
+    @property
+    def refused(self) -> int:
+        """Connections that were closed at once, as there were too many."""
+        return self._table.refused
 
     @property
     def running(self) -> int:

@@ -26,6 +26,8 @@ from h2.events import PingAckReceived, PingReceived, RemoteSettingsChanged, Stre
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
+from modelbox._serving.peers import peer_of
+from modelbox._serving.shares import ConnectionShares
 from modelbox.errors import LimitError
 
 __all__ = ("ConnectionTable", "GuardedProtocol", "Limits")
@@ -48,6 +50,7 @@ class Limits:
 
     Attributes:
         max_message_bytes: Of one message, without its prefix.
+        max_connections_per_address: Of one peer; 0 for as many as in all.
         hello_timeout_s: Until the first settings of a new connection.
         keepalive_s: Pause between pings; half as long to answer.
         stream_window_bytes: Unread bytes of one stream.
@@ -58,6 +61,7 @@ class Limits:
 
     max_message_bytes: int = 8 << 20
     max_connections: int = 2000
+    max_connections_per_address: int = 0
     max_streams: int = 200
     hello_timeout_s: float = 5.0
     keepalive_s: float = 20.0
@@ -80,26 +84,40 @@ class Limits:
 
 
 class ConnectionTable:
-    """The open connections of one server."""
+    """The open connections of one server.
 
-    def __init__(self) -> None:
-        self._open: set[GuardedProtocol] = set()
-        self.refused = 0
+    Args:
+        limits: How many there may be.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._open: dict[GuardedProtocol, str] = {}
+        self._shares = ConnectionShares(limits.max_connections, limits.max_connections_per_address)
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def refused(self) -> int:
+        """How many were one too many."""
+        return self._shares.refused
 
     def all(self) -> tuple[GuardedProtocol, ...]:
         """Those open now."""
         return tuple(self._open)
 
-    def add(self, protocol: GuardedProtocol) -> None:
-        """Notes a new connection."""
-        self._open.add(protocol)
+    def admit(self, protocol: GuardedProtocol, address: str) -> bool:
+        """Notes a new connection; false where it is one too many."""
+        if not self._shares.admit(address):
+            return False
+        self._open[protocol] = address
+        return True
 
     def discard(self, protocol: GuardedProtocol) -> None:
         """Forgets a connection; again is no error."""
-        self._open.discard(protocol)
+        address = self._open.pop(protocol, None)
+        if address is not None:
+            self._shares.leave(address)
 
 
 class _Bucket:
@@ -269,8 +287,7 @@ class GuardedProtocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Says hello, unless there are too many connections."""
         self._transport = cast(asyncio.Transport, transport)
-        if len(self._table) >= self._limits.max_connections:
-            self._table.refused += 1
+        if not self._table.admit(self, peer_of(self._transport).address):
             self._abort()
             return
         limits = self._limits
@@ -292,7 +309,6 @@ class GuardedProtocol(H2Protocol):
         self.connection.flush()
         self.connection.initialize()
         self.processor = _GuardedEvents(cast(Handler, self.handler), self.connection, limits, self._flooded)
-        self._table.add(self)
         self._wait_for_hello()
 
     def _wait_for_hello(self) -> None:

@@ -1,7 +1,7 @@
-"""Ends HTTP connections whose peer never sends a request.
+"""Ends HTTP connections whose peer never sends a request, and those that are too many.
 
-aiohttp waits for the first request's head without a limit, so that a few hundred silent sockets would stay for ever.
-Later requests are bounded by its keep-alive timeout.
+aiohttp takes any number of connections, and waits for the head of the first request without a limit, so that a few
+hundred silent sockets would stay for ever. Later requests are bounded by its keep-alive timeout.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import anyio
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from modelbox._serving.shares import ConnectionShares, limit_http
+
 __all__ = ("HelloWatch",)
 
 
@@ -20,10 +22,12 @@ class HelloWatch:
 
     Args:
         timeout_s: Until the whole head of the first request.
+        shares: Which connections there may be; None for any number.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, shares: ConnectionShares | None = None) -> None:
         self._timeout_s = timeout_s
+        self._shares = shares
         self._since: dict[RequestHandler, float] = {}
         self._greeted: set[RequestHandler] = set()
 
@@ -44,7 +48,9 @@ class HelloWatch:
         return len(late)
 
     async def run(self, server: web.Server) -> None:
-        """Sweeps until it is cancelled."""
+        """Watches until it is cancelled."""
+        if self._shares is not None:
+            limit_http(server, self._shares)
         while True:
             await anyio.sleep(self._timeout_s / 4)
             self.sweep(server)

@@ -21,6 +21,7 @@ from modelbox._serving.guard import Limits
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox._serving.shares import ConnectionShares
 from modelbox.errors import LimitError, ServerBusy, StorageError
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.config import ServerConfig
@@ -237,6 +238,7 @@ class _Server:
             limits=Limits(
                 max_message_bytes=config.max_message_bytes,
                 max_connections=config.max_connections,
+                max_connections_per_address=config.max_connections_per_address,
                 max_streams=config.max_streams,
                 hello_timeout_s=config.hello_timeout_s,
                 keepalive_s=config.keepalive_s,
@@ -246,7 +248,10 @@ class _Server:
             metrics=metrics,
         )
 
-        hello = HelloWatch(config.hello_timeout_s)
+        http_shares, scrape_shares = (
+            ConnectionShares(config.max_connections, config.max_connections_per_address) for _ in range(2)
+        )
+        hello = HelloWatch(config.hello_timeout_s, http_shares)
         app = build_app(
             services=services,
             health=health,
@@ -261,11 +266,25 @@ class _Server:
         self._http = await run_http(
             self._stack, app, sockets[1], hello=hello, tasks=tasks, drain_s=config.drain_timeout_s
         )
-        self._scrapes = await run_http(self._stack, _metrics_app(metrics), sockets[2], drain_s=1.0)
+        scrape_hello = HelloWatch(config.hello_timeout_s, scrape_shares)
+        self._scrapes = await run_http(
+            self._stack,
+            _metrics_app(metrics, scrape_hello),
+            sockets[2],
+            hello=scrape_hello,
+            tasks=tasks,
+            drain_s=1.0,
+        )
         await self._grpc.listen(sockets[0])
 
         metrics.describe(version=fixed["version"], server_id=fixed["server_id"])
         metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", lambda: self._grpc.connections)
+        metrics.observe_gauge("modelbox_http_connections", "Open HTTP connections.", lambda: len(http_shares))
+        metrics.observe_gauge(
+            "modelbox_connections_refused",
+            "Connections closed at once since the start, as there were too many.",
+            lambda: self._grpc.refused + http_shares.refused + scrape_shares.refused,
+        )
         metrics.observe_gauge("modelbox_watchers", "Open streams of the change feed.", lambda: self._feed.watchers)
         for name, (help_text, read) in self._database.gauges().items():
             metrics.observe_gauge(name, help_text, read)
@@ -345,8 +364,9 @@ async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str, every_
         await anyio.sleep(every_s)
 
 
-def _metrics_app(metrics: Metrics) -> web.Application:
+def _metrics_app(metrics: Metrics, hello: HelloWatch) -> web.Application:
     async def scrape(request: web.Request) -> web.Response:
+        hello.greet(request)
         body = await anyio.to_thread.run_sync(metrics.render)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 

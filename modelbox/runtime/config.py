@@ -31,6 +31,15 @@ from modelbox._serving.settings import (
     setting,
     text,
 )
+from modelbox._serving.tls import (
+    CERT_HELP,
+    CLIENT_AUTH,
+    CLIENT_AUTH_HELP,
+    CLIENT_CA_HELP,
+    KEY_HELP,
+    PEM_FILE,
+    tls_problems,
+)
 from modelbox.refs import shown
 from modelbox.runtime.roles import ROLES
 
@@ -125,6 +134,10 @@ class ServerConfig:
     s3_public_endpoint: str = setting(
         "", _ENDPOINT, "Address of the S3 store as clients reach it; empty: s3_endpoint. Only with s3_presign."
     )
+    tls_cert: str = setting("", PEM_FILE, CERT_HELP)
+    tls_key: str = setting("", PEM_FILE, KEY_HELP)
+    tls_client_ca: str = setting("", PEM_FILE, CLIENT_CA_HELP)
+    tls_client_auth: str = setting("off", CLIENT_AUTH, CLIENT_AUTH_HELP)
     insecure_plaintext: bool = setting(
         False,
         BOOL,
@@ -196,7 +209,14 @@ class ServerConfig:
         "Seconds between pings on gRPC connections.",
     )
     max_connections: int = setting(
-        2000, number(1, 100_000, "connections", whole=True), "gRPC connections at a time; more are closed at once."
+        2000,
+        number(1, 100_000, "connections", whole=True),
+        "Connections at a time on each of the ports; more are closed at once.",
+    )
+    max_connections_per_address: int = setting(
+        1000,
+        number(1, 100_000, "connections", whole=True),
+        "Those of one address, a /64 of IPv6. Behind a balancer all have its address: then as many as max_connections.",
     )
     max_streams: int = setting(
         200, number(1, 10_000, "calls", whole=True), "Calls at a time on one gRPC connection, watches included."
@@ -239,6 +259,7 @@ def load_server_config(
             "TLS yet: expected a loopback address such as 127.0.0.1, or insecure_plaintext = true beside it in a "
             "network that you trust"
         )
+    problems += tls_problems(config)
     if not config.blobs_url.startswith("s3://"):
         problems += [
             f"{key} is set, and blobs_url is no s3:// address: set that too, or leave {key} out"

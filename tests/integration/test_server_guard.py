@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from pathlib import Path
 
 import aiohttp
@@ -263,6 +264,40 @@ async def test_connections_beyond_the_limit_are_closed_at_once(tmp_path: Path) -
                 except (OSError, StreamTerminatedError):
                     continue
                 break
+
+
+@pytest.mark.parametrize("port", ["grpc", "http", "metrics"])
+async def test_an_address_has_its_share_of_connections_and_no_more(tmp_path: Path, port: str) -> None:
+    with ServerProcess(tmp_path / "data", max_connections=40, max_connections_per_address=5) as server:
+        address = {"grpc": server.grpc_address, "http": server.http_address, "metrics": server.metrics_address}[port]
+        host, _, number = address.rpartition(":")
+        greedy = []
+        for _ in range(12):
+            greedy.append(await asyncio.open_connection(host, int(number), local_addr=("127.0.0.7", 0)))
+        refused = 0
+        for reader, _ in greedy:
+            with anyio.move_on_after(0.5), contextlib.suppress(ConnectionError):
+                # Those of gRPC say hello, those of HTTP say nothing, unless they are closed.
+                while await reader.read(1 << 16):
+                    pass
+                refused += 1
+                continue
+            refused += reader.exception() is not None
+        assert refused == 7
+        # Another address has a share of its own.
+        reader, writer = await asyncio.open_connection(host, int(number), local_addr=("127.0.0.8", 0))
+        writer.write(
+            PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+            if port == "grpc"
+            else b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        )
+        with anyio.fail_after(30):
+            assert await reader.read(9)
+        writer.close()
+        for _, opened in greedy:
+            opened.transport.abort()
+        await _scraped(server, "modelbox_connections_refused 7.0")
+        _quiet(server)
 
 
 async def test_calls_beyond_the_limit_of_a_connection_are_refused(tmp_path: Path) -> None:
