@@ -199,12 +199,16 @@ class ServerProcess(ProgramProcess):
     @property
     def url(self) -> str:
         """Base address of HTTP, as a client takes it."""
-        return f"http://{self.http_address}"
+        return f"{self._scheme}://{self.http_address}"
 
     @property
     def metrics_url(self) -> str:
         """Where Prometheus scrapes."""
-        return f"http://{self.metrics_address}/metrics"
+        return f"{self._scheme}://{self.metrics_address}/metrics"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self._settings.get("tls_cert") else "http"
 
     def start(self, *, timeout: float = 30) -> Self:
         """Starts the process and waits until it is ready."""

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import socket
+import ssl
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
@@ -26,6 +27,7 @@ from grpclib.server import Handler, Server
 from h2.exceptions import H2Error
 
 from modelbox._serving.guard import ConnectionTable, GuardedProtocol, Limits
+from modelbox._serving.listening import listen
 
 __all__ = ("REFUSED", "STOPPING", "GrpcServer", "Servable")
 
@@ -150,10 +152,10 @@ class GrpcServer(Server):
         """One connection, whose calls ``handler`` runs."""
         return GuardedProtocol(handler, self._config, self._h2_config, self._limits, self._table)
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Begins to accept on ``sock``."""
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_server(self._protocol_factory, sock=sock, backlog=1024))
+    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Begins to accept on ``sock``; with ``tls``, connections begin by its handshake."""
+        listener = await listen(self._protocol_factory, sock, tls=tls, handshake_timeout_s=self._limits.hello_timeout_s)
+        self._listeners.append(listener)
 
     def stop_listening(self) -> None:
         """Refuses new connections."""

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ import anyio.abc
 from aiohttp import web
 
 from modelbox._serving.hello import HelloWatch
+from modelbox._serving.listening import BACKLOG, BoundSite
 from modelbox.errors import ConfigError
 
 __all__ = ("address_of", "bind", "package_version", "run_http", "serve_until_signalled", "single_error", "task_group")
@@ -75,6 +77,8 @@ async def run_http(
     drain_s: float,
     hello: HelloWatch | None = None,
     tasks: anyio.abc.TaskGroup | None = None,
+    tls: ssl.SSLContext | None = None,
+    handshake_timeout_s: float = 5.0,
 ) -> web.AppRunner:
     """Serves ``app`` on a bound socket; ``runner.cleanup()`` drains it, at the latest when ``stack`` closes.
 
@@ -85,6 +89,8 @@ async def run_http(
         drain_s: Seconds that requests get to end.
         hello: Ends connections that never send a request; needs ``tasks``.
         tasks: Where that happens.
+        tls: None for plaintext.
+        handshake_timeout_s: Seconds for the whole handshake of TLS.
     """
     runner = web.AppRunner(
         app,
@@ -97,7 +103,7 @@ async def run_http(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, sock, backlog=1024).start()
+    await BoundSite(runner, sock, tls=tls, handshake_timeout_s=handshake_timeout_s).start()
     if hello is not None and tasks is not None and runner.server is not None:
         tasks.start_soon(hello.run, runner.server, name="silent HTTP connections")
     return runner
@@ -118,7 +124,7 @@ def bind(host: str, port: int, key: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(1024)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as exc:
         sock.close()

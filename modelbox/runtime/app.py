@@ -22,6 +22,7 @@ from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
 from modelbox._serving.shares import ConnectionShares
+from modelbox._serving.tls import open_tls
 from modelbox.errors import LimitError, ServerBusy, StorageError
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.config import ServerConfig
@@ -138,6 +139,8 @@ class _Server:
         self.addresses = Addresses(
             grpc=address_of(sockets[0]), http=address_of(sockets[1]), metrics=address_of(sockets[2])
         )
+        tls = await open_tls(config)
+        grpc_tls, http_tls = (tls.grpc, tls.http) if tls is not None else (None, None)
         self._database = await self._stack.enter_async_context(
             open_database(
                 config.database_url,
@@ -264,7 +267,14 @@ class _Server:
             stall_timeout_s=config.stall_timeout_s,
         )
         self._http = await run_http(
-            self._stack, app, sockets[1], hello=hello, tasks=tasks, drain_s=config.drain_timeout_s
+            self._stack,
+            app,
+            sockets[1],
+            hello=hello,
+            tasks=tasks,
+            drain_s=config.drain_timeout_s,
+            tls=http_tls,
+            handshake_timeout_s=config.hello_timeout_s,
         )
         scrape_hello = HelloWatch(config.hello_timeout_s, scrape_shares)
         self._scrapes = await run_http(
@@ -274,8 +284,14 @@ class _Server:
             hello=scrape_hello,
             tasks=tasks,
             drain_s=1.0,
+            tls=http_tls,
+            handshake_timeout_s=config.hello_timeout_s,
         )
-        await self._grpc.listen(sockets[0])
+        await self._grpc.listen(sockets[0], grpc_tls)
+        if tls is not None:
+            tasks.start_soon(tls.watch, name="new TLS files")
+            for name, (help_text, read) in tls.gauges().items():
+                metrics.observe_gauge(name, help_text, read)
 
         metrics.describe(version=fixed["version"], server_id=fixed["server_id"])
         metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", lambda: self._grpc.connections)
