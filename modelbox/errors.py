@@ -30,6 +30,7 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     │   ├── ModelInvalid                    does not parse, open, or escapes its directory
     │   ├── UnsupportedOperator             needs an operator that this runtime lacks
     │   ├── SignatureChanged                a new version with another interface
+    │   ├── SignatureRefused                not signed, or by nobody whom this client trusts
     │   └── WarmupFailed                    opens, but does not run as it should
     ├── PredictError                        the model failed on inputs that fit its signature
     │   └── RunTerminated                   the run was stopped: its version was replaced and its drain time ended
@@ -78,6 +79,7 @@ __all__ = (
     "RunTerminated",
     "ServerBusy",
     "SignatureChanged",
+    "SignatureRefused",
     "StorageError",
     "TransportError",
     "Unavailable",
@@ -256,6 +258,16 @@ class SignatureChanged(LoadError):
     """A new version does not accept what its predecessor accepted."""
 
     code = "load.signature"
+
+
+class SignatureRefused(LoadError):
+    """A version that nobody whom this client trusts has signed.
+
+    ``fields["reason"]`` is ``NOT_SIGNED``, ``NOT_TRUSTED`` (signed by somebody else), ``BAD_SIGNATURE`` (damaged or
+    forged) or ``SUBJECT_MISMATCH`` (a valid signature of something else); the text begins with it.
+    """
+
+    code = "load.trust"
 
 
 class WarmupFailed(LoadError):

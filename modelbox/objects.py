@@ -117,7 +117,7 @@ class ModelVersion:
 
     Attributes:
         bundle: The signature as a Sigstore bundle, JSON text; empty for a version that nobody signed. Whoever relies on
-            it verifies it (`modelbox.signing.verify`): a server stores it, and is not asked to be believed.
+            it verifies it (`modelbox.signing.Trust`): a server stores it, and is not asked to be believed.
     """
 
     id: str

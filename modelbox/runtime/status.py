@@ -68,6 +68,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.ModelInvalid: _UNPROCESSABLE,
     errors.UnsupportedOperator: _UNPROCESSABLE,
     errors.SignatureChanged: _UNPROCESSABLE,
+    errors.SignatureRefused: _UNPROCESSABLE,
     errors.WarmupFailed: _UNPROCESSABLE,
     errors.PredictError: _INTERNAL,
     errors.RunTerminated: Statuses(GrpcStatus.UNAVAILABLE, 503),
