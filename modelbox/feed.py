@@ -63,6 +63,7 @@ class Kind(StrEnum):
     LINEAGE = "lineage"
     RULE = "rule"
     ACCESS = "access"
+    DENIAL = "denial"
 
 
 class Action(StrEnum):
@@ -73,6 +74,7 @@ class Action(StrEnum):
     MOVED = "moved"
     DELETED = "deleted"
     RESTORED = "restored"
+    DENIED = "denied"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +107,23 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeToken:
-    """A place in one installation's history; opaque to clients in its text form."""
+    """A place in one installation's history; opaque to clients in its text form.
+
+    Attributes:
+        scope: Tells what the reader could see from what it can see later; empty for everything.
+    """
 
     server_id: str
     epoch: str
     rev: int
     chain: str
+    scope: str = ""
 
     def __str__(self) -> str:
-        raw = json.dumps([self.server_id, self.epoch, self.rev, self.chain], separators=(",", ":"))
+        parts: list[str | int] = [self.server_id, self.epoch, self.rev, self.chain]
+        if self.scope:
+            parts.append(self.scope)
+        raw = json.dumps(parts, separators=(",", ":"))
         return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
 
     @classmethod
@@ -125,8 +135,9 @@ class ResumeToken:
         """
         try:
             raw = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            server_id, epoch, rev, chain = raw
-            if not (isinstance(server_id, str) and isinstance(epoch, str) and isinstance(chain, str)):
+            server_id, epoch, rev, chain, *more = raw
+            scope = more[0] if more else ""
+            if len(more) > 1 or not all(isinstance(part, str) for part in (server_id, epoch, chain, scope)):
                 raise TypeError("text expected")
             if isinstance(rev, bool) or not isinstance(rev, int) or not 0 <= rev < 2**63:
                 raise ValueError("revision out of range")
@@ -134,7 +145,7 @@ class ResumeToken:
             raise InvalidError(
                 f"{shown(text)} is not a resume token: pass one that a list or watch of this server returned"
             ) from exc
-        return cls(server_id=server_id, epoch=epoch, rev=rev, chain=chain)
+        return cls(server_id=server_id, epoch=epoch, rev=rev, chain=chain, scope=scope)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,15 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from modelbox.access import ANYBODY, Caller, Scope
 
-__all__ = ("CALLER", "RENEWAL", "current_actor", "current_caller", "current_renewal", "current_scope")
+__all__ = (
+    "CALLER",
+    "NO_ORIGIN",
+    "RENEWAL",
+    "REQUEST_ID",
+    "Origin",
+    "current_actor",
+    "current_caller",
+    "current_origin",
+    "current_renewal",
+    "current_scope",
+)
 
 CALLER: ContextVar[Caller] = ContextVar("modelbox_caller", default=ANYBODY)
 
+REQUEST_ID: ContextVar[str] = ContextVar("modelbox_request_id", default="")
+"""The name of the call in answers, logs and the audit log; empty for what the server does by itself."""
+
 RENEWAL: ContextVar[Callable[[], Caller] | None] = ContextVar("modelbox_renewal", default=None)
 """Says who calls by the same credentials, as of now; raises `AuthError` once they are worth nothing any more."""
+
+
+_MAX_CHARS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a change comes from, as the audit log keeps it beside the actor; each at most 64 characters.
+
+    Attributes:
+        token_id: The public part of the token.
+        address: Of the caller, without a port.
+        request_id: The call.
+    """
+
+    token_id: str = ""
+    address: str = ""
+    request_id: str = ""
+
+
+NO_ORIGIN = Origin()
 
 
 def current_caller() -> Caller:
@@ -33,3 +69,15 @@ def current_renewal() -> Callable[[], Caller] | None:
 def current_scope() -> Scope:
     """What the caller may read."""
     return CALLER.get().scope
+
+
+def current_origin() -> Origin:
+    """Where the call comes from that a task handles."""
+    caller, request_id = CALLER.get(), REQUEST_ID.get()
+    if not (request_id or caller.address or caller.token_id):
+        return NO_ORIGIN
+    return Origin(
+        token_id=caller.token_id[:_MAX_CHARS],
+        address=caller.address[:_MAX_CHARS],
+        request_id=request_id[:_MAX_CHARS],
+    )

@@ -7,7 +7,8 @@ Invariants of every implementation:
 
 * A method that changes something is one transaction and, where `modelbox.feed` knows the kind, one revision of the
   change feed. When it returns, the change is on disk.
-* A method that reads sees one snapshot.
+* A method that reads sees one snapshot. One that lists across namespaces leaves out what its ``scope`` does not show,
+  as if it were not there.
 * Arguments were checked by the service; rules that depend on stored state (compare-and-set, what an alias holds,
   limits of merged metadata) are enforced here, inside the transaction.
 * Errors are those of `modelbox.errors`: `LimitError` when the disk is full, `ServerBusy` when a lock could not be had
@@ -25,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from modelbox.access import ALL, ANYBODY, Caller, Scope
 from modelbox.feed import Change, Filter
 from modelbox.objects import (
     Alias,
@@ -45,6 +47,7 @@ from modelbox.objects import (
     VersionPatch,
 )
 from modelbox.refs import Digest, ModelRef
+from modelbox.rules import AliasRequest
 
 __all__ = (
     "ArtifactStore",
@@ -113,7 +116,7 @@ class FeedHead:
 
     Attributes:
         chain: The hash chain at ``rev``, 32 bytes.
-        compact_rev: Revisions up to and including this one are gone.
+        compact_rev: Revisions up to and including this one are for the audit log only, or gone.
     """
 
     server_id: str
@@ -170,14 +173,16 @@ class RegistryStore(Protocol):
     async def delete_model(self, namespace: str, name: str, *, actor: str, at: datetime) -> tuple[str, ...]:
         """Deletes a model with its versions, `latest` and artifacts; returns the ids of all that are no more."""
 
-    async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
+    async def list_models(self, *, namespace: str, limit: int, after: Key | None, scope: Scope = ALL) -> Listed[Model]:
         """Models by namespace and name; all namespaces for an empty one. Key: (namespace, name)."""
 
-    async def list_namespaces(self, *, limit: int, after: Key | None) -> Listed[Namespace]:
+    async def list_namespaces(self, *, limit: int, after: Key | None, scope: Scope = ALL) -> Listed[Namespace]:
         """Namespaces by name. Key: (name,)."""
 
-    async def publish_version(self, new: NewVersion, *, actor: str, at: datetime) -> Created[ModelVersion]:
-        """Makes the next version, moves `latest` and the given aliases, all in one revision."""
+    async def publish_version(
+        self, new: NewVersion, *, actor: str, at: datetime, caller: Caller = ANYBODY
+    ) -> Created[ModelVersion]:
+        """Makes the next version, moves `latest` and the given aliases if ``caller`` may, all in one revision."""
 
     async def get_version(self, ref: ModelRef) -> ModelVersion:
         """Reads the version that ``ref`` names."""
@@ -195,8 +200,8 @@ class RegistryStore(Protocol):
     async def list_versions(self, namespace: str, model: str, *, limit: int, after: Key | None) -> Listed[ModelVersion]:
         """Versions, newest first. Key: (version,)."""
 
-    async def resolve(self, ref: ModelRef) -> Resolved:
-        """Version, alias and feed token of one snapshot."""
+    async def resolve(self, ref: ModelRef, *, scope: Scope = ALL) -> Resolved:
+        """Version, alias and feed token of one snapshot; the token is for a reader who sees so much."""
 
     async def move_alias(
         self,
@@ -209,8 +214,9 @@ class RegistryStore(Protocol):
         reason: str,
         actor: str,
         at: datetime,
-    ) -> Alias:
-        """Moves or makes an alias; one that is there already makes no revision."""
+        caller: Caller = ANYBODY,
+    ) -> Alias | AliasRequest:
+        """Moves or makes an alias, or has that wait for a second person; one that is there already makes no revision."""
 
     async def rollback_alias(
         self,
@@ -222,6 +228,7 @@ class RegistryStore(Protocol):
         reason: str,
         actor: str,
         at: datetime,
+        caller: Caller = ANYBODY,
     ) -> Alias:
         """Undoes the last move."""
 
@@ -235,8 +242,9 @@ class RegistryStore(Protocol):
         reason: str,
         actor: str,
         at: datetime,
-    ) -> None:
-        """Deletes an alias; its history stays."""
+        caller: Caller = ANYBODY,
+    ) -> AliasRequest | None:
+        """Deletes an alias, or has that wait for a second person; its history stays."""
 
     async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
         """Aliases by name."""
@@ -311,7 +319,9 @@ class ArtifactStore(Protocol):
     async def get_artifact(self, artifact_id: str) -> Artifact:
         """Reads an artifact."""
 
-    async def list_artifacts(self, *, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
+    async def list_artifacts(
+        self, *, parent: str, namespace: str, limit: int, after: Key | None, scope: Scope = ALL
+    ) -> Listed[Artifact]:
         """Artifacts, oldest first. Key: (internal number,)."""
 
     async def delete_artifact(self, artifact_id: str, *, actor: str, at: datetime) -> None:
@@ -334,6 +344,7 @@ class FleetStore(Protocol):
         at: datetime,
         limit: int,
         after: Key | None,
+        scope: Scope = ALL,
     ) -> Listed[Instance]:
         """Reports, by first sight. ``seen_since`` leaves out what is gone or silent. Key: (internal number,)."""
 
@@ -350,11 +361,17 @@ class FeedStore(Protocol):
     async def read_after(self, rev: int, *, limit: int, max_bytes: int) -> FeedBatch:
         """Up to ``limit`` whole revisions after ``rev`` with about ``max_bytes`` of states; one, if there is one."""
 
-    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None) -> FeedListing:
+    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None, scope: Scope = ALL) -> FeedListing:
         """Current states that the filter lets through. Key: (kind's place, internal number)."""
 
+    async def places(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Namespace and model (empty for none) of the objects with these ids, but of those that are gone for good."""
+
     async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
-        """Drops up to ``batch`` of the oldest revisions, all older than ``before``; returns how many."""
+        """Ends what readers get behind up to ``batch`` more revisions, all older than ``before``; returns how many."""
+
+    async def forget(self, *, before: datetime, batch: int) -> int:
+        """Removes the rows of up to ``batch`` revisions, older than ``before`` and compacted; returns how many."""
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has ``callback`` called on the event loop after commits: a hint that there is something to read."""

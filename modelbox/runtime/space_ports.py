@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from modelbox.access import ALL, Scope
 from modelbox.refs import Digest
 from modelbox.retention import Planned, Retained, RetentionPolicy, VersionLock
 from modelbox.runtime.ports import Key, Listed
@@ -105,14 +106,17 @@ class ChainPlace:
     """How far the chain of the change feed was recomputed.
 
     Attributes:
-        verified: Revisions so far.
+        chains: What the chain may be there: more than one value where something was tampered with.
+        verified: Revisions so far that are as they were written.
         done: This was the head.
+        faults: What is wrong with the revisions of this part: number and text.
     """
 
     rev: int
-    chain: bytes
+    chains: tuple[bytes, ...]
     verified: int
     done: bool
+    faults: tuple[tuple[int, str], ...] = ()
 
 
 class RetentionStore(Protocol):
@@ -127,11 +131,18 @@ class RetentionStore(Protocol):
     async def delete_policy(self, scope: str, kind: Retained) -> bool:
         """Removes a policy; returns whether there was one."""
 
-    async def list_policies(self, namespace: str) -> Sequence[RetentionPolicy]:
+    async def list_policies(self, namespace: str, *, visible: Scope = ALL) -> Sequence[RetentionPolicy]:
         """Policies by scope and kind; of all namespaces for an empty one."""
 
     async def plan(
-        self, scope: str, kind: Retained, override: RetentionPolicy | None, *, limit: int, after: Key | None
+        self,
+        scope: str,
+        kind: Retained,
+        override: RetentionPolicy | None,
+        *,
+        limit: int,
+        after: Key | None,
+        visible: Scope = ALL,
     ) -> Listed[Planned]:
         """What becomes of everything in a scope, group by group, newest first. Key: (row of the group, order).
 
@@ -141,6 +152,7 @@ class RetentionStore(Protocol):
             override: Stands in for the policy of its scope, as if it were set.
             limit: Lines of a page.
             after: Where the page before ended.
+            visible: What the caller may see.
         """
 
     async def find_groups(self, scope: str, kind: Retained, *, limit: int, after: Key | None) -> Listed[Group]:
@@ -155,7 +167,9 @@ class RetentionStore(Protocol):
     async def unlock_version(self, namespace: str, model: str, version: int) -> bool:
         """Unlocks a version; returns whether it was locked."""
 
-    async def list_locks(self, namespace: str, model: str, *, limit: int) -> Sequence[VersionLock]:
+    async def list_locks(
+        self, namespace: str, model: str, *, limit: int, visible: Scope = ALL
+    ) -> Sequence[VersionLock]:
         """Locks of a namespace or model, of all for empty names."""
 
 
@@ -165,10 +179,10 @@ class SpaceStore(Protocol):
     async def set_quota(self, namespace: str, limit_bytes: int | None, *, actor: str) -> Quota | None:
         """Makes or changes a quota, or removes it for None."""
 
-    async def list_quotas(self, namespace: str) -> Sequence[Quota]:
+    async def list_quotas(self, namespace: str, *, scope: Scope = ALL) -> Sequence[Quota]:
         """Quotas by namespace; of all for an empty one."""
 
-    async def list_usage(self, namespace: str, *, limit: int, after: Key | None) -> Listed[Usage]:
+    async def list_usage(self, namespace: str, *, limit: int, after: Key | None, scope: Scope = ALL) -> Listed[Usage]:
         """Namespaces by name, or the models of one. Key: (name,)."""
 
     async def totals(self) -> SpaceTotals:

@@ -579,10 +579,31 @@ class FeedStoreContract:
         assert await store.compact(keep_revs=0, before=AT + timedelta(days=3), batch=2) == 1
         head, chain = await store.check(3)
         assert (head.compact_rev, chain is not None) == (3, True)
-        assert (await store.check(2))[1] is None
-        assert await database.read(verify_chain) == 3
+        # The rows stay for the audit log, and readers of the feed do not get them.
+        assert await database.read(verify_chain) == 6
         assert [r.rev for r in (await store.read_after(3, limit=9, max_bytes=1 << 20)).revisions] == [4, 5, 6]
         assert (await store.read_after(2, limit=9, max_bytes=1 << 20)).revisions == ()
+
+    async def test_rows_are_forgotten_behind_the_compaction_and_the_rest_of_the_chain_holds(
+        self, database: Database
+    ) -> None:
+        store = SqlFeedStore(database)
+        for day, content in enumerate(("one", "two", "three", "four", "five")):
+            await publish(database, content, at=AT + timedelta(days=day))
+        far = AT + timedelta(days=99)
+        assert await store.forget(before=far, batch=10) == 0
+        assert await store.compact(keep_revs=1, before=far, batch=10) == 4
+        assert await store.forget(before=AT, batch=10) == 0
+        assert await store.forget(before=AT + timedelta(days=2), batch=1) == 1
+        assert await store.forget(before=AT + timedelta(days=2), batch=9) == 1
+        assert await store.forget(before=AT + timedelta(days=2), batch=9) == 0
+        assert await database.read(verify_chain) == 3
+        assert [(await store.check(rev))[1] is not None for rev in range(1, 6)] == [False, False, True, True, True]
+        assert await store.forget(before=far, batch=9) == 2
+        assert await database.read(verify_chain) == 1
+        head, chain = await store.check(4)
+        assert (head.compact_rev, chain is not None) == (4, True)
+        assert [r.rev for r in (await store.read_after(4, limit=9, max_bytes=1 << 20)).revisions] == [5]
 
     async def test_an_altered_revision_is_found(self, database: Database) -> None:
         await publish(database, "one")

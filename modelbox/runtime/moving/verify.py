@@ -22,7 +22,7 @@ from modelbox.runtime.moving.blobs import blob_path, iter_blobs, size_of_blob
 from modelbox.runtime.moving.lines import DamagedLine, count_rows, read_rows
 from modelbox.runtime.moving.manifest import ExportManifest, TableFile, read_manifest
 from modelbox.runtime.moving.tables import RowsSum
-from modelbox.runtime.store.history import change_body
+from modelbox.runtime.store.chain import change_body
 from modelbox.runtime.store.schema import feed_changes, feed_head
 
 __all__ = ("verify_export", "verify_tables")
@@ -108,7 +108,8 @@ def _feed_problems(directory: Path, manifest: ExportManifest) -> Iterator[str]:
     """Follows the chain from where the history begins to its head."""
     head_file, changes = manifest.table("feed_head"), manifest.table("feed_changes")
     ((_, head),) = _iter_rows(directory, head_file, feed_head)
-    rev, chain = head["compact_rev"], head["compact_chain"]
+    place = ("compact_rev", "compact_chain") if head["audit_rev"] is None else ("audit_rev", "audit_chain")
+    rev, chain = (head[name] for name in place)
     for found, numbered in groupby(_iter_rows(directory, changes, feed_changes), key=lambda one: one[1]["rev"]):
         rows = list(numbered)
         where = f"{changes.file} line {rows[0][0]}"

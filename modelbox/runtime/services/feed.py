@@ -77,6 +77,7 @@ class FeedService:
         max_bytes: Estimated memory of the ring, in bytes.
         keep_revs: Revisions that compaction always keeps.
         keep: Age that compaction always keeps.
+        keep_audit: Age up to which changes are kept for the audit log, behind the compaction too.
         compact_interval_s: Pause between two compactions; None where somebody else calls `compact`.
         clock: Gives the time, aware and in UTC.
     """
@@ -91,6 +92,7 @@ class FeedService:
         max_bytes: int = 16 << 20,
         keep_revs: int = 100_000,
         keep: timedelta = timedelta(days=7),
+        keep_audit: timedelta = timedelta(days=365),
         compact_interval_s: float | None = 600.0,
         clock: Callable[[], datetime] = _now,
     ) -> None:
@@ -99,6 +101,7 @@ class FeedService:
         self._poll_interval_s = poll_interval_s
         self._keep_revs = keep_revs
         self._keep = keep
+        self._keep_audit = keep_audit
         self._compact_interval_s = compact_interval_s
         self._clock = clock
         self._ring = Ring(max_changes=max_changes, max_bytes=max_bytes)
@@ -368,6 +371,8 @@ class FeedService:
     async def compact(self) -> int:
         """Drops revisions that are both old and many enough, in short transactions; runs by itself now and then.
 
+        They stay in the audit log until they are as old as that keeps them.
+
         Returns:
             How many revisions were dropped.
         """
@@ -376,6 +381,8 @@ class FeedService:
             keep_revs=self._keep_revs, before=self._clock() - self._keep, batch=_COMPACT_BATCH
         ):
             total += dropped
+            await anyio.lowlevel.checkpoint()
+        while await self._store.forget(before=self._clock() - self._keep_audit, batch=_COMPACT_BATCH):
             await anyio.lowlevel.checkpoint()
         return total
 

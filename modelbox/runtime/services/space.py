@@ -43,6 +43,7 @@ _AT_ONCE = 8
 _SAY_EVERY_S = 1.0
 _MAX_QUOTA = 1 << 62
 _USERS = 5
+_FEED_FAULTS = 20
 
 
 @dataclass(slots=True)
@@ -408,14 +409,18 @@ class SpaceService:
 
     async def _check_feed(self, progress: _Progress) -> AsyncIterator[SpaceCheck]:
         place = None
-        try:
-            while place is None or not place.done:
-                place = await self._store.verify_feed(place)
-                progress.checked = place.verified
-                if progress.due():
-                    yield progress.say()
-        except StorageError as exc:
-            progress.findings.append(Finding(kind=FindingKind.FEED, subject="feed", detail=str(exc)))
+        faults = 0
+        while place is None or not place.done:
+            place = await self._store.verify_feed(place)
+            progress.checked = place.verified
+            for _, fault in place.faults[: max(0, _FEED_FAULTS - faults)]:
+                progress.findings.append(Finding(kind=FindingKind.FEED, subject="feed", detail=fault))
+            faults += len(place.faults)
+            if progress.due():
+                yield progress.say()
+        if faults > _FEED_FAULTS:
+            more = f"{faults - _FEED_FAULTS} more revisions of the change feed were tampered with"
+            progress.findings.append(Finding(kind=FindingKind.FEED, subject="feed", detail=more))
 
 
 def _new_batch() -> str:

@@ -1,5 +1,8 @@
 """The change feed's store: reading its history, listing what there is now, and forgetting what is old.
 
+What is old goes in two steps: readers do not get it any more (`compact`), and much later its rows, which are the audit
+log, are removed (`forget`).
+
 `modelbox.runtime.store.history` writes it.
 """
 
@@ -16,7 +19,7 @@ from modelbox.errors import StorageError
 from modelbox.feed import Change, Filter
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedListing, Key, StoredRevision
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.history import read_head
+from modelbox.runtime.store.history import audit_place, read_head
 from modelbox.runtime.store.listing import list_states
 from modelbox.runtime.store.rows import from_us, to_us
 from modelbox.runtime.store.schema import downloads, feed_changes, feed_head
@@ -32,7 +35,18 @@ _SIZES = (
     .order_by(feed_changes.c.rev)
 )
 _RANGE = (
-    select(feed_changes)
+    select(
+        feed_changes.c.rev,
+        feed_changes.c.idx,
+        feed_changes.c.namespace,
+        feed_changes.c.object,
+        feed_changes.c.kind,
+        feed_changes.c.action,
+        feed_changes.c.actor,
+        feed_changes.c.at_us,
+        feed_changes.c.state,
+        feed_changes.c.chain,
+    )
     .where(feed_changes.c.rev > bindparam("after"), feed_changes.c.rev <= bindparam("upto"))
     .order_by(feed_changes.c.rev, feed_changes.c.idx)
 )
@@ -99,26 +113,40 @@ def _chain_at(conn: Connection, rev: int) -> bytes | None:
 
 def _compact(conn: Connection, keep_revs: int, before_us: int, batch: int) -> int:
     head = read_head(conn)
-    upto = min(head.compact_rev + batch, head.rev - keep_revs)
+    upto = _older(conn, head.compact_rev, min(head.compact_rev + batch, head.rev - keep_revs), before_us)
     if upto <= head.compact_rev:
         return 0
-    newest = select(func.max(feed_changes.c.at_us)).where(
-        feed_changes.c.rev > head.compact_rev, feed_changes.c.rev <= upto
-    )
-    newest_us = conn.execute(newest).scalar()
-    if newest_us is not None and newest_us >= before_us:
-        # The batch reaches into what is to be kept: end before the first such revision.
-        first = select(func.min(feed_changes.c.rev)).where(
-            feed_changes.c.rev > head.compact_rev, feed_changes.c.rev <= upto, feed_changes.c.at_us >= before_us
-        )
-        upto = conn.execute(first).scalar_one() - 1
-        if upto <= head.compact_rev:
-            return 0
+    audit_rev, audit_chain = audit_place(conn)
     chain = conn.execute(_CHAIN_AT, {"rev": upto}).scalar_one()
-    conn.execute(update(feed_head).where(feed_head.c.id == 1).values(compact_rev=upto, compact_chain=chain))
-    conn.execute(delete(feed_changes).where(feed_changes.c.rev <= upto))
+    places = {"compact_rev": upto, "compact_chain": chain, "audit_rev": audit_rev, "audit_chain": audit_chain}
+    conn.execute(update(feed_head).where(feed_head.c.id == 1).values(places))
     conn.execute(delete(downloads).where(downloads.c.mod_rev <= upto))
     return upto - head.compact_rev
+
+
+def _forget(conn: Connection, before_us: int, batch: int) -> int:
+    head = read_head(conn)
+    rev, _ = audit_place(conn)
+    upto = _older(conn, rev, min(rev + batch, head.compact_rev), before_us)
+    if upto <= rev:
+        return 0
+    chain = conn.execute(_CHAIN_AT, {"rev": upto}).scalar_one()
+    conn.execute(update(feed_head).where(feed_head.c.id == 1).values(audit_rev=upto, audit_chain=chain))
+    conn.execute(delete(feed_changes).where(feed_changes.c.rev <= upto))
+    return upto - rev
+
+
+def _older(conn: Connection, after: int, upto: int, before_us: int) -> int:
+    """The last revision up to ``upto`` such that all behind ``after`` are older than a time."""
+    newest = select(func.max(feed_changes.c.at_us)).where(feed_changes.c.rev > after, feed_changes.c.rev <= upto)
+    newest_us = conn.execute(newest).scalar()
+    if newest_us is None or newest_us < before_us:
+        return upto
+    # The batch reaches into what is to be kept: end before the first such revision.
+    first = select(func.min(feed_changes.c.rev)).where(
+        feed_changes.c.rev > after, feed_changes.c.rev <= upto, feed_changes.c.at_us >= before_us
+    )
+    return int(conn.execute(first).scalar_one()) - 1
 
 
 class SqlFeedStore:
@@ -146,6 +174,10 @@ class SqlFeedStore:
     async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
         """See the port."""
         return await self._database.write(lambda conn: _compact(conn, keep_revs, to_us(before), batch))
+
+    async def forget(self, *, before: datetime, batch: int) -> int:
+        """See the port."""
+        return await self._database.write(lambda conn: _forget(conn, to_us(before), batch))
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """See the port."""

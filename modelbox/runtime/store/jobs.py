@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection
 
 from modelbox.errors import ModelBoxError
+from modelbox.runtime.caller import current_origin
 
 __all__ = ("Job", "Outcome", "copy_of", "deliver")
 
@@ -16,13 +17,14 @@ T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """A function on its way to a thread, and where its result goes."""
+    """A function on its way to a thread, whose call it comes from, and where its result goes."""
 
-    __slots__ = ("fn", "future", "loop")
+    __slots__ = ("fn", "future", "loop", "origin")
 
     def __init__(self, fn: Callable[[Connection], T], loop: asyncio.AbstractEventLoop) -> None:
         self.fn = fn
         self.loop = loop
+        self.origin = current_origin()
         self.future: asyncio.Future[T] = loop.create_future()
 
 

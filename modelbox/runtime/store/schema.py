@@ -348,7 +348,7 @@ feed_changes = Table(
     Column("address", String(64), nullable=False, server_default=""),
     Column("request_id", String(64), nullable=False, server_default=""),
     # To an object's change before.
-    Index(None, "object", "rev"),
+    Index(None, "object", "kind", "rev"),
 )
 
 # -- tracking --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from modelbox.errors import ModelBoxError, ServerBusy, Unavailable
 from modelbox.runtime.store.backend import Backend, Trouble, error_of, said
 from modelbox.runtime.store.database import DatabaseObserver
-from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark
+from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark, run_as
 from modelbox.runtime.store.jobs import Job, copy_of
 from modelbox.runtime.store.schema import feed_changes
 
@@ -275,12 +275,12 @@ class SharedWriter:
         began = time.perf_counter()
         try:
             if not savepoints:
-                result = job.fn(conn)
+                result = run_as(conn, job.origin, job.fn)
             else:
                 mark = mark_group(conn)
                 try:
                     with conn.begin_nested():
-                        result = job.fn(conn)
+                        result = run_as(conn, job.origin, job.fn)
                 except BaseException:
                     return_to_mark(conn, mark)
                     raise

@@ -37,7 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from modelbox.errors import ConfigError, ServerBusy, StorageError
 from modelbox.runtime.store.database import DatabaseObserver
-from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark
+from modelbox.runtime.store.history import close_group, mark_group, open_group, return_to_mark, run_as
 from modelbox.runtime.store.jobs import Job, Outcome, copy_of, deliver
 from modelbox.runtime.store.sqlite_connection import (
     close_connection,
@@ -326,7 +326,7 @@ class SqliteFile:
     def _run_job(self, connection: Connection, raw: sqlite3.Connection, job: Job[Any]) -> Outcome:
         began = time.perf_counter()
         try:
-            result = job.fn(connection)
+            result = run_as(connection, job.origin, job.fn)
             if not raw.in_transaction:
                 raise StorageError("the transaction was lost")
         except Exception as exc:
@@ -342,7 +342,7 @@ class SqliteFile:
         mark = mark_group(connection)
         raw.execute("SAVEPOINT job")
         try:
-            result = job.fn(connection)
+            result = run_as(connection, job.origin, job.fn)
         except Exception as exc:
             self._seen("write", began, False)
             if raw.in_transaction:

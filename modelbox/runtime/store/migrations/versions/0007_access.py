@@ -94,7 +94,7 @@ def _drop_access() -> None:
 def _add_audit() -> None:
     for name in _CALLER:
         op.add_column("feed_changes", sa.Column(name, sa.String(length=64), nullable=False, server_default=""))
-    op.create_index(op.f("ix_feed_changes_object_rev"), "feed_changes", ["object", "rev"])
+    op.create_index(op.f("ix_feed_changes_object_kind_rev"), "feed_changes", ["object", "kind", "rev"])
     # Empty: what readers of the feed do not get is gone, as it was before.
     op.add_column("feed_head", sa.Column("audit_rev", sa.BigInteger(), nullable=True))
     op.add_column("feed_head", sa.Column("audit_chain", sa.LargeBinary(length=32), nullable=True))
@@ -105,7 +105,7 @@ def _drop_audit() -> None:
     if there.issuperset(_CALLER):
         _forget_what_names_callers()
     drop_columns("feed_head", "audit_rev", "audit_chain")
-    drop_indexes("feed_changes", "ix_feed_changes_object_rev")
+    drop_indexes("feed_changes", "ix_feed_changes_object_kind_rev")
     drop_columns("feed_changes", *_CALLER)
 
 
