@@ -216,7 +216,7 @@ class RegistryStore(Protocol):
         at: datetime,
         caller: Caller = ANYBODY,
     ) -> Alias | AliasRequest:
-        """Moves or makes an alias, or has that wait for a second person; one that is there already makes no revision."""
+        """Moves or makes an alias, or has that wait for a second person; if it is there already, nothing happens."""
 
     async def rollback_alias(
         self,

@@ -1,6 +1,7 @@
 """The registry's use cases: namespaces, models, versions, aliases.
 
-Owns the checks of everything that callers send. Rules that need stored state are the store's, inside its transaction.
+Owns the checks of everything that callers send. Rules that need stored state are the store's, inside its transaction;
+whoever calls (`modelbox.runtime.caller`) is asked there for the role that a protected alias needs.
 
 Every method may be called by many tasks at once. A cancelled change was either not begun or is carried out unseen: the
 caller finds out by reading.
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from modelbox.errors import InvalidError, NotFoundError
+from modelbox.errors import ApprovalNeeded, InvalidError, NotFoundError
 from modelbox.objects import (
     Alias,
     AliasMove,
@@ -26,8 +27,11 @@ from modelbox.objects import (
     Page,
     Resolved,
     VersionPatch,
+    to_json,
 )
 from modelbox.refs import LATEST, ModelRef, check_alias, check_name, shown
+from modelbox.rules import AliasRequest
+from modelbox.runtime.caller import current_caller
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics, check_text
 from modelbox.runtime.ports import BlobStore, RegistryStore
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
@@ -146,6 +150,9 @@ class RegistryService:
             NotFoundError: Files of the manifest were not uploaded to this namespace; ``missing`` lists their paths. Or
                 there is no such run or checkpoint.
             InvalidError: A file's size is not that of its bytes, or the checkpoint is of another run.
+            RuleError: The version lacks what a rule asks for; ``missing`` lists what. Nothing was published.
+            AuthError: An alias is protected, and the caller is no promoter. Nothing was published.
+            ApprovalNeeded: A second person has to approve the move of an alias. Nothing was published.
         """
         _check_path(new.namespace, new.model)
         check_text(new.description, "description", max_chars=16_384)
@@ -167,7 +174,7 @@ class RegistryService:
                 what="file",
                 missing=missing[:10],
             )
-        return await self._store.publish_version(new, actor=_actor(actor), at=self._clock())
+        return await self._store.publish_version(new, actor=_actor(actor), at=self._clock(), caller=current_caller())
 
     async def get_version(self, ref: ModelRef) -> ModelVersion:
         """Reads the version that a reference names.
@@ -259,11 +266,15 @@ class RegistryService:
         Raises:
             NotFoundError: No such model or version.
             ConflictError: The alias is not in the expected state; ``current`` is its state now, or None.
+            RuleError: The version lacks what a rule asks for; ``missing`` lists what.
+            AuthError: The alias is protected, and the caller is no promoter.
+            ApprovalNeeded: A second person has to approve it; ``request`` is the id of what waits for them. Asking
+                again for the same finds the same request.
         """
         _check_path(namespace, model)
         _check_movable(alias)
         _check_version(version)
-        return await self._store.move_alias(
+        moved = await self._store.move_alias(
             namespace,
             model,
             alias,
@@ -272,7 +283,11 @@ class RegistryService:
             reason=check_text(reason, "reason", max_chars=1024),
             actor=_actor(actor),
             at=self._clock(),
+            caller=current_caller(),
         )
+        if isinstance(moved, AliasRequest):
+            raise _waits(moved)
+        return moved
 
     async def rollback_alias(
         self,
@@ -286,9 +301,13 @@ class RegistryService:
     ) -> Alias:
         """Moves an alias back to where it pointed before its last move; twice is forth again.
 
+        A promoter may always do that, whatever a version must have and whoever has to approve a move: the way out when
+        something is wrong. History says that nobody approved it.
+
         Raises:
             NotFoundError: No such model or alias, or the earlier version was deleted.
             ConflictError: The alias is not in the expected state (see `move_alias`), or never pointed elsewhere.
+            AuthError: The alias is protected, and the caller is no promoter.
         """
         _check_path(namespace, model)
         _check_movable(alias)
@@ -300,6 +319,7 @@ class RegistryService:
             reason=check_text(reason, "reason", max_chars=1024),
             actor=_actor(actor),
             at=self._clock(),
+            caller=current_caller(),
         )
 
     async def delete_alias(
@@ -317,10 +337,12 @@ class RegistryService:
         Raises:
             NotFoundError: No such model or alias.
             ConflictError: The alias is not in the expected state; see `move_alias`.
+            AuthError: As in `move_alias`.
+            ApprovalNeeded: As in `move_alias`.
         """
         _check_path(namespace, model)
         _check_movable(alias)
-        await self._store.delete_alias(
+        request = await self._store.delete_alias(
             namespace,
             model,
             alias,
@@ -328,7 +350,10 @@ class RegistryService:
             reason=check_text(reason, "reason", max_chars=1024),
             actor=_actor(actor),
             at=self._clock(),
+            caller=current_caller(),
         )
+        if request is not None:
+            raise _waits(request)
 
     async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
         """All aliases of a model by name, ``latest`` among them.
@@ -373,6 +398,20 @@ class RegistryService:
                 after=decode_key(scope, page_token, int),
             ),
         )
+
+
+def _waits(request: AliasRequest) -> ApprovalNeeded:
+    path = f"{request.namespace}/{request.model}"
+    what = "its deletion" if request.to_version is None else f"version {request.to_version}"
+    return ApprovalNeeded(
+        f"{path}@{request.alias} waits for a second person: {what} is asked for as {request.id}, and a promoter who is "
+        f"not {request.requested_by or 'its author'} can approve it until {request.expires_at:%Y-%m-%d %H:%M} UTC by "
+        f"modelbox aliases approve {path} {request.id}",
+        what="alias",
+        name=f"{path}@{request.alias}",
+        request=request.id,
+        expires_at=to_json(request.expires_at),
+    )
 
 
 def _check_path(namespace: str, model: str) -> None:

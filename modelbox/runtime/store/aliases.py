@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
@@ -14,7 +14,10 @@ from modelbox.errors import ConflictError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Alias, AliasMove, to_json
 from modelbox.refs import Digest
+from modelbox.rules import AliasRequest
 from modelbox.runtime.ports import Key, Listed
+from modelbox.runtime.store.alias_requests import Move, add_request, note_bypass
+from modelbox.runtime.store.guard import Guard, check_promotion
 from modelbox.runtime.store.lookups import alias_row, find_alias_row, model_row, version_row
 from modelbox.runtime.store.rows import ALIASES, alias_of, move_of, to_us
 from modelbox.runtime.store.schema import alias_moves, aliases
@@ -122,14 +125,21 @@ def move_alias(
     reason: str,
     actor: str,
     at: datetime,
-) -> Alias:
-    """Moves or makes an alias."""
+    guard: Guard,
+    wait: timedelta,
+) -> Alias | AliasRequest:
+    """Moves or makes an alias, or has that wait for a second person."""
     row = model_row(conn, namespace, model, lock=True)
+    waits = guard.check_alias(conn, namespace, model, alias)
     before = find_alias_row(conn, row, alias)
     _compare(before, f"{namespace}/{model}@{alias}", expected_mod_rev)
     target = version_row(conn, row, version)
     if before is not None and before.version_id == target.id:
         return alias_of(before)
+    check_promotion(conn, guard, row, target, [alias])
+    if waits:
+        move = Move(row, alias, before, target.version, reason)
+        return add_request(conn, move, wait=wait, actor=actor, at=at)
     writing = AliasWriting(conn, actor=actor, at=at)
     moved = writing.point(row, alias, before, target, reason)
     writing.finish()
@@ -145,10 +155,16 @@ def rollback_alias(
     reason: str,
     actor: str,
     at: datetime,
+    guard: Guard,
 ) -> Alias:
-    """Undoes the last move."""
+    """Undoes the last move.
+
+    The way out when something is wrong: a promoter does it at once, whatever a version must have and whoever has to
+    approve a move. That nobody approved it is noted in the same revision.
+    """
     row = model_row(conn, namespace, model, lock=True)
     path = f"{namespace}/{model}@{alias}"
+    waits = guard.check_alias(conn, namespace, model, alias)
     before = find_alias_row(conn, row, alias)
     _compare(before, path, expected_mod_rev)
     if before is None:
@@ -161,7 +177,11 @@ def rollback_alias(
         )
     target = version_row(conn, row, earlier)
     writing = AliasWriting(conn, actor=actor, at=at)
-    moved = writing.point(row, alias, before, target, reason or f"rolled back from version {before.version}")
+    reason = reason or f"rolled back from version {before.version}"
+    if waits:
+        note_bypass(writing, Move(row, alias, before, target.version, reason))
+        reason = f"{reason} (without approval)"
+    moved = writing.point(row, alias, before, target, reason)
     writing.finish()
     return moved
 
@@ -175,16 +195,22 @@ def delete_alias(
     reason: str,
     actor: str,
     at: datetime,
-) -> None:
-    """Deletes an alias; its history stays."""
+    guard: Guard,
+    wait: timedelta,
+) -> AliasRequest | None:
+    """Deletes an alias, or has that wait for a second person; its history stays."""
     row = model_row(conn, namespace, model, lock=True)
+    waits = guard.check_alias(conn, namespace, model, alias)
     before = find_alias_row(conn, row, alias)
     _compare(before, f"{namespace}/{model}@{alias}", expected_mod_rev)
     if before is None:
         before = alias_row(conn, row, alias)
+    if waits:
+        return add_request(conn, Move(row, alias, before, None, reason), wait=wait, actor=actor, at=at)
     writing = AliasWriting(conn, actor=actor, at=at)
     writing.drop_alias(row, before, reason)
     writing.finish()
+    return None
 
 
 def list_aliases(conn: Connection, namespace: str, model: str) -> tuple[Alias, ...]:

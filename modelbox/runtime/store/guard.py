@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 
 from modelbox.access import ANYBODY, Caller, Permission, Role
-from modelbox.errors import AuthError
+from modelbox.errors import ApprovalNeeded, AuthError
 from modelbox.objects import ModelVersion, NewVersion
 from modelbox.refs import LATEST, parse_path
 from modelbox.rules import AliasProtection, Facts, Missing, Rule, find_missing, matches_alias, refusal
@@ -23,7 +23,16 @@ from modelbox.runtime.store.rules import protections_for, rules_for
 from modelbox.runtime.store.schema import dataset_versions, datasets, namespaces, objects
 from modelbox.tracking import ObjectKind
 
-__all__ = ("NO_GUARD", "Guard", "check_promotion", "check_publication", "facts_of", "find_missing_of", "server_wide")
+__all__ = (
+    "Guard",
+    "check_promotion",
+    "check_publication",
+    "check_published_aliases",
+    "facts_of",
+    "find_missing_of",
+    "server_wide",
+    "with_dataset",
+)
 
 _MAX_NAMED = 10
 _DATASET_VERSION = (
@@ -92,13 +101,28 @@ class Guard:
             )
 
 
-NO_GUARD = Guard()
-"""Lets everything pass but what waits for a second person; for what the server does by itself."""
-
-
 def find_missing_of(rules: Sequence[Rule], facts: Facts, alias: str) -> tuple[Missing, ...]:
     """What the version lacks for having an alias, or for being published where that is empty."""
     return find_missing((one for one in rules if (matches_alias(one.alias, alias) if alias else not one.alias)), facts)
+
+
+def check_published_aliases(conn: Connection, guard: Guard, namespace: str, model: str, aliases: Sequence[str]) -> None:
+    """Lets aliases pass that a publication may move at once.
+
+    Raises:
+        AuthError: One of them is protected, and the caller is no promoter.
+        ApprovalNeeded: A second person has to approve the move of one, which is asked for once the version is there.
+    """
+    for alias in aliases:
+        if guard.check_alias(conn, namespace, model, alias):
+            path = f"{namespace}/{model}@{alias}"
+            raise ApprovalNeeded(
+                f"{path} moves when a second person has approved it: publish without this alias, then ask for it by "
+                f"modelbox models promote {path} NUMBER",
+                what="alias",
+                name=path,
+                request="",
+            )
 
 
 def check_publication(

@@ -7,11 +7,12 @@ write, append to the feed. What it writes carries that revision as ``mod_rev``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, update
 
+from modelbox.access import ALL, ANYBODY, Caller, Scope
 from modelbox.errors import InUseError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import (
@@ -28,6 +29,7 @@ from modelbox.objects import (
     VersionPatch,
 )
 from modelbox.refs import LATEST, ModelRef, shown
+from modelbox.rules import AliasRequest
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.aliases import (
@@ -41,6 +43,7 @@ from modelbox.runtime.store.aliases import (
 from modelbox.runtime.store.artifacts import delete_artifacts_of, held_blobs
 from modelbox.runtime.store.attributes import METRIC, project
 from modelbox.runtime.store.database import Database
+from modelbox.runtime.store.guard import Guard, check_promotion, check_publication, check_published_aliases
 from modelbox.runtime.store.history import read_head, token_of
 from modelbox.runtime.store.holdings import release_version
 from modelbox.runtime.store.lineage import find_missing, write_edges
@@ -67,10 +70,22 @@ from modelbox.runtime.store.rows import (
     new_uid,
     version_of,
 )
-from modelbox.runtime.store.schema import alias_moves, aliases, models, namespaces, version_blobs, versions
+from modelbox.runtime.store.schema import (
+    alias_moves,
+    alias_requests,
+    aliases,
+    models,
+    namespaces,
+    version_blobs,
+    versions,
+)
+from modelbox.runtime.store.visible import find_visible
 from modelbox.tracking import ObjectKind
 
 __all__ = ("SqlRegistryStore", "delete_version", "update_model", "update_version")
+
+APPROVAL_WAIT = timedelta(days=7)
+"""How long a move waits for a second person."""
 
 _Values = Mapping[str, Mapping[str, Any]]
 
@@ -213,6 +228,7 @@ def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: d
         writing.note(namespace, artifact.id, Kind.ARTIFACT, Action.DELETED, artifact)
         gone.append(artifact.id)
     conn.execute(delete(alias_moves).where(alias_moves.c.model_id == row.id))
+    conn.execute(delete(alias_requests).where(alias_requests.c.model_id == row.id))
     conn.execute(delete(models).where(models.c.id == row.id))
     remove_objects(conn, [object_id(conn, row.uid)])
     writing.note(namespace, f"{namespace}/{name}", Kind.MODEL, Action.DELETED, model_of(row))
@@ -220,8 +236,11 @@ def _delete_model(conn: Connection, namespace: str, name: str, actor: str, at: d
     return tuple(gone)
 
 
-def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
+def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None, scope: Scope) -> Listed[Model]:
     query = MODELS.order_by(namespaces.c.name, models.c.name).limit(limit + 1)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.of_model(models.c.namespace_id, models.c.id))
     if namespace:
         if find_namespace_id(conn, namespace) is None:
             return Listed(items=(), next_key=None)
@@ -238,8 +257,11 @@ def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None
     return _listed(found, limit, lambda model: (model.namespace, model.name))
 
 
-def _list_namespaces(conn: Connection, limit: int, after: Key | None) -> Listed[Namespace]:
+def _list_namespaces(conn: Connection, limit: int, after: Key | None, scope: Scope) -> Listed[Namespace]:
     query = NAMESPACES.order_by(namespaces.c.name).limit(limit + 1)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.named(namespaces.c.id))
     if after is not None:
         query = query.where(namespaces.c.name > after[0])
     found = [namespace_of(row) for row in conn.execute(query)]
@@ -254,14 +276,18 @@ def _listed(found: list[Any], limit: int, key: Any) -> Listed[Any]:
 # -- versions ------------------------------------------------------------------------------------------------------
 
 
-def _publish_version(conn: Connection, new: NewVersion, actor: str, at: datetime) -> Created[ModelVersion]:
+def _publish_version(
+    conn: Connection, new: NewVersion, actor: str, at: datetime, guard: Guard
+) -> Created[ModelVersion]:
     row = find_model_row(conn, new.namespace, new.model, lock=True)
     blob_ids = _check_files(conn, new)
     origins = find_origins(conn, new)
     digest = new.manifest.digest
     newest = version_row(conn, row, row.latest_version) if row is not None and row.latest_version else None
     if newest is not None and newest.digest == digest:
-        return _publish_again(conn, new, row, newest, origins, actor, at)
+        return _publish_again(conn, new, row, newest, origins, actor, at, guard)
+    check_published_aliases(conn, guard, new.namespace, new.model, new.aliases)
+    check_publication(conn, guard, new, row, origins)
     writing = _Writing(conn, actor=actor, at=at)
     action = Action.UPDATED
     if row is None:
@@ -331,10 +357,19 @@ def _check_files(conn: Connection, new: NewVersion) -> list[int]:
 
 
 def _publish_again(
-    conn: Connection, new: NewVersion, row: Any, newest: Any, origins: list[ObjectRow], actor: str, at: datetime
+    conn: Connection,
+    new: NewVersion,
+    row: Any,
+    newest: Any,
+    origins: list[ObjectRow],
+    actor: str,
+    at: datetime,
+    guard: Guard,
 ) -> Created[ModelVersion]:
     there = {alias: find_alias_row(conn, row, alias) for alias in new.aliases}
     to_move = {alias: old for alias, old in there.items() if old is None or old.version_id != newest.id}
+    check_published_aliases(conn, guard, new.namespace, new.model, list(to_move))
+    check_promotion(conn, guard, row, newest, list(to_move), origins)
     links = find_missing(conn, links_from(origins, object_row(conn, newest.uid))) if origins else []
     if to_move or links:
         writing = _Writing(conn, actor=actor, at=at)
@@ -414,7 +449,7 @@ def _list_versions(conn: Connection, namespace: str, model: str, limit: int, aft
     return _listed(found, limit, lambda version: (version.version,))
 
 
-def _resolve(conn: Connection, ref: ModelRef) -> Resolved:
+def _resolve(conn: Connection, ref: ModelRef, scope: Scope) -> Resolved:
     head = read_head(conn)
     row = ref_row(conn, ref)
     version = version_of(row)
@@ -431,14 +466,21 @@ def _resolve(conn: Connection, ref: ModelRef) -> Resolved:
             reason=row.alias_reason,
             mod_rev=row.alias_mod_rev,
         )
-    return Resolved(ref=ref, version=version, alias=alias, token=token_of(head), server_id=head.server_id)
+    return Resolved(ref=ref, version=version, alias=alias, token=token_of(head, scope), server_id=head.server_id)
 
 
 class SqlRegistryStore:
     """`modelbox.runtime.ports.RegistryStore` over a database; see there for each method."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, *, protected: Sequence[str] = (), approval_wait: timedelta = APPROVAL_WAIT
+    ) -> None:
         self._db = database
+        self._protected = tuple(protected)
+        self._wait = approval_wait
+
+    def _guard(self, caller: Caller) -> Guard:
+        return Guard(caller=caller, protected=self._protected)
 
     async def create_model(self, new: NewModel, *, actor: str, at: datetime) -> Created[Model]:
         """See the port."""
@@ -456,17 +498,20 @@ class SqlRegistryStore:
         """See the port."""
         return await self._db.write(lambda conn: _delete_model(conn, namespace, name, actor, at))
 
-    async def list_models(self, *, namespace: str, limit: int, after: Key | None) -> Listed[Model]:
+    async def list_models(self, *, namespace: str, limit: int, after: Key | None, scope: Scope = ALL) -> Listed[Model]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_models(conn, namespace, limit, after))
+        return await self._db.scan(lambda conn: _list_models(conn, namespace, limit, after, scope))
 
-    async def list_namespaces(self, *, limit: int, after: Key | None) -> Listed[Namespace]:
+    async def list_namespaces(self, *, limit: int, after: Key | None, scope: Scope = ALL) -> Listed[Namespace]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_namespaces(conn, limit, after))
+        return await self._db.scan(lambda conn: _list_namespaces(conn, limit, after, scope))
 
-    async def publish_version(self, new: NewVersion, *, actor: str, at: datetime) -> Created[ModelVersion]:
+    async def publish_version(
+        self, new: NewVersion, *, actor: str, at: datetime, caller: Caller = ANYBODY
+    ) -> Created[ModelVersion]:
         """See the port."""
-        return await self._db.write(lambda conn: _publish_version(conn, new, actor, at))
+        guard = self._guard(caller)
+        return await self._db.write(lambda conn: _publish_version(conn, new, actor, at, guard))
 
     async def get_version(self, ref: ModelRef) -> ModelVersion:
         """See the port."""
@@ -488,9 +533,9 @@ class SqlRegistryStore:
         """See the port."""
         return await self._db.scan(lambda conn: _list_versions(conn, namespace, model, limit, after))
 
-    async def resolve(self, ref: ModelRef) -> Resolved:
+    async def resolve(self, ref: ModelRef, *, scope: Scope = ALL) -> Resolved:
         """See the port."""
-        return await self._db.read(lambda conn: _resolve(conn, ref))
+        return await self._db.read(lambda conn: _resolve(conn, ref, scope))
 
     async def move_alias(
         self,
@@ -503,10 +548,14 @@ class SqlRegistryStore:
         reason: str,
         actor: str,
         at: datetime,
-    ) -> Alias:
+        caller: Caller = ANYBODY,
+    ) -> Alias | AliasRequest:
         """See the port."""
+        guard, wait = self._guard(caller), self._wait
         return await self._db.write(
-            lambda conn: move_alias(conn, namespace, model, alias, version, expected_mod_rev, reason, actor, at)
+            lambda conn: move_alias(
+                conn, namespace, model, alias, version, expected_mod_rev, reason, actor, at, guard, wait
+            )
         )
 
     async def rollback_alias(
@@ -519,10 +568,12 @@ class SqlRegistryStore:
         reason: str,
         actor: str,
         at: datetime,
+        caller: Caller = ANYBODY,
     ) -> Alias:
         """See the port."""
+        guard = self._guard(caller)
         return await self._db.write(
-            lambda conn: rollback_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
+            lambda conn: rollback_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at, guard)
         )
 
     async def delete_alias(
@@ -535,10 +586,12 @@ class SqlRegistryStore:
         reason: str,
         actor: str,
         at: datetime,
-    ) -> None:
+        caller: Caller = ANYBODY,
+    ) -> AliasRequest | None:
         """See the port."""
-        await self._db.write(
-            lambda conn: delete_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at)
+        guard, wait = self._guard(caller), self._wait
+        return await self._db.write(
+            lambda conn: delete_alias(conn, namespace, model, alias, expected_mod_rev, reason, actor, at, guard, wait)
         )
 
     async def list_aliases(self, namespace: str, model: str) -> tuple[Alias, ...]:
