@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import timedelta
 
 import anyio
 import anyio.to_thread
@@ -24,6 +25,7 @@ from modelbox._serving.process import address_of, bind, package_version, run_htt
 from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
 from modelbox.errors import LimitError, ServerBusy, StorageError
+from modelbox.rules import parse_patterns
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.config import ServerConfig
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
@@ -45,8 +47,10 @@ from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.services.retention import RetentionService
+from modelbox.runtime.services.rules import RuleService
 from modelbox.runtime.services.space import SpaceService
 from modelbox.runtime.services.tracking import TrackingService
+from modelbox.runtime.store.approvals import SqlRuleStore
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.feed import SqlFeedStore
@@ -206,8 +210,12 @@ class _Server:
         space = SpaceService(SqlSpaceStore(self._database), blobs, grace_s=config.blob_grace_s)
         if alone:
             await space.resume_removals()
+        protected = parse_patterns(config.protected_aliases)
+        registry = SqlRegistryStore(
+            self._database, protected=protected, approval_wait=timedelta(seconds=config.approval_wait_s)
+        )
         services = Services(
-            registry=RegistryService(SqlRegistryStore(self._database), blobs, metrics=metric_service),
+            registry=RegistryService(registry, blobs, metrics=metric_service),
             artifacts=artifacts,
             feed=self._feed,
             fleet=FleetService(SqlFleetStore(self._database.aside), clock=self._members.now),
@@ -218,6 +226,7 @@ class _Server:
             lineage=LineageService(SqlLineageStore(self._database)),
             find=FindService(SqlFindStore(self._database, limit_s=config.find_timeout_s)),
             retention=retention,
+            rules=RuleService(SqlRuleStore(self._database, protected=protected)),
             space=space,
             members=self._members,
         )

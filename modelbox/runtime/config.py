@@ -41,6 +41,7 @@ from modelbox._serving.tls import (
     tls_problems,
 )
 from modelbox.refs import shown
+from modelbox.rules import parse_patterns
 from modelbox.runtime.roles import ROLES
 
 __all__ = (
@@ -76,6 +77,17 @@ def _read_endpoint(value: Any) -> str:
 
 
 _ENDPOINT = Kind(read=_read_endpoint, allowed="http://host:port or https://host, or empty", secret=True)
+
+
+def _read_patterns(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return ",".join(parse_patterns(value))
+
+
+_PATTERNS = Kind(
+    read=_read_patterns, allowed="names of aliases or patterns such as prod*, with commas between, or empty"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +168,17 @@ class ServerConfig:
         "",
         text(128, "at most 128 printable characters"),
         "Name of this server among those that share its database; empty: the host and the port of gRPC.",
+    )
+    protected_aliases: str = setting(
+        "prod*",
+        _PATTERNS,
+        "Aliases that only promoters move, in all namespaces: names or patterns, with commas between. It matters with"
+        " access control; namespaces and models can protect more.",
+    )
+    approval_wait_s: float = setting(
+        7 * 86400.0,
+        number(1, 365 * 86400, "seconds", whole=False),
+        "Seconds that the move of an alias waits for the second person who has to approve it.",
     )
     log_level: str = setting("info", LEVEL, "Least severity that is logged, on stderr.")
     drain_timeout_s: float = setting(

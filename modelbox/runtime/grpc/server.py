@@ -26,6 +26,7 @@ from modelbox.runtime.grpc.metrics import MetricAdapter
 from modelbox.runtime.grpc.notes import NoteAdapter
 from modelbox.runtime.grpc.registry import RegistryAdapter
 from modelbox.runtime.grpc.retention import RetentionAdapter
+from modelbox.runtime.grpc.rules import RuleAdapter
 from modelbox.runtime.grpc.space import SpaceAdapter
 from modelbox.runtime.grpc.tracking import TrackingAdapter
 from modelbox.runtime.grpc.watch import WatchAdapter
@@ -70,6 +71,7 @@ def make_server(
         LineageAdapter(services.lineage),
         FindAdapter(services.find),
         RetentionAdapter(services.retention),
+        RuleAdapter(services.rules),
         SpaceAdapter(services.space),
         ServerAdapter(services.members, info),
     ]

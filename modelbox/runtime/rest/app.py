@@ -16,6 +16,7 @@ from modelbox.runtime.rest.files import FileRoutes, ref_of
 from modelbox.runtime.rest.find import FindRoutes
 from modelbox.runtime.rest.metrics import MetricRoutes
 from modelbox.runtime.rest.records import RecordRoutes
+from modelbox.runtime.rest.rules import RuleRoutes
 from modelbox.runtime.rest.space import SpaceRoutes
 from modelbox.runtime.rest.tracking import TrackingRoutes
 from modelbox.runtime.roles import RoleRules
@@ -104,6 +105,7 @@ def build_app(
             *MetricRoutes(services.metrics, metrics, send_timeout_s=send_timeout_s).routes(),
             *FindRoutes(services.find).routes(),
             *SpaceRoutes(services.retention, services.space).routes(),
+            *RuleRoutes(services.rules).routes(),
             *RecordRoutes(services.notes, services.datasets, services.lineage).routes(),
         ]
     )

@@ -15,6 +15,7 @@ from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.services.retention import RetentionService
+from modelbox.runtime.services.rules import RuleService
 from modelbox.runtime.services.space import SpaceService
 from modelbox.runtime.services.tracking import TrackingService
 
@@ -36,5 +37,6 @@ class Services:
     lineage: LineageService
     find: FindService
     retention: RetentionService
+    rules: RuleService
     space: SpaceService
     members: MemberService
