@@ -1,0 +1,254 @@
+"""The gate: finds out who calls, and lets pass what the table of permissions allows.
+
+Owns the answers to who may not: without credentials that are good, `NotAuthenticated`; what may not be read, as if it
+were not there; what may be read and no more, `AuthError` that names the role that is lacking. Where access control is
+off, everybody is let pass and nothing is looked at.
+
+Invariants: nothing of a request is carried out before all that it needs is granted; what cannot be found is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context, ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from modelbox.access import Caller, Permission, Role
+from modelbox.errors import AuthError, ConflictError, ModelBoxError, NotFoundError
+from modelbox.refs import shown
+from modelbox.runtime.caller import CALLER, RENEWAL
+from modelbox.runtime.permissions.places import Places
+from modelbox.runtime.permissions.rules import Need, Rule
+from modelbox.runtime.permissions.targets import SERVER, Place, Target
+from modelbox.runtime.services.access import AccessService, Credentials
+
+__all__ = ("Denial", "Gate")
+
+_ROLES = dict(zip(Permission, Role, strict=True))
+_CREDENTIALS: ContextVar[Credentials] = ContextVar("modelbox_credentials")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """Something that a caller may not.
+
+    Attributes:
+        call: The method or route.
+        target: What it named, as the caller wrote it; empty for the server.
+        place: Where that is.
+        permission: What would be needed.
+    """
+
+    caller: Caller
+    call: str
+    target: str
+    place: Place
+    permission: Permission
+
+
+class Gate:
+    """What every call passes.
+
+    Args:
+        access: Knows the callers.
+        places: Knows where things are.
+        on_denial: Told of what callers may not, whatever they are answered.
+    """
+
+    def __init__(
+        self, access: AccessService, places: Places, *, on_denial: Callable[[Denial], None] | None = None
+    ) -> None:
+        self._access = access
+        self._places = places
+        self._on_denial = on_denial
+
+    @property
+    def on(self) -> bool:
+        """Whether there is access control."""
+        return self._access.on
+
+    # -- who -------------------------------------------------------------------------------------------------------
+
+    def know(
+        self, authorization: Sequence[str], *, declared: str, address: str, certificate_names: tuple[str, ...]
+    ) -> None:
+        """Keeps what came with a call in its context, for `enter`.
+
+        Args:
+            authorization: The headers of that name.
+            declared: Who the caller says to be.
+            address: Where the call comes from.
+            certificate_names: Of the caller's certificate.
+        """
+        credentials = self._access.credentials(
+            # Two of them are none: who knows which one others went by?
+            authorization[0] if len(authorization) == 1 else ", ".join(authorization),
+            declared=declared,
+            address=address,
+            certificate_names=certificate_names,
+        )
+        _CREDENTIALS.set(credentials)
+        if not self._access.on:
+            CALLER.set(self._access.caller(credentials))
+
+    async def enter(self) -> Caller:
+        """Finds out who calls; from here on `current_caller` says so.
+
+        Raises:
+            NotAuthenticated: Nobody, as far as the credentials go.
+            ServerBusy: Too many bad ones came from the address.
+        """
+        caller = await self._access.admit(_CREDENTIALS.get())
+        CALLER.set(caller)
+        if self._access.on:
+            RENEWAL.set(lambda: self._access.renewed(caller))
+        return caller
+
+    # -- what ------------------------------------------------------------------------------------------------------
+
+    async def check(self, call: str, rule: Rule, caller: Caller, source: Any, *, fresh: bool = True) -> None:
+        """Lets a call pass, or not.
+
+        Args:
+            call: The method or route, for errors.
+            rule: Its row.
+            caller: Who makes it.
+            source: Its message, or `Asked`.
+            fresh: Also that ids for what is to be made are nothing's that the caller may not see. Without it, see
+                `check_made`.
+
+        Raises:
+            NotFoundError: Something is not there, or may not be read.
+            AuthError: Something may be read, and not more.
+            InvalidError: Something is named by no name.
+        """
+        pending = list(self.pending(rule, caller, source))
+        made = list(rule.fresh.find(source)) if fresh and rule.fresh is not None and not reads_all(caller) else []
+        ids = [target.text for _, target in pending if target.place is None] + [target.text for target in made]
+        found = await self._places.find(ids) if ids else {}
+        for need, target in pending:
+            self.judge(call, caller, need, target, target.place or found.get(target.text))
+        for target in made:
+            self.judge_fresh(caller, target, found.get(target.text))
+
+    def pending(self, rule: Rule, caller: Caller, source: Any) -> Iterator[tuple[Need, Target]]:
+        """What has to be judged one by one, as the caller may not do it everywhere."""
+        for need in rule.needs:
+            if not caller.may(need.permission):
+                for target in need.on.find(source):
+                    yield need, target
+
+    def passes_at_once(self, rule: Rule, context: Context, source: Any) -> bool:
+        """Whether a call passes that needs nothing looked up; one that does not may pass `check` all the same.
+
+        Args:
+            rule: Its row.
+            context: Where `know` has kept what came with it.
+            source: Its message.
+        """
+        try:
+            caller = self._access.caller(context[_CREDENTIALS])
+        except ModelBoxError:
+            return False
+        for need, target in self.pending(rule, caller, source):
+            place = target.place or self._places.known(target.text)
+            if place is None or not caller.may(need.permission, *place):
+                return False
+        return True
+
+    def judge(self, call: str, caller: Caller, need: Need, target: Target, place: Place | None) -> None:
+        """Lets pass what a caller may do with something.
+
+        Args:
+            call: For errors.
+            caller: Who.
+            need: What is to be done.
+            target: The thing.
+            place: Where it is; None if it is nowhere.
+
+        Raises:
+            NotFoundError: See `check`.
+            AuthError: The same.
+        """
+        if place is None:
+            raise _hidden(target)
+        if caller.may(need.permission, *place):
+            return
+        by_name = target.what == "namespace"
+        if need.listing and by_name and caller.scope.shows_namespace(place.namespace):
+            return
+        if need.somewhere and any(
+            grant.namespace == place.namespace and grant.role.allows(need.permission) for grant in caller.grants
+        ):
+            return
+        if self._on_denial is not None:
+            self._on_denial(
+                Denial(caller=caller, call=call, target=target.text, place=place, permission=need.permission)
+            )
+        if (
+            place == SERVER
+            or (target.place is not None and target.what in need.creates)
+            or caller.may(Permission.READ, *place)
+            or (by_name and caller.scope.shows_namespace(place.namespace))
+        ):
+            raise _refused(call, need.permission, place)
+        raise _hidden(target)
+
+    def judge_fresh(self, caller: Caller, target: Target, place: Place | None) -> None:
+        """Refuses an id for something new that is that of something which the caller may not see.
+
+        That it is taken cannot be hidden, as no answer but the one of a free id would do.
+        """
+        if place is not None and not caller.may(Permission.READ, *place):
+            raise _hidden(target)
+
+    async def check_made(self, rule: Rule, caller: Caller, answer: Any) -> None:
+        """Keeps back an answer that holds something else than what was to be made; see `Rule.fresh`."""
+        if rule.made is None:
+            return
+        for uid, namespace in rule.made(answer):
+            if caller.may(Permission.READ, namespace):
+                self._places.learn(uid, Place(namespace))
+            else:
+                target = Target("object", uid, None)
+                self.judge_fresh(caller, target, (await self._places.find([uid])).get(uid, Place(namespace)))
+
+    async def find(self, ids: Sequence[str]) -> dict[str, Place]:
+        """Where things are, by their ids; those that are not there are left out."""
+        return await self._places.find(ids)
+
+
+def reads_all(caller: Caller) -> bool:
+    """Whether nothing is hidden from a caller."""
+    return caller.may(Permission.READ)
+
+
+def without_hidden(error: ModelBoxError, caller: Caller) -> ModelBoxError:
+    """An error as a caller may read it: of a conflict with something that they may not see, not what that is."""
+    current = error.fields.get("current")
+    if isinstance(error, ConflictError) and isinstance(current, dict) and "namespace" in current:
+        namespace, model = str(current["namespace"]), str(current.get("model", ""))
+        if not caller.may(Permission.READ, namespace, model):
+            return type(error)(error.message, **{**error.fields, "current": None})
+    return error
+
+
+def _hidden(target: Target) -> NotFoundError:
+    return NotFoundError(
+        f"no {target.what} {shown(target.text)}: it is not there, or not for you to see",
+        what=target.what,
+        name=target.text,
+    )
+
+
+def _refused(call: str, permission: Permission, place: Place) -> AuthError:
+    role = _ROLES[permission]
+    where = "everywhere" if place == SERVER else f"of {place}" if place.model else f"in {place}"
+    return AuthError(
+        f"{call} needs the role {role} {where}: ask an admin for it",
+        role=role.value,
+        permission=permission.value,
+        namespace=place.namespace,
+        model=place.model,
+    )

@@ -1,0 +1,243 @@
+"""What a call needs: a permission on everything that it names, and where in its request these names are.
+
+The builders below make rows of `modelbox.runtime.permissions.table`. A field is a name, with dots into what it holds:
+of a message ``policy.scope``; of a request over HTTP ``path.ns``, ``query.object`` or ``body.edges``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelbox.access import Permission
+from modelbox.errors import InvalidError
+from modelbox.refs import shown
+from modelbox.runtime.permissions import targets
+from modelbox.runtime.permissions.targets import SERVER, Target
+
+__all__ = (
+    "Asked",
+    "Finder",
+    "Need",
+    "Rule",
+    "anybody",
+    "at",
+    "each",
+    "listing",
+    "model",
+    "namespace",
+    "nobody",
+    "optional",
+    "refs",
+    "server",
+    "things",
+)
+
+
+class Asked:
+    """A request over HTTP, as rules read it.
+
+    Args:
+        path: The parts of its path by name.
+        query: All values of a parameter of its query.
+        body: Its body; empty where none is read.
+    """
+
+    __slots__ = ("_body", "_path", "_query")
+
+    def __init__(self, path: Mapping[str, str], query: Callable[[str], list[str]], body: Mapping[str, object]) -> None:
+        self._path = path
+        self._query = query
+        self._body = body
+
+    def read(self, where: str, field: str) -> object:
+        """What is at a place of the request; None if nothing is."""
+        if where == "path":
+            return self._path.get(field)
+        return self._query(field) if where == "query" else self._body.get(field)
+
+
+def _values(source: Any, field: str) -> list[Any]:
+    """What a field holds: one value, several, or none."""
+    first, *rest = field.split(".")
+    found = source.read(first, rest.pop(0)) if isinstance(source, Asked) else _part(source, first)
+    for name in rest:
+        found = _part(found, name)
+    if found is None:
+        return []
+    return [found] if isinstance(found, str) or not isinstance(found, Iterable) else list(found)
+
+
+def _part(of: Any, name: str) -> Any:
+    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
+
+
+def _texts(source: Any, field: str) -> list[str]:
+    values = _values(source, field)
+    for value in values:
+        if not isinstance(value, str):
+            raise InvalidError(f"{shown(value)} is not text, as {field} is", what=field)
+    return values
+
+
+def _text(source: Any, field: str) -> str:
+    texts = _texts(source, field)
+    if len(texts) > 1:
+        raise InvalidError(f"{field} is given more than once", what=field)
+    return texts[0] if texts else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Finds what a request names.
+
+    Attributes:
+        find: Gives the targets, out of a message or `Asked`.
+        fields: Where it looks.
+        about: What it finds, for people.
+    """
+
+    find: Callable[[Any], Iterable[Target]]
+    fields: tuple[str, ...]
+    about: str
+
+    def __add__(self, other: Finder) -> Finder:
+        return Finder(
+            lambda source: (*self.find(source), *other.find(source)),
+            (*self.fields, *other.fields),
+            f"{self.about}, {other.about}",
+        )
+
+
+def server() -> Finder:
+    """The server as a whole."""
+    return Finder(lambda _: (Target("server", "", SERVER),), (), "the server")
+
+
+def namespace(field: str) -> Finder:
+    """A namespace by name."""
+    return Finder(lambda source: (targets.namespace_of(_text(source, field)),), (field,), "the namespace")
+
+
+def model(namespace: str, name: str) -> Finder:
+    """A model by both its names."""
+    return Finder(
+        lambda source: (targets.model_of(_text(source, namespace), _text(source, name)),),
+        (namespace, name),
+        "the model",
+    )
+
+
+def at(field: str) -> Finder:
+    """A namespace or model as a path; empty for the server."""
+    return Finder(lambda source: (targets.scope_of(_text(source, field)),), (field,), "the namespace or model")
+
+
+_READERS: Mapping[str, tuple[Callable[[str], Target], str]] = {
+    "object": (targets.object_of, "any object"),
+    "path": (targets.path_of, "by id or path"),
+    "id": (targets.uid_of, "by id"),
+    "ref": (targets.ref_of, "the model"),
+}
+
+
+def things(field: str, read: str = "object") -> Finder:
+    """One thing or several: any ``object``, by ``path`` what belongs to no model, by ``id``, or by a ``ref``."""
+    one, about = _READERS[read]
+
+    def find(source: Any) -> list[Target]:
+        texts = _texts(source, field)
+        if not texts:
+            raise InvalidError(f"{field} is missing", what=field)
+        return [one(text) for text in texts]
+
+    return Finder(find, (field,), about)
+
+
+def refs(field: str) -> Finder:
+    """A model by a reference."""
+    return things(field, "ref")
+
+
+def each(field: str, finder: Finder) -> Finder:
+    """The same of each element of a list."""
+
+    def find(source: Any) -> list[Target]:
+        elements = _values(source, field)
+        if any(isinstance(element, str | int | float) for element in elements):
+            raise InvalidError(f"{field} is not a list of objects", what=field)
+        return [target for element in elements for target in finder.find(element)]
+
+    return Finder(find, (field,), finder.about)
+
+
+def optional(finder: Finder) -> Finder:
+    """The same, or nothing where the field is empty."""
+    (field,) = finder.fields
+
+    def find(source: Any) -> Iterable[Target]:
+        return finder.find(source) if any(_texts(source, field)) else ()
+
+    return Finder(find, finder.fields, f"{finder.about}, if one is named")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """A permission on what a call names.
+
+    Attributes:
+        creates: Kinds of targets that are made where they are named and not there: who may not is told so, whether they
+            are there or not.
+        listing: A namespace is enough where any of its models may be read: the service leaves out the rest.
+        somewhere: A namespace is enough where the permission is had on any of its models.
+    """
+
+    permission: Permission
+    on: Finder
+    creates: frozenset[str] = frozenset()
+    listing: bool = False
+    somewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What a method or route needs.
+
+    Attributes:
+        needs: All of these.
+        token: Whether the caller has to be somebody; what needs no token says nothing that anybody could not know.
+        fresh: Ids that the caller made for what is to be made. One that is taken is answered with what has it, so it
+            must not lie where the caller may not look.
+        made: Gives id and place of what is in an answer of gRPC; for where ``fresh`` is checked afterwards.
+    """
+
+    needs: tuple[Need, ...] = ()
+    token: bool = True
+    fresh: Finder | None = None
+    made: Callable[[Any], Iterable[tuple[str, str]]] | None = None
+
+    def __and__(self, other: Rule) -> Rule:
+        """All that both need."""
+        return Rule(needs=(*self.needs, *other.needs), fresh=self.fresh or other.fresh, made=self.made or other.made)
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether it has to know a body of HTTP."""
+        finders = [need.on for need in self.needs] + ([self.fresh] if self.fresh is not None else [])
+        return any(field.startswith("body.") for finder in finders for field in finder.fields)
+
+
+def nobody() -> Rule:
+    """What needs no token."""
+    return Rule(token=False)
+
+
+def anybody() -> Rule:
+    """What everybody with a token may ask; the answer depends on who it is."""
+    return Rule()
+
+
+def listing(*on: Finder) -> Rule:
+    """A list of what may be read: everywhere, or in what is named."""
+    return Rule(needs=tuple(Need(permission=Permission.READ, on=one, listing=True) for one in on))
