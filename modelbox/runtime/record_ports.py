@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from modelbox.access import ALL, Scope
 from modelbox.objects import Created
 from modelbox.runtime.ports import Key, Listed
 from modelbox.tracking import (
@@ -48,6 +49,7 @@ class NoteStore(Protocol):
         source: str,
         limit: int,
         after: Key | None,
+        scope: Scope = ALL,
     ) -> Listed[Event]:
         """Events of an object, or of everything in a namespace, newest first by the reporter's clock.
 
@@ -68,7 +70,7 @@ class NoteStore(Protocol):
         """Takes a comment out of the bin; one that is not in it makes no revision."""
 
     async def list_comments(
-        self, object_text: str, *, include_deleted: bool, limit: int, after: Key | None
+        self, object_text: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Comment]:
         """Comments of an object, oldest first. Key: (internal number,)."""
 
@@ -93,7 +95,7 @@ class DatasetStore(Protocol):
         """A dataset by id or ``namespace/name``."""
 
     async def list_datasets(
-        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None
+        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Dataset]:
         """Datasets by namespace and name; of all namespaces for an empty one. Key: (namespace, name)."""
 
@@ -104,7 +106,7 @@ class DatasetStore(Protocol):
         """A version by id or ``namespace/name@3``; ``namespace/name`` is the newest that is not in the bin."""
 
     async def list_versions(
-        self, dataset: str, *, include_deleted: bool, limit: int, after: Key | None
+        self, dataset: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[DatasetVersion]:
         """Versions of a dataset (id or ``namespace/name``), newest first. Key: (version,)."""
 
@@ -112,17 +114,27 @@ class DatasetStore(Protocol):
 class LineageStore(Protocol):
     """Typed edges between objects, which never close a cycle."""
 
-    async def add_edges(self, new: NewEdges, *, actor: str, at: datetime) -> int:
+    async def add_edges(self, new: NewEdges, *, actor: str, at: datetime, scope: Scope = ALL) -> int:
         """Adds edges, all or none, and returns how many were not there before.
 
         Raises:
-            ConflictError: They would close a cycle; ``cycle`` lists the ids along it.
+            ConflictError: They would close a cycle; ``cycle`` lists the ids along it, of what ``scope`` shows.
         """
 
     async def remove_edges(self, edges: Sequence[NewEdge], *, actor: str, at: datetime) -> int:
         """Removes edges and returns how many there were."""
 
     async def get_lineage(
-        self, objects: Sequence[str], *, up: bool, down: bool, max_depth: int, max_nodes: int
+        self,
+        objects: Sequence[str],
+        *,
+        up: bool,
+        down: bool,
+        max_depth: int,
+        max_nodes: int,
+        scope: Scope = ALL,
     ) -> Lineage:
-        """What the objects came of (``up``), what came of them (``down``), or both; ``max_depth`` 0 is no bound."""
+        """What the objects came of (``up``), what came of them (``down``), or both; ``max_depth`` 0 is no bound.
+
+        What ``scope`` does not show is as if it were not there: what lies only behind it is not reached.
+        """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ModelBoxError
 from modelbox.objects import Created
 from modelbox.runtime.metric_ports import LoggedPoints
@@ -79,7 +80,7 @@ class TrackingStore(ObjectLookup, Protocol):
         """Applies a patch; one that changes nothing makes no revision."""
 
     async def list_experiments(
-        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None
+        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Experiment]:
         """Experiments by namespace and name; of all namespaces for an empty one. Key: (namespace, name)."""
 
@@ -92,7 +93,9 @@ class TrackingStore(ObjectLookup, Protocol):
     async def update_run(self, uid: str, patch: RunPatch, *, actor: str, at: datetime) -> Run:
         """Applies a patch; one that changes nothing makes no revision."""
 
-    async def list_runs(self, parent: str, *, include_deleted: bool, limit: int, after: Key | None) -> Listed[Run]:
+    async def list_runs(
+        self, parent: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
+    ) -> Listed[Run]:
         """Runs of an experiment or namespace, or child runs of a run, newest first; all runs for an empty parent.
 
         Key: (internal number,).
@@ -108,7 +111,7 @@ class TrackingStore(ObjectLookup, Protocol):
         """A checkpoint."""
 
     async def list_checkpoints(
-        self, parent_id: str, *, include_deleted: bool, limit: int, after: Key | None
+        self, parent_id: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Checkpoint]:
         """Checkpoints of a run or experiment by epoch. Key: (epoch,)."""
 
@@ -143,7 +146,15 @@ class TrackingStore(ObjectLookup, Protocol):
         """Sets and removals, newest first; of all keys for an empty one. Key: (internal number,)."""
 
     async def deliver(
-        self, spool: str, first: int, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
+        self,
+        spool: str,
+        first: int,
+        upto: int,
+        operations: Sequence[Operation],
+        *,
+        actor: str,
+        at: datetime,
+        scope: Scope = ALL,
     ) -> tuple[Rejection, ...]:
         """Carries out those operations (none of metrics) that the spool has not had yet; it has ``upto`` afterwards.
 

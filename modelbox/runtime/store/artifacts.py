@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Artifact, Created, Download, NewArtifact, to_json
@@ -23,7 +24,15 @@ from modelbox.runtime.store.attributes import project
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.holdings import check_quota, find_fresh, hold, release_artifact, touch
 from modelbox.runtime.store.lookups import model_row, ref_row
-from modelbox.runtime.store.objects import ObjectRow, find_object, hide_with, object_id, object_row, remove_objects
+from modelbox.runtime.store.objects import (
+    ObjectRow,
+    find_object,
+    hide_with,
+    object_id,
+    object_row,
+    remove_objects,
+    seen_object,
+)
 from modelbox.runtime.store.removal import check_not_removed
 from modelbox.runtime.store.rows import ARTIFACTS, artifact_of, dump, new_uid, to_us, version_of
 from modelbox.runtime.store.schema import (
@@ -37,6 +46,7 @@ from modelbox.runtime.store.schema import (
     uploads,
 )
 from modelbox.runtime.store.titles import titles_of
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import ObjectKind, kind_of_id
 
@@ -253,16 +263,16 @@ class _Parent:
     model_id: int | None
 
 
-def _find_parent(conn: Connection, text: str, *, lock: bool) -> _Parent:
+def _find_parent(conn: Connection, text: str, *, lock: bool, visible: Visible | None = None) -> _Parent:
     """The parent that ``text`` names, in the bin or not.
 
     Raises:
-        NotFoundError: There is no such object; a namespace need not exist.
+        NotFoundError: There is no such object that may be seen; a namespace need not exist.
         InvalidError: It is an artifact, which has files and no artifacts.
     """
     if kind_of_id(text) is None and "/" not in text:
         return _Parent(name=text, namespace=text, object=find_object(conn, text), model_id=None)
-    found = object_row(conn, text, deleted_ok=True)
+    found = seen_object(conn, text, visible, deleted_ok=True)
     name, model_id = found.uid, None
     if found.kind is ObjectKind.ARTIFACT:
         raise InvalidError(f"{shown(text)} is an artifact: attach files to what it belongs to", what="parent")
@@ -339,11 +349,16 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
     return Created(item=artifact, existed=False)
 
 
-def _list_artifacts(conn: Connection, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
+def _list_artifacts(
+    conn: Connection, parent: str, namespace: str, limit: int, after: Key | None, scope: Scope
+) -> Listed[Artifact]:
     query = ARTIFACTS.order_by(artifacts.c.id).limit(limit + 1)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.of_model(artifacts.c.namespace_id, artifacts.c.model_id))
     if parent:
         try:
-            query = query.where(artifacts.c.parent == _find_parent(conn, parent, lock=False).name)
+            query = query.where(artifacts.c.parent == _find_parent(conn, parent, lock=False, visible=visible).name)
         except NotFoundError:
             if kind_of_id(parent) is not None:
                 raise
@@ -433,9 +448,11 @@ class SqlArtifactStore:
         """See the port."""
         return await self._db.read(lambda conn: artifact_of(_artifact_row(conn, artifact_id)))
 
-    async def list_artifacts(self, *, parent: str, namespace: str, limit: int, after: Key | None) -> Listed[Artifact]:
+    async def list_artifacts(
+        self, *, parent: str, namespace: str, limit: int, after: Key | None, scope: Scope = ALL
+    ) -> Listed[Artifact]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_artifacts(conn, parent, namespace, limit, after))
+        return await self._db.scan(lambda conn: _list_artifacts(conn, parent, namespace, limit, after, scope))
 
     async def delete_artifact(self, artifact_id: str, *, actor: str, at: datetime) -> None:
         """See the port."""

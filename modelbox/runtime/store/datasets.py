@@ -15,16 +15,19 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Created, to_json
 from modelbox.refs import shown
+from modelbox.runtime.absence import missing
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.lookups import find_namespace_id
 from modelbox.runtime.store.objects import hide_with
 from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import dataset_versions, datasets, namespaces, objects
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import (
     Dataset,
@@ -185,9 +188,9 @@ def _find_dataset(conn: Connection, text: str) -> Any | None:
     return conn.execute(_BY_NAME, {"ns": namespace, "dataset_name": name}).first()
 
 
-def _dataset_row(conn: Connection, text: str) -> Any:
+def _dataset_row(conn: Connection, text: str, visible: Visible | None = None) -> Any:
     row = _find_dataset(conn, text)
-    if row is not None:
+    if row is not None and (visible is None or row.namespace_id in visible.namespace_ids):
         return row
     namespace, slash, _ = text.partition("/")
     if not slash:
@@ -199,18 +202,18 @@ def _dataset_row(conn: Connection, text: str) -> Any:
         .order_by(datasets.c.name)
         .limit(_SHOWN)
     )
-    raise _missing("dataset", text, "datasets", [f"{namespace}/{name}" for name in conn.execute(some).scalars()])
-
-
-def _missing(what: str, asked: str, plural: str, exists: list[str]) -> NotFoundError:
-    instead = f"{plural} there are: {', '.join(exists)}" if exists else f"there are no {plural} there yet"
-    return NotFoundError(f"no {what} {asked}: {instead}", what=what, name=asked, exists=exists)
+    if visible is not None:
+        some = some.where(visible.of_namespace(datasets.c.namespace_id))
+    raise missing("dataset", text, "datasets", [f"{namespace}/{name}" for name in conn.execute(some).scalars()])
 
 
 def _list_datasets(
-    conn: Connection, namespace: str, include_deleted: bool, limit: int, after: Key | None
+    conn: Connection, namespace: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope
 ) -> Listed[Dataset]:
     query = DATASETS.order_by(namespaces.c.name, datasets.c.name).limit(limit + 1)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.of_namespace(datasets.c.namespace_id))
     if namespace:
         query = query.where(namespaces.c.name == namespace)
     if not include_deleted:
@@ -303,7 +306,7 @@ def _get_version(conn: Connection, text: str) -> DatasetVersion:
     if row is None:
         newest = _versions_of(dataset.id, include_deleted=False).limit(_SHOWN)
         found = [f"{path}@{other.version}" for other in conn.execute(newest)]
-        raise _missing("dataset version", text, "versions", found)
+        raise missing("dataset version", text, "versions", found)
     return dataset_version_of(row)
 
 
@@ -315,9 +318,9 @@ def _versions_of(dataset_id: int, *, include_deleted: bool) -> Select[Any]:
 
 
 def _list_versions(
-    conn: Connection, dataset: str, include_deleted: bool, limit: int, after: Key | None
+    conn: Connection, dataset: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope
 ) -> Listed[DatasetVersion]:
-    row = _dataset_row(conn, dataset)
+    row = _dataset_row(conn, dataset, find_visible(conn, scope))
     query = _versions_of(row.id, include_deleted=include_deleted).limit(limit + 1)
     if after is not None:
         query = query.where(dataset_versions.c.version < after[0])
@@ -341,10 +344,10 @@ class SqlDatasetStore:
         return await self._db.read(lambda conn: dataset_of(_dataset_row(conn, text)))
 
     async def list_datasets(
-        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None
+        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Dataset]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_datasets(conn, namespace, include_deleted, limit, after))
+        return await self._db.scan(lambda conn: _list_datasets(conn, namespace, include_deleted, limit, after, scope))
 
     async def create_version(self, new: NewDatasetVersion, *, actor: str, at: datetime) -> Created[DatasetVersion]:
         """See the port."""
@@ -355,7 +358,7 @@ class SqlDatasetStore:
         return await self._db.read(lambda conn: _get_version(conn, text))
 
     async def list_versions(
-        self, dataset: str, *, include_deleted: bool, limit: int, after: Key | None
+        self, dataset: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[DatasetVersion]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_versions(conn, dataset, include_deleted, limit, after))
+        return await self._db.scan(lambda conn: _list_versions(conn, dataset, include_deleted, limit, after, scope))

@@ -17,7 +17,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, IntegrityError, InvalidError, LimitError, ModelBoxError, NotFoundError
+from modelbox.runtime.absence import hide
 from modelbox.runtime.store.datasets import create_dataset_version
 from modelbox.runtime.store.edits import set_attributes
 from modelbox.runtime.store.experiments import create_experiment
@@ -73,7 +75,15 @@ _PERMANENT = (InvalidError, NotFoundError, ConflictError, LimitError, IntegrityE
 
 
 def deliver(
-    conn: Connection, spool: str, first: int, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
+    conn: Connection,
+    spool: str,
+    first: int,
+    upto: int,
+    operations: Sequence[Operation],
+    *,
+    actor: str,
+    at: datetime,
+    scope: Scope = ALL,
 ) -> tuple[Rejection, ...]:
     """Carries out those operations that the spool has not had yet; it has ``upto`` afterwards.
 
@@ -86,6 +96,7 @@ def deliver(
         operations: In order.
         actor: Who.
         at: When.
+        scope: What refusals may tell of.
 
     Returns:
         What was refused, now or when it came before.
@@ -99,7 +110,7 @@ def deliver(
     for operation in operations:
         if operation.seq in repeated:
             continue
-        rejection = _carry_out(conn, operation, actor, at)
+        rejection = _carry_out(conn, operation, actor, at, scope)
         if rejection is not None:
             rejections.append(rejection)
             kept.append(rejection)
@@ -121,11 +132,12 @@ def _written(rejections: Sequence[Rejection]) -> str | None:
     return json.dumps([(one.seq, one.code, one.message[:_MAX_MESSAGE_CHARS]) for one in rejections[-_MAX_KEPT:]])
 
 
-def _carry_out(conn: Connection, operation: Operation, actor: str, at: datetime) -> Rejection | None:
+def _carry_out(conn: Connection, operation: Operation, actor: str, at: datetime, scope: Scope) -> Rejection | None:
     mark = mark_group(conn)
     _run(conn, "SAVEPOINT operation")
     try:
-        _APPLY[type(operation.payload)](conn, operation.payload, actor=actor, at=at)
+        more = {"scope": scope} if isinstance(operation.payload, NewEdges) else {}
+        _APPLY[type(operation.payload)](conn, operation.payload, actor=actor, at=at, **more)
     except Exception as exc:
         error = _permanent(exc)
         if error is None:
@@ -133,6 +145,7 @@ def _carry_out(conn: Connection, operation: Operation, actor: str, at: datetime)
         _run(conn, "ROLLBACK TO SAVEPOINT operation")
         return_to_mark(conn, mark)
         _run(conn, "RELEASE SAVEPOINT operation")
+        error = hide(error, scope)
         return Rejection(seq=operation.seq, code=error.code, message=error.message)
     _run(conn, "RELEASE SAVEPOINT operation")
     return None

@@ -11,15 +11,18 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Created
 from modelbox.refs import shown
+from modelbox.runtime.absence import missing
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.lookups import find_namespace_id
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import experiments, namespaces, objects
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import Experiment, ExperimentPatch, NewExperiment, ObjectKind, kind_of_id
 
@@ -83,14 +86,14 @@ def find_experiment_row(conn: Connection, text: str, *, lock: bool = False) -> A
     return conn.execute(_LOCKED_BY_NAME if lock else _BY_NAME, {"ns": namespace, "name": name}).first()
 
 
-def experiment_row(conn: Connection, text: str, *, lock: bool = False) -> Any:
-    """As `find_experiment_row`.
+def experiment_row(conn: Connection, text: str, *, lock: bool = False, visible: Visible | None = None) -> Any:
+    """As `find_experiment_row`; what the caller may not see is not there.
 
     Raises:
         NotFoundError: There is none; for a path, ``exists`` lists those of its namespace.
     """
     row = find_experiment_row(conn, text, lock=lock)
-    if row is None:
+    if row is None or (visible is not None and row.namespace_id not in visible.namespace_ids):
         namespace, slash, _ = text.partition("/")
         if not slash:
             raise NotFoundError(
@@ -104,9 +107,10 @@ def experiment_row(conn: Connection, text: str, *, lock: bool = False) -> Any:
             .order_by(experiments.c.name)
             .limit(_SHOWN)
         )
+        if visible is not None:
+            some = some.where(visible.of_namespace(experiments.c.namespace_id))
         exists = [f"{namespace}/{name}" for name in conn.execute(some).scalars()]
-        there = f"experiments there are: {', '.join(exists)}" if exists else "there are no experiments there yet"
-        raise NotFoundError(f"no experiment {text}: {there}", what="experiment", name=text, exists=exists)
+        raise missing("experiment", text, "experiments", exists)
     return row
 
 
@@ -178,10 +182,13 @@ def update_experiment(conn: Connection, text: str, patch: ExperimentPatch, *, ac
 
 
 def list_experiments(
-    conn: Connection, namespace: str, include_deleted: bool, limit: int, after: Key | None
+    conn: Connection, namespace: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
 ) -> Listed[Experiment]:
     """Experiments by namespace and name; of all namespaces for an empty one. Key: (namespace, name)."""
     query = EXPERIMENTS.order_by(namespaces.c.name, experiments.c.name).limit(limit + 1)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.of_namespace(experiments.c.namespace_id))
     if namespace:
         if find_namespace_id(conn, namespace) is None:
             return Listed(items=(), next_key=None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ServerBusy
 from modelbox.objects import Instance, InstanceReport, InstanceState, from_json, to_json
 from modelbox.refs import ModelRef
@@ -20,6 +21,7 @@ from modelbox.runtime.store.jobs import copy_of
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import from_us, to_us
 from modelbox.runtime.store.schema import instances
+from modelbox.runtime.store.visible import is_named_so
 
 __all__ = ("SqlFleetStore",)
 
@@ -95,8 +97,11 @@ def _list_instances(
     at: datetime,
     limit: int,
     after: Key | None,
+    scope: Scope,
 ) -> Listed[Instance]:
     query = select(instances).order_by(instances.c.id).limit(limit + 1)
+    if not scope.everything:
+        query = query.where(is_named_so(scope, instances.c.namespace, instances.c.model))
     if namespace:
         query = query.where(instances.c.namespace == namespace)
     if model:
@@ -189,8 +194,9 @@ class SqlFleetStore:
         at: datetime,
         limit: int,
         after: Key | None,
+        scope: Scope = ALL,
     ) -> Listed[Instance]:
         """See the port."""
         return await self._db.scan(
-            lambda conn: _list_instances(conn, namespace, model, seen_since, lease_s, at, limit, after)
+            lambda conn: _list_instances(conn, namespace, model, seen_since, lease_s, at, limit, after, scope)
         )

@@ -16,13 +16,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, literal, select
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, InvalidError
 from modelbox.feed import Action, Kind
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.objects import ObjectRow, find_objects, object_row
+from modelbox.runtime.store.objects import ObjectRow, find_objects, seen_object
 from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import lineage_edges, objects
 from modelbox.runtime.store.titles import titles_of
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import Lineage, LineageEdge, LineageNode, NewEdge, NewEdges, ObjectKind, kind_of_id
 
@@ -41,6 +43,7 @@ _IN_CHUNK = 500
 _LEVELS = 32
 _FIRST_ROOM = 2000
 _SHOWN = 12
+_HIDDEN = "(not yours to see)"
 _ANCESTORS = 10_000
 
 _Edge = tuple[int, int, str]
@@ -65,20 +68,31 @@ _LOCK = (
 _NODES = select(objects.c.id, objects.c.uid, objects.c.kind).where(objects.c.id.in_(bindparam("ids", expanding=True)))
 
 
-def _reach(begin: Any, end: Any) -> Select[Any]:
+def _reach(begin: Any, end: Any, visible: Visible | None = None) -> Select[Any]:
     """Objects within ``levels`` edges of some, each with the lengths of all paths to it, the shortest first."""
     first = select(end.label("id"), literal(1).label("depth")).where(begin.in_(bindparam("ids", expanding=True)))
-    found = first.cte("found", recursive=True)
-    found = found.union(
-        select(end, found.c.depth + 1).join(found, begin == found.c.id).where(found.c.depth < bindparam("levels"))
-    )
+    found = _only(first, end, visible).cte("found", recursive=True)
+    further = select(end, found.c.depth + 1).join(found, begin == found.c.id)
+    found = found.union(_only(further, end, visible).where(found.c.depth < bindparam("levels")))
     return select(found.c.id, found.c.depth)
+
+
+def _next(begin: Any, end: Any, visible: Visible | None = None) -> Select[Any]:
+    """Objects one edge away from some."""
+    return _only(select(end), end, visible).where(begin.in_(bindparam("ids", expanding=True))).distinct()
+
+
+def _only(query: Select[Any], end: Any, visible: Visible | None) -> Select[Any]:
+    """The edges that end at what may be seen."""
+    if visible is None:
+        return query
+    return query.join(objects, objects.c.id == end).where(visible.of_object(objects.c.namespace_id, objects.c.uid))
 
 
 _REACH_DOWN = _reach(_source, _target)
 _REACH_UP = _reach(_target, _source)
-_NEXT_DOWN = select(_target).where(_source.in_(bindparam("ids", expanding=True))).distinct()
-_NEXT_UP = select(_source).where(_target.in_(bindparam("ids", expanding=True))).distinct()
+_NEXT_DOWN = _next(_source, _target)
+_NEXT_UP = _next(_target, _source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +117,7 @@ class Link:
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def add_edges(conn: Connection, new: NewEdges, *, actor: str, at: datetime) -> int:
+def add_edges(conn: Connection, new: NewEdges, *, actor: str, at: datetime, scope: Scope = ALL) -> int:
     """See `modelbox.runtime.record_ports.LineageStore.add_edges`."""
     links = _links(conn, new.edges)
     _lock(conn, {link.source.id for link in links})
@@ -111,7 +125,7 @@ def add_edges(conn: Connection, new: NewEdges, *, actor: str, at: datetime) -> i
     if not missing:
         return 0
     writing = Writing(conn, actor=actor, at=at)
-    write_edges(writing, missing)
+    write_edges(writing, missing, scope=scope)
     writing.finish()
     return len(missing)
 
@@ -142,12 +156,12 @@ def find_missing(conn: Connection, links: Iterable[Link]) -> list[Link]:
     return [link for key, link in unique.items() if key not in there]
 
 
-def write_edges(writing: Writing, missing: Sequence[Link]) -> None:
+def write_edges(writing: Writing, missing: Sequence[Link], *, scope: Scope = ALL) -> None:
     """Adds edges that are not there, and notes them.
 
     Raises:
         InvalidError: An edge leads from an object to itself.
-        ConflictError: They would close a cycle; ``cycle`` lists the ids along it.
+        ConflictError: They would close a cycle; ``cycle`` lists the ids along it, of what ``scope`` shows.
     """
     if not missing:
         return
@@ -168,7 +182,7 @@ def write_edges(writing: Writing, missing: Sequence[Link]) -> None:
             for link in missing
         ],
     )
-    _refuse_cycles(writing.conn, missing)
+    _refuse_cycles(writing.conn, missing, scope)
     for link in missing:
         edge = LineageEdge(
             source=link.source.uid,
@@ -185,20 +199,23 @@ def _links(conn: Connection, edges: Sequence[NewEdge]) -> list[Link]:
     return [Link(source=rows[edge.source], target=rows[edge.target], type=edge.type) for edge in edges]
 
 
-def _objects(conn: Connection, texts: Sequence[str]) -> dict[str, ObjectRow]:
+def _objects(conn: Connection, texts: Sequence[str], visible: Visible | None = None) -> dict[str, ObjectRow]:
     """The objects by what they were called, in the bin or not.
 
     Raises:
-        NotFoundError: There is no such object.
+        NotFoundError: There is no such object, or none that may be seen.
     """
     unique = list(dict.fromkeys(texts))
     ids = [text for text in unique if kind_of_id(text) is not None]
     found: dict[str, ObjectRow] = {}
     for some in _chunks(ids):
         found |= find_objects(conn, some)
+    if visible is not None:
+        shown = _shown(conn, {row.id for row in found.values()}, visible)
+        found = {text: row for text, row in found.items() if row.id in shown}
     for text in unique:
         if text not in found:
-            found[text] = object_row(conn, text, deleted_ok=True)
+            found[text] = seen_object(conn, text, visible, deleted_ok=True)
     return found
 
 
@@ -219,7 +236,7 @@ def _there(conn: Connection, links: Sequence[Link]) -> dict[_Edge, Any]:
     return there
 
 
-def _refuse_cycles(conn: Connection, added: Sequence[Link]) -> None:
+def _refuse_cycles(conn: Connection, added: Sequence[Link], scope: Scope) -> None:
     # A cycle goes through a new edge, and so leads on from its target and into its source. Mostly one of the two is
     # new and has no other edge.
     leads_on = _those(conn, _WITH_OUT, {link.target.id for link in added})
@@ -229,14 +246,28 @@ def _refuse_cycles(conn: Connection, added: Sequence[Link]) -> None:
     if not cycle:
         return
     nodes = {row.id: row for some in _chunks(sorted(set(cycle))) for row in conn.execute(_NODES, {"ids": some})}
-    titles = titles_of(conn, {number: ObjectKind(row.kind) for number, row in nodes.items()})
-    names = [titles.get(number) or nodes[number].uid for number in cycle]
+    # What may not be seen closes a cycle all the same.
+    shown = _shown(conn, set(cycle), find_visible(conn, scope))
+    titles = titles_of(conn, {number: ObjectKind(row.kind) for number, row in nodes.items() if number in shown})
+    names = [(titles.get(number) or nodes[number].uid) if number in shown else _HIDDEN for number in cycle]
     if len(names) > _SHOWN:
         names = [*names[: _SHOWN - 2], "…", names[-1]]
     raise ConflictError(
         f"these edges would close a cycle: {' → '.join(names)}; nothing is made from what was made from it",
-        cycle=[nodes[number].uid for number in cycle],
+        cycle=[nodes[number].uid for number in cycle if number in shown],
     )
+
+
+def _shown(conn: Connection, ids: set[int], visible: Visible | None) -> set[int]:
+    """Those of some objects that may be seen."""
+    if visible is None:
+        return ids
+    query = select(objects.c.id).where(visible.of_object(objects.c.namespace_id, objects.c.uid))
+    return {
+        number
+        for some in _chunks(sorted(ids))
+        for number in conn.execute(query.where(objects.c.id.in_(some))).scalars()
+    }
 
 
 def _smaller_side(conn: Connection, suspects: Sequence[Link]) -> tuple[dict[int, list[int]], set[int]]:
@@ -290,17 +321,25 @@ def _find_cycle(targets: Mapping[int, Sequence[int]], starts: Iterable[int]) -> 
 
 
 def get_lineage(
-    conn: Connection, texts: Sequence[str], *, up: bool, down: bool, max_depth: int, max_nodes: int
+    conn: Connection,
+    texts: Sequence[str],
+    *,
+    up: bool,
+    down: bool,
+    max_depth: int,
+    max_nodes: int,
+    scope: Scope = ALL,
 ) -> Lineage:
     """See `modelbox.runtime.record_ports.LineageStore.get_lineage`."""
-    seeds = {row.id for row in _objects(conn, texts).values()}
+    visible = find_visible(conn, scope)
+    seeds = {row.id for row in _objects(conn, texts, visible).values()}
     depths: dict[int, int] = dict.fromkeys(seeds, 0)
     edges: dict[_Edge, Any] = {}
     truncated = False
     for wanted, direction in ((up, False), (down, True)):
         if wanted:
             room = max_nodes - len(depths) + len(seeds)
-            walked, more = _walk(conn, seeds, down=direction, max_depth=max_depth, max_nodes=room)
+            walked, more = _walk(conn, seeds, down=direction, max_depth=max_depth, max_nodes=room, visible=visible)
             truncated = truncated or more
             for number, depth in walked.items():
                 depths[number] = min(depth, depths.get(number, depth))
@@ -341,7 +380,13 @@ def _edge_of(row: Any, uids: Mapping[int, str]) -> LineageEdge:
 
 
 def _walk(
-    conn: Connection, seeds: set[int], *, down: bool, max_depth: int, max_nodes: int
+    conn: Connection,
+    seeds: set[int],
+    *,
+    down: bool,
+    max_depth: int,
+    max_nodes: int,
+    visible: Visible | None = None,
 ) -> tuple[dict[int, int], bool]:
     """Everything that can be reached, with its least distance; and whether ``max_nodes`` cut something off.
 
@@ -351,15 +396,20 @@ def _walk(
         down: From sources to targets, or back.
         max_depth: 0 for no bound.
         max_nodes: The nearest are kept.
+        visible: What may be met; all of it for None.
     """
+    reach, following = (_REACH_DOWN, _NEXT_DOWN) if down else (_REACH_UP, _NEXT_UP)
+    if visible is not None:
+        begin, end = (_source, _target) if down else (_target, _source)
+        reach, following = _reach(begin, end, visible), _next(begin, end, visible)
     depths = dict.fromkeys(seeds, 0)
     frontier, depth = set(seeds), 0
     while frontier and (not max_depth or depth < max_depth):
         levels = min(_LEVELS, max_depth - depth) if max_depth else _LEVELS
         room = max_nodes - len(depths)
-        found = _leap(conn, frontier, down=down, levels=levels, room=room)
+        found = _leap(conn, frontier, reach, levels=levels, room=room)
         if found is None:
-            levels, found = 1, _step(conn, frontier, down=down, limit=room + 1 + len(depths))
+            levels, found = 1, _step(conn, frontier, following, limit=room + 1 + len(depths))
         news = {number: depth + steps for number, steps in found.items() if number not in depths}
         if len(news) > room:
             nearest = sorted(news, key=lambda number: (news[number], number))[:room]
@@ -371,9 +421,8 @@ def _walk(
     return depths, False
 
 
-def _leap(conn: Connection, frontier: set[int], *, down: bool, levels: int, room: int) -> dict[int, int] | None:
+def _leap(conn: Connection, frontier: set[int], query: Select[Any], *, levels: int, room: int) -> dict[int, int] | None:
     """Distances of what lies within some levels; None where that would be too many rows for too few objects."""
-    query = _REACH_DOWN if down else _REACH_UP
     limit = 2 * room + 100
     found: dict[int, int] = {}
     rows = 0
@@ -386,9 +435,8 @@ def _leap(conn: Connection, frontier: set[int], *, down: bool, levels: int, room
     return found
 
 
-def _step(conn: Connection, frontier: set[int], *, down: bool, limit: int) -> dict[int, int]:
+def _step(conn: Connection, frontier: set[int], query: Select[Any], *, limit: int) -> dict[int, int]:
     """What lies one edge away."""
-    query = _NEXT_DOWN if down else _NEXT_UP
     found: dict[int, int] = {}
     for some in _chunks(sorted(frontier)):
         found.update((row[0], 1) for row in conn.execute(query.limit(limit), {"ids": some}))
@@ -419,18 +467,27 @@ class SqlLineageStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def add_edges(self, new: NewEdges, *, actor: str, at: datetime) -> int:
+    async def add_edges(self, new: NewEdges, *, actor: str, at: datetime, scope: Scope = ALL) -> int:
         """See the port."""
-        return await self._db.write(lambda conn: add_edges(conn, new, actor=actor, at=at))
+        return await self._db.write(lambda conn: add_edges(conn, new, actor=actor, at=at, scope=scope))
 
     async def remove_edges(self, edges: Sequence[NewEdge], *, actor: str, at: datetime) -> int:
         """See the port."""
         return await self._db.write(lambda conn: remove_edges(conn, edges, actor=actor, at=at))
 
     async def get_lineage(
-        self, objects: Sequence[str], *, up: bool, down: bool, max_depth: int, max_nodes: int
+        self,
+        objects: Sequence[str],
+        *,
+        up: bool,
+        down: bool,
+        max_depth: int,
+        max_nodes: int,
+        scope: Scope = ALL,
     ) -> Lineage:
         """See the port."""
         return await self._db.scan(
-            lambda conn: get_lineage(conn, objects, up=up, down=down, max_depth=max_depth, max_nodes=max_nodes)
+            lambda conn: get_lineage(
+                conn, objects, up=up, down=down, max_depth=max_depth, max_nodes=max_nodes, scope=scope
+            )
         )

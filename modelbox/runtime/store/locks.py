@@ -10,12 +10,14 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InUseError
 from modelbox.retention import VersionLock
 from modelbox.runtime.store.holdings import database_time_us
 from modelbox.runtime.store.lookups import model_row, version_row
 from modelbox.runtime.store.rows import from_us
 from modelbox.runtime.store.schema import models, namespaces, version_locks, versions
+from modelbox.runtime.store.visible import find_visible
 
 __all__ = ("check_unlocked", "list_locks", "lock_version", "unlock_version")
 
@@ -75,9 +77,12 @@ def unlock_version(conn: Connection, namespace: str, model: str, version: int) -
     return conn.execute(delete(version_locks).where(version_locks.c.version_id == row.id)).rowcount == 1
 
 
-def list_locks(conn: Connection, namespace: str, model: str, limit: int) -> Sequence[VersionLock]:
+def list_locks(conn: Connection, namespace: str, model: str, limit: int, scope: Scope = ALL) -> Sequence[VersionLock]:
     """Locks of a namespace or model, of all for empty names."""
     query = _LOCKS.limit(limit)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.of_model(models.c.namespace_id, models.c.id))
     if namespace:
         query = query.where(namespaces.c.name == namespace)
     if model:

@@ -11,10 +11,21 @@ from sqlalchemy import Connection, bindparam, select
 
 from modelbox.errors import NotFoundError
 from modelbox.refs import ModelRef
+from modelbox.runtime.absence import missing
 from modelbox.runtime.store.rows import ALIASES, MODELS, VERSIONS
 from modelbox.runtime.store.schema import aliases, models, namespaces, versions
+from modelbox.runtime.store.visible import Visible
 
-__all__ = ("alias_row", "find_alias_row", "find_model_row", "find_namespace_id", "model_row", "ref_row", "version_row")
+__all__ = (
+    "alias_row",
+    "find_alias_row",
+    "find_model_row",
+    "find_namespace_id",
+    "model_row",
+    "no_model",
+    "ref_row",
+    "version_row",
+)
 
 _SHOWN = 10
 
@@ -69,20 +80,24 @@ def model_row(conn: Connection, namespace: str, name: str, *, lock: bool = False
         NotFoundError: There is no such model; ``exists`` lists models of the namespace, or namespaces.
     """
     row = find_model_row(conn, namespace, name, lock=lock)
-    if row is not None:
-        return row
-    if find_namespace_id(conn, namespace) is None:
+    if row is None:
+        raise no_model(conn, namespace, name)
+    return row
+
+
+def no_model(conn: Connection, namespace: str, name: str, visible: Visible | None = None) -> NotFoundError:
+    """What a model that is not there is answered with, or one that the caller may not see."""
+    namespace_id = find_namespace_id(conn, namespace)
+    if namespace_id is None or (visible is not None and namespace_id not in visible.named_ids):
         some = select(namespaces.c.name).order_by(namespaces.c.name).limit(_SHOWN)
-        raise _missing("namespace", namespace, "namespaces", list(conn.execute(some).scalars()))
-    some = (
-        select(models.c.name)
-        .join(namespaces, models.c.namespace_id == namespaces.c.id)
-        .where(namespaces.c.name == namespace)
-        .order_by(models.c.name)
-        .limit(_SHOWN)
-    )
+        if visible is not None:
+            some = some.where(visible.named(namespaces.c.id))
+        return missing("namespace", namespace, "namespaces", list(conn.execute(some).scalars()))
+    some = select(models.c.name).where(models.c.namespace_id == namespace_id).order_by(models.c.name).limit(_SHOWN)
+    if visible is not None:
+        some = some.where(visible.of_model(models.c.namespace_id, models.c.id))
     found = [f"{namespace}/{other}" for other in conn.execute(some).scalars()]
-    raise _missing("model", f"{namespace}/{name}", "models", found)
+    return missing("model", f"{namespace}/{name}", "models", found)
 
 
 def version_row(conn: Connection, model: Any, version: int) -> Any:
@@ -112,7 +127,7 @@ def alias_row(conn: Connection, model: Any, alias: str) -> Any:
     if row is None:
         some = select(aliases.c.name).where(aliases.c.model_id == model.id).order_by(aliases.c.name).limit(_SHOWN)
         found = [f"{model.namespace}/{model.name}@{name}" for name in conn.execute(some).scalars()]
-        raise _missing("alias", f"{model.namespace}/{model.name}@{alias}", "aliases", found)
+        raise missing("alias", f"{model.namespace}/{model.name}@{alias}", "aliases", found)
     return row
 
 
@@ -145,9 +160,4 @@ def _no_version(conn: Connection, model: Any, asked: str) -> NotFoundError:
         .limit(_SHOWN)
     )
     found = [f"{model.namespace}/{model.name}@{number}" for number in conn.execute(some).scalars()]
-    return _missing("version", asked, "versions", found)
-
-
-def _missing(what: str, asked: str, plural: str, exists: list[str]) -> NotFoundError:
-    instead = f"{plural} there are: {', '.join(exists)}" if exists else f"there are no {plural} there yet"
-    return NotFoundError(f"no {what} {asked}: {instead}", what=what, name=asked, exists=exists)
+    return missing("version", asked, "versions", found)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Created, to_json
@@ -19,10 +20,11 @@ from modelbox.refs import shown
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.event_values import add_event_values
-from modelbox.runtime.store.objects import find_object, object_row
+from modelbox.runtime.store.objects import find_object, object_row, seen_object
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import dump, from_us, to_us
 from modelbox.runtime.store.schema import comments, events, namespaces, objects, readmes
+from modelbox.runtime.store.visible import find_visible
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import Comment, Event, NewComment, NewEvent, ObjectKind, Readme, ReadmeEdit
 
@@ -169,10 +171,14 @@ def _list_events(
     source: str,
     limit: int,
     after: Key | None,
+    scope: Scope,
 ) -> Listed[Event]:
-    target = object_row(conn, object_text, deleted_ok=True)
+    visible = find_visible(conn, scope)
+    target = seen_object(conn, object_text, visible, deleted_ok=True)
     column = events.c.namespace_id if target.kind is ObjectKind.NAMESPACE else events.c.object_id
     query = EVENTS.where(column == (target.namespace_id if target.kind is ObjectKind.NAMESPACE else target.id))
+    if visible is not None:
+        query = query.where(visible.of_object(events.c.namespace_id, objects.c.uid))
     if since is not None:
         query = query.where(events.c.at_us >= to_us(since))
     if until is not None:
@@ -305,10 +311,14 @@ def _noted(writing: Writing, comment_id: str, action: Action) -> Comment:
 
 
 def _list_comments(
-    conn: Connection, object_text: str, include_deleted: bool, limit: int, after: Key | None
+    conn: Connection, object_text: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope
 ) -> Listed[Comment]:
-    target = object_row(conn, object_text, deleted_ok=True)
+    visible = find_visible(conn, scope)
+    target = seen_object(conn, object_text, visible, deleted_ok=True)
     query = COMMENTS.where(comments.c.object_id == target.id).order_by(comments.c.id).limit(limit + 1)
+    if visible is not None:
+        # A namespace may be named, and what is said about it still not be seen.
+        query = query.where(visible.of_object(objects.c.namespace_id, objects.c.uid))
     if not include_deleted:
         query = query.where(comments.c.deleted_at_us.is_(None))
     if after is not None:
@@ -380,10 +390,11 @@ class SqlNoteStore:
         source: str,
         limit: int,
         after: Key | None,
+        scope: Scope = ALL,
     ) -> Listed[Event]:
         """See the port."""
         return await self._db.scan(
-            lambda conn: _list_events(conn, object_text, since, until, name, source, limit, after)
+            lambda conn: _list_events(conn, object_text, since, until, name, source, limit, after, scope)
         )
 
     async def add_comment(self, new: NewComment, *, actor: str, at: datetime) -> Created[Comment]:
@@ -403,10 +414,10 @@ class SqlNoteStore:
         return await self._db.write(lambda conn: _restore_comment(conn, comment_id, actor=actor, at=at))
 
     async def list_comments(
-        self, object_text: str, *, include_deleted: bool, limit: int, after: Key | None
+        self, object_text: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Comment]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_comments(conn, object_text, include_deleted, limit, after))
+        return await self._db.scan(lambda conn: _list_comments(conn, object_text, include_deleted, limit, after, scope))
 
     async def set_readme(self, edit: ReadmeEdit, *, actor: str, at: datetime) -> Readme:
         """See the port."""

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, or_, select, updat
 
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import ModelRef, check_name, shown
-from modelbox.runtime.store.lookups import model_row, ref_row
+from modelbox.runtime.store.lookups import model_row, no_model, ref_row
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.schema import (
     attribute_history,
@@ -28,6 +28,7 @@ from modelbox.runtime.store.schema import (
     objects,
     readmes,
 )
+from modelbox.runtime.store.visible import Visible
 from modelbox.tracking import ObjectKind, kind_of_id
 
 __all__ = (
@@ -41,6 +42,7 @@ __all__ = (
     "object_id",
     "object_row",
     "remove_objects",
+    "seen_object",
 )
 
 _IN_CHUNK = 500
@@ -127,15 +129,40 @@ def object_row(conn: Connection, text: str, *, lock: bool = False, deleted_ok: b
         check_name(text, "namespace")
         row = conn.execute(_NAMESPACE_LOCKED if lock else _NAMESPACE, {"ns": text}).first()
     if row is None:
-        raise NotFoundError(
-            f"no object {shown(text)}: was it made on this server, or purged?", what="object", name=text
-        )
+        raise _no_object(text)
     found = _of(row)
     if found.deleted and not deleted_ok:
-        raise NotFoundError(
-            f"{shown(text)} is in the bin: restore it first", what=found.kind.value, name=text, deleted=True
-        )
+        raise _binned(text, found)
     return found
+
+
+def seen_object(conn: Connection, text: str, visible: Visible | None, *, deleted_ok: bool = False) -> ObjectRow:
+    """As `object_row`; what the caller may not see is not there. A namespace is, where something in it may be seen."""
+    if visible is None:
+        return object_row(conn, text, deleted_ok=deleted_ok)
+    found = object_row(conn, text, deleted_ok=True)
+    if found.kind is ObjectKind.NAMESPACE:
+        shows = found.namespace_id in visible.named_ids
+    else:
+        shows = visible.shows_object(conn, found.id)
+    if not shows:
+        if "/" in text:
+            ref = ModelRef.parse(text)
+            raise no_model(conn, ref.namespace, ref.model, visible)
+        raise _no_object(text)
+    if found.deleted and not deleted_ok:
+        raise _binned(text, found)
+    return found
+
+
+def _no_object(text: str) -> NotFoundError:
+    return NotFoundError(f"no object {shown(text)}: was it made on this server, or purged?", what="object", name=text)
+
+
+def _binned(text: str, found: ObjectRow) -> NotFoundError:
+    return NotFoundError(
+        f"{shown(text)} is in the bin: restore it first", what=found.kind.value, name=text, deleted=True
+    )
 
 
 def find_objects(conn: Connection, uids: list[str]) -> dict[str, ObjectRow]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.manifest import Manifest
 from modelbox.objects import InstanceState, from_json, to_json
 from modelbox.retention import Best, Candidate, Decision, Planned, Retained, RetentionPolicy, VersionLock, decide
@@ -39,6 +40,7 @@ from modelbox.runtime.store.schema import (
     version_locks,
     versions,
 )
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.tracking import ObjectKind, RunStatus
 
 __all__ = ("SqlRetentionStore",)
@@ -93,10 +95,18 @@ def _set_policy(conn: Connection, policy: RetentionPolicy, actor: str) -> Retent
     return found
 
 
-def _list_policies(conn: Connection, namespace: str) -> tuple[RetentionPolicy, ...]:
+def _list_policies(conn: Connection, namespace: str, visible: Scope = ALL) -> tuple[RetentionPolicy, ...]:
     query = select(retention_policies).order_by(retention_policies.c.scope, retention_policies.c.kind)
     found = (_policy_of(row) for row in conn.execute(query))
-    return tuple(one for one in found if namespace in ("", one.scope.partition("/")[0]))
+    return tuple(
+        one for one in found if namespace in ("", one.scope.partition("/")[0]) and _shows_policy(visible, one.scope)
+    )
+
+
+def _shows_policy(visible: Scope, scope: str) -> bool:
+    """Whether the policy of a namespace or model may be seen."""
+    namespace, _, model = scope.partition("/")
+    return visible.shows(namespace, model)
 
 
 def _policies(conn: Connection, override: RetentionPolicy | None) -> _Policies:
@@ -142,11 +152,23 @@ def _groups(kind: Retained) -> Select[Any]:
 
 
 def _find_groups(
-    conn: Connection, scope: str, kind: Retained, policies: _Policies, limit: int, after: int | None, *, governed: bool
+    conn: Connection,
+    scope: str,
+    kind: Retained,
+    policies: _Policies,
+    limit: int,
+    after: int | None,
+    *,
+    governed: bool,
+    visible: Visible | None = None,
 ) -> list[_Found]:
     """Groups in a scope by their rows' numbers; only those with a policy if they must be ``governed``."""
     id_column = models.c.id if kind is Retained.VERSIONS else objects.c.id
     query = _groups(kind).order_by(id_column).limit(limit)
+    if visible is not None and kind is Retained.VERSIONS:
+        query = query.where(visible.of_model(models.c.namespace_id, models.c.id))
+    elif visible is not None:
+        query = query.where(visible.of_namespace(objects.c.namespace_id))
     namespace, _, model = scope.partition("/")
     if namespace:
         query = query.where(namespaces.c.name == namespace)
@@ -331,7 +353,13 @@ def _live_below(conn: Connection, ids: Sequence[int]) -> tuple[Counter[int], Cou
 
 
 def _plan(
-    conn: Connection, scope: str, kind: Retained, override: RetentionPolicy | None, limit: int, after: Key | None
+    conn: Connection,
+    scope: str,
+    kind: Retained,
+    override: RetentionPolicy | None,
+    limit: int,
+    after: Key | None,
+    visible: Visible | None,
 ) -> Listed[Planned]:
     policies = _policies(conn, override)
     lines: list[tuple[_Found, Decision]] = []
@@ -339,7 +367,7 @@ def _plan(
     # The group that the last page ended in comes again.
     position = None if group_after is None else group_after - 1
     while len(lines) <= limit:
-        groups = _find_groups(conn, scope, kind, policies, 50, position, governed=False)
+        groups = _find_groups(conn, scope, kind, policies, 50, position, governed=False, visible=visible)
         if not groups:
             break
         for group in groups:
@@ -429,15 +457,24 @@ class SqlRetentionStore:
         )
         return gone == 1
 
-    async def list_policies(self, namespace: str) -> Sequence[RetentionPolicy]:
+    async def list_policies(self, namespace: str, *, visible: Scope = ALL) -> Sequence[RetentionPolicy]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_policies(conn, namespace))
+        return await self._db.scan(lambda conn: _list_policies(conn, namespace, visible))
 
     async def plan(
-        self, scope: str, kind: Retained, override: RetentionPolicy | None, *, limit: int, after: Key | None
+        self,
+        scope: str,
+        kind: Retained,
+        override: RetentionPolicy | None,
+        *,
+        limit: int,
+        after: Key | None,
+        visible: Scope = ALL,
     ) -> Listed[Planned]:
         """See the port."""
-        return await self._db.scan(lambda conn: _plan(conn, scope, kind, override, limit, after))
+        return await self._db.scan(
+            lambda conn: _plan(conn, scope, kind, override, limit, after, find_visible(conn, visible))
+        )
 
     async def find_groups(self, scope: str, kind: Retained, *, limit: int, after: Key | None) -> Listed[Group]:
         """See the port."""
@@ -455,6 +492,8 @@ class SqlRetentionStore:
         """See the port."""
         return await self._db.write(lambda conn: unlock_version(conn, namespace, model, version))
 
-    async def list_locks(self, namespace: str, model: str, *, limit: int) -> Sequence[VersionLock]:
+    async def list_locks(
+        self, namespace: str, model: str, *, limit: int, visible: Scope = ALL
+    ) -> Sequence[VersionLock]:
         """See the port."""
-        return await self._db.scan(lambda conn: list_locks(conn, namespace, model, limit))
+        return await self._db.scan(lambda conn: list_locks(conn, namespace, model, limit, visible))

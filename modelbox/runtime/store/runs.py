@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Created, JsonValue, to_json
@@ -20,10 +21,11 @@ from modelbox.refs import check_name, shown
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.store.attributes import METRIC, AttributeWrites, encode, read_values
 from modelbox.runtime.store.experiments import experiment_row, make_experiment
-from modelbox.runtime.store.objects import ObjectRow, object_row
+from modelbox.runtime.store.objects import ObjectRow, object_row, seen_object
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.rows import from_us, to_us
 from modelbox.runtime.store.schema import checkpoints, experiments, namespaces, objects, runs
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.runtime.store.writing import Writing
 from modelbox.tracking import (
     AttributeKind,
@@ -148,14 +150,14 @@ def run_of(row: Any) -> Run:
     )
 
 
-def run_row(conn: Connection, uid: str, *, lock: bool = False) -> Any:
-    """The row (`RUNS`) of a run, in the bin or not.
+def run_row(conn: Connection, uid: str, *, lock: bool = False, visible: Visible | None = None) -> Any:
+    """The row (`RUNS`) of a run, in the bin or not; what the caller may not see is not there.
 
     Raises:
         NotFoundError: There is none.
     """
     row = conn.execute(_RUN_LOCKED if lock else _RUN, {"the_uid": uid}).first()
-    if row is None:
+    if row is None or (visible is not None and not visible.shows_object(conn, row.id)):
         raise NotFoundError(f"no run {shown(uid)}: was it made on this server, or purged?", what="run", name=uid)
     return row
 
@@ -309,19 +311,25 @@ def clone_run(conn: Connection, source_id: str, uid: str, name: str, *, actor: s
     return created
 
 
-def list_runs(conn: Connection, parent: str, include_deleted: bool, limit: int, after: Key | None) -> Listed[Run]:
+def list_runs(
+    conn: Connection, parent: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
+) -> Listed[Run]:
     """Runs of an experiment (id or path), of a namespace, or the child runs of a run, newest first.
 
     Key: (internal number,).
     """
     number = runs.c.id
     query = RUNS.limit(limit + 1)
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        # A run may be below one of another namespace.
+        query = query.where(visible.of_namespace(objects.c.namespace_id))
     if kind_of_id(parent) is ObjectKind.RUN:
-        query = query.where(runs.c.parent_run_id == run_row(conn, parent).id)
+        query = query.where(runs.c.parent_run_id == run_row(conn, parent, visible=visible).id)
     elif "/" in parent or kind_of_id(parent) is ObjectKind.EXPERIMENT:
-        query = query.where(runs.c.experiment_id == experiment_row(conn, parent).id)
+        query = query.where(runs.c.experiment_id == experiment_row(conn, parent, visible=visible).id)
     elif parent:
-        found = object_row(conn, parent)
+        found = seen_object(conn, parent, visible)
         # By the column of the index that knows namespace and kind.
         number = objects.c.id
         query = query.where(objects.c.namespace_id == found.namespace_id, objects.c.kind == ObjectKind.RUN.value)
@@ -369,7 +377,10 @@ def checkpoint_row(conn: Connection, uid: str) -> Any:
 
 
 def _parent_row(conn: Connection, uid: str, *, lock: bool = False) -> ObjectRow:
-    parent = object_row(conn, uid, lock=lock, deleted_ok=True)
+    return _check_parent(uid, object_row(conn, uid, lock=lock, deleted_ok=True))
+
+
+def _check_parent(uid: str, parent: ObjectRow) -> ObjectRow:
     if parent.kind not in (ObjectKind.RUN, ObjectKind.EXPERIMENT):
         raise InvalidError(
             f"{shown(uid)} is a {parent.kind.value}: checkpoints belong to runs and experiments", what="parent_id"
@@ -417,10 +428,10 @@ def create_checkpoint(conn: Connection, new: NewCheckpoint, *, actor: str, at: d
 
 
 def list_checkpoints(
-    conn: Connection, parent_id: str, include_deleted: bool, limit: int, after: Key | None
+    conn: Connection, parent_id: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
 ) -> Listed[Checkpoint]:
     """Checkpoints of a run or experiment by epoch. Key: (epoch,)."""
-    parent = _parent_row(conn, parent_id)
+    parent = _check_parent(parent_id, seen_object(conn, parent_id, find_visible(conn, scope), deleted_ok=True))
     query = CHECKPOINTS.where(checkpoints.c.parent_id == parent.id).order_by(checkpoints.c.epoch).limit(limit + 1)
     if not include_deleted:
         query = query.where(objects.c.deleted_at_us.is_(None))

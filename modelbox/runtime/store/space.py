@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.refs import Digest
 from modelbox.runtime.ports import Key, Listed
 from modelbox.runtime.space_ports import ChainPlace, GivenUp, IdleBlob, StoredBlob, WrongSeries
@@ -34,6 +35,7 @@ from modelbox.runtime.store.schema import (
     version_blobs,
     versions,
 )
+from modelbox.runtime.store.visible import find_visible, is_named_so
 from modelbox.space import Finding, FindingKind, Quota, SpaceTotals, Usage
 
 __all__ = ("SqlSpaceStore",)
@@ -55,8 +57,10 @@ def _quota_of(row: Any) -> Quota:
     )
 
 
-def _list_quotas(conn: Connection, namespace: str) -> tuple[Quota, ...]:
+def _list_quotas(conn: Connection, namespace: str, scope: Scope = ALL) -> tuple[Quota, ...]:
     query = select(quotas).order_by(quotas.c.namespace)
+    if not scope.everything:
+        query = query.where(is_named_so(scope, quotas.c.namespace))
     if namespace:
         query = query.where(quotas.c.namespace == namespace)
     return tuple(_quota_of(row) for row in conn.execute(query))
@@ -125,10 +129,12 @@ def _count_versions(conn: Connection, where: ColumnElement[bool]) -> int:
     return int(conn.execute(query).scalar_one())
 
 
-def _list_namespaces(conn: Connection, limit: int, after: Key | None) -> Listed[Usage]:
+def _list_namespaces(conn: Connection, limit: int, after: Key | None, scope: Scope) -> Listed[Usage]:
     # An upload does not make a namespace, and yet takes space.
     names = select(namespaces.c.name).union(select(holdings.c.namespace), select(quotas.c.namespace)).subquery("names")
     query = select(names.c.name).order_by(names.c.name).limit(limit + 1)
+    if not scope.everything:
+        query = query.where(is_named_so(scope, names.c.name))
     if after is not None:
         query = query.where(names.c.name > after[0])
     found = list(conn.execute(query).scalars())
@@ -152,7 +158,7 @@ def _list_namespaces(conn: Connection, limit: int, after: Key | None) -> Listed[
     return Listed(items=tuple(items), next_key=(items[-1].path,) if len(found) > limit else None)
 
 
-def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None) -> Listed[Usage]:
+def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None, scope: Scope) -> Listed[Usage]:
     query = (
         select(models.c.id, models.c.name)
         .join(namespaces, models.c.namespace_id == namespaces.c.id)
@@ -160,6 +166,9 @@ def _list_models(conn: Connection, namespace: str, limit: int, after: Key | None
         .order_by(models.c.name)
         .limit(limit + 1)
     )
+    visible = find_visible(conn, scope)
+    if visible is not None:
+        query = query.where(visible.of_model(models.c.namespace_id, models.c.id))
     if after is not None:
         query = query.where(models.c.name > after[0])
     rows = conn.execute(query).all()
@@ -299,15 +308,15 @@ class SqlSpaceStore:
         """See the port."""
         return await self._db.write(lambda conn: _set_quota(conn, namespace, limit_bytes, actor))
 
-    async def list_quotas(self, namespace: str) -> Sequence[Quota]:
+    async def list_quotas(self, namespace: str, *, scope: Scope = ALL) -> Sequence[Quota]:
         """See the port."""
-        return await self._db.scan(lambda conn: _list_quotas(conn, namespace))
+        return await self._db.scan(lambda conn: _list_quotas(conn, namespace, scope))
 
-    async def list_usage(self, namespace: str, *, limit: int, after: Key | None) -> Listed[Usage]:
+    async def list_usage(self, namespace: str, *, limit: int, after: Key | None, scope: Scope = ALL) -> Listed[Usage]:
         """See the port."""
         if namespace:
-            return await self._db.scan(lambda conn: _list_models(conn, namespace, limit, after))
-        return await self._db.scan(lambda conn: _list_namespaces(conn, limit, after))
+            return await self._db.scan(lambda conn: _list_models(conn, namespace, limit, after, scope))
+        return await self._db.scan(lambda conn: _list_namespaces(conn, limit, after, scope))
 
     async def totals(self) -> SpaceTotals:
         """See the port."""

@@ -11,6 +11,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.objects import Created
 from modelbox.runtime.ports import Key, Listed
@@ -126,10 +127,10 @@ class SqlTrackingStore:
         return await self._db.write(lambda conn: update_experiment(conn, text, patch, actor=actor, at=at))
 
     async def list_experiments(
-        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None
+        self, *, namespace: str, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Experiment]:
         """See the port."""
-        return await self._db.scan(lambda conn: list_experiments(conn, namespace, include_deleted, limit, after))
+        return await self._db.scan(lambda conn: list_experiments(conn, namespace, include_deleted, limit, after, scope))
 
     async def create_run(self, new: NewRun, *, actor: str, at: datetime) -> Created[Run]:
         """See the port."""
@@ -143,9 +144,11 @@ class SqlTrackingStore:
         """See the port."""
         return await self._db.write(lambda conn: update_run(conn, uid, patch, actor=actor, at=at))
 
-    async def list_runs(self, parent: str, *, include_deleted: bool, limit: int, after: Key | None) -> Listed[Run]:
+    async def list_runs(
+        self, parent: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
+    ) -> Listed[Run]:
         """See the port."""
-        return await self._db.scan(lambda conn: list_runs(conn, parent, include_deleted, limit, after))
+        return await self._db.scan(lambda conn: list_runs(conn, parent, include_deleted, limit, after, scope))
 
     async def clone_run(self, source_id: str, uid: str, name: str, *, actor: str, at: datetime) -> Created[Run]:
         """See the port."""
@@ -160,10 +163,10 @@ class SqlTrackingStore:
         return await self._db.read(lambda conn: checkpoint_of(checkpoint_row(conn, uid)))
 
     async def list_checkpoints(
-        self, parent_id: str, *, include_deleted: bool, limit: int, after: Key | None
+        self, parent_id: str, *, include_deleted: bool, limit: int, after: Key | None, scope: Scope = ALL
     ) -> Listed[Checkpoint]:
         """See the port."""
-        return await self._db.scan(lambda conn: list_checkpoints(conn, parent_id, include_deleted, limit, after))
+        return await self._db.scan(lambda conn: list_checkpoints(conn, parent_id, include_deleted, limit, after, scope))
 
     async def delete_objects(self, uids: Sequence[str], *, actor: str, at: datetime) -> int:
         """See the port."""
@@ -219,7 +222,17 @@ class SqlTrackingStore:
         )
 
     async def deliver(
-        self, spool: str, first: int, upto: int, operations: Sequence[Operation], *, actor: str, at: datetime
+        self,
+        spool: str,
+        first: int,
+        upto: int,
+        operations: Sequence[Operation],
+        *,
+        actor: str,
+        at: datetime,
+        scope: Scope = ALL,
     ) -> tuple[Rejection, ...]:
         """See the port."""
-        return await self._db.write(lambda conn: deliver(conn, spool, first, upto, operations, actor=actor, at=at))
+        return await self._db.write(
+            lambda conn: deliver(conn, spool, first, upto, operations, actor=actor, at=at, scope=scope)
+        )
