@@ -39,6 +39,7 @@ from hpack.exceptions import HPACKError
 from modelbox._serving.grpc import REFUSED, STOPPING, GrpcServer, Servable
 from modelbox._serving.guard import GuardedProtocol, Limits
 from modelbox._serving.headers import HeaderDecoder, literal
+from modelbox._serving.peers import UNKNOWN, Peer, peer_of
 from modelbox.errors import DeadlineExceeded, InvalidError, LimitError
 
 __all__ = ("COMPRESSED", "DirectMethod", "DirectServer", "Failure", "SoonMethod")
@@ -158,7 +159,7 @@ class _DirectProtocol(GuardedProtocol):
         soon: Mapping[str, SoonMethod],
         fail: Callable[[Exception], Failure],
         stall_s: float,
-        context_of: Callable[[Mapping[str, str]], Context] | None,
+        context_of: Callable[[Mapping[str, str], Peer], Context] | None,
     ) -> None:
         super().__init__(*arguments)
         self._context_of = context_of
@@ -166,6 +167,7 @@ class _DirectProtocol(GuardedProtocol):
         self._soon = soon
         self._fail_with = fail
         self._stall_s = stall_s
+        self._peer = UNKNOWN
         self._preface = _PREFACE_BYTES
         self._rest = b""
         self._continues = False
@@ -189,6 +191,7 @@ class _DirectProtocol(GuardedProtocol):
         super().connection_made(transport)
         if self._dead:
             return
+        self._peer = peer_of(transport)
         h2 = self.connection._connection
         headers = HeaderDecoder(self._read_head, h2.decoder.max_header_list_size)
         headers.max_allowed_table_size = h2.decoder.max_allowed_table_size
@@ -300,7 +303,7 @@ class _DirectProtocol(GuardedProtocol):
             method,
             self._soon.get(path),
             deadline.time_remaining() if deadline is not None else None,
-            self._context_of(found) if self._context_of is not None else None,
+            self._context_of(found, self._peer) if self._context_of is not None else None,
         )
 
     def _open(self, stream_id: int, block: bytes) -> bool:
@@ -690,8 +693,8 @@ class DirectServer(GrpcServer):
         soon: Of some of ``methods``, without a task for each call.
         fail: What becomes of an exception of theirs; logs it where nobody expected it.
         stall_s: How long a peer may keep a call waiting, seconds.
-        context_of: What a call's headers say to its method, as a context that the method runs in; asked once for equal
-            headers.
+        context_of: What a call's headers, and who sends them, say to its method, as a context that the method runs in;
+            asked once for equal headers of one connection.
         endless: See `GrpcServer`.
         on_stop: The same.
     """
@@ -706,7 +709,7 @@ class DirectServer(GrpcServer):
         fail: Callable[[Exception], Failure],
         soon: Mapping[str, SoonMethod] | None = None,
         stall_s: float = 60.0,
-        context_of: Callable[[Mapping[str, str]], Context] | None = None,
+        context_of: Callable[[Mapping[str, str], Peer], Context] | None = None,
         endless: tuple[str, ...] = (),
         on_stop: Callable[[], None] | None = None,
     ) -> None:

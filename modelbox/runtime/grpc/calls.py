@@ -26,6 +26,7 @@ from h2.errors import ErrorCodes
 from modelbox._serving.grpc import Servable
 from modelbox._serving.health import Health
 from modelbox._serving.messages import decode_google
+from modelbox._serving.peers import Peer, peer_of
 from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
 from modelbox.access import ANYBODY, Caller
@@ -168,7 +169,7 @@ class Boundary:
         status = "CANCELLED"
         name = path.removeprefix("/")
         if stream.metadata is not None:
-            CALLER.set(_caller_of(str(stream.metadata.get(ACTOR_KEY, ""))))
+            CALLER.set(_caller_of(str(stream.metadata.get(ACTOR_KEY, "")), peer_of(stream._stream._transport)))
         scope = anyio.CancelScope()
         try:
             with self._metrics.running("grpc"), scope:
@@ -394,15 +395,15 @@ def failure_of(error: Exception) -> Failure:
     )
 
 
-def context_of(headers: Mapping[str, str]) -> Context:
-    """The context of the calls that have these headers: `current_caller` is who makes them."""
+def context_of(headers: Mapping[str, str], peer: Peer) -> Context:
+    """The context of the calls that ``peer`` makes with these headers: `current_caller` is who makes them."""
     context = copy_context()
-    context.run(CALLER.set, _caller_of(headers.get(ACTOR_KEY, "")))
+    context.run(CALLER.set, _caller_of(headers.get(ACTOR_KEY, ""), peer))
     return context
 
 
-def _caller_of(name: str) -> Caller:
-    return replace(ANYBODY, name=name[:_MAX_ACTOR_CHARS])
+def _caller_of(name: str, peer: Peer) -> Caller:
+    return replace(ANYBODY, name=name[:_MAX_ACTOR_CHARS], address=peer.address)
 
 
 def _cut_off(stream: Stream[Any, Any]) -> None:

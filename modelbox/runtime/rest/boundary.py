@@ -20,6 +20,7 @@ from aiohttp.typedefs import Middleware
 
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
+from modelbox._serving.peers import peer_of
 from modelbox._wire import ACTOR_KEY
 from modelbox.access import ANYBODY, Caller
 from modelbox.errors import AuthError, InvalidError, LimitError, ModelBoxError, NotFoundError, ServerBusy
@@ -39,7 +40,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _caller_of(request: web.Request) -> Caller:
-    return replace(ANYBODY, name=request.headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS])
+    name = request.headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS]
+    return replace(ANYBODY, name=name, address=peer_of(request.transport).address)
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
@@ -133,7 +135,7 @@ def _elsewhere(request: web.Request, error: ModelBoxError) -> web.Response:
     if not address:
         return _failed(request, error)
     response = _failed(request, error, status=307)
-    response.headers["Location"] = f"http://{address}{request.raw_path}"
+    response.headers["Location"] = f"{request.scheme}://{address}{request.raw_path}"
     return response
 
 
