@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ReloadSucceeded,
         SessionFreed,
         StaleChanged,
+        StateConfirmed,
     )
     from modelbox.loader.runner import Lease, Mode, Prediction, RunnerOptions
     from modelbox.loader.session import SessionOptions
@@ -65,6 +66,7 @@ __all__ = (
     "SessionOptions",
     "Signature",
     "StaleChanged",
+    "StateConfirmed",
     "TensorSpec",
     "__version__",
     "aclose",
@@ -105,6 +107,7 @@ _HOME = {
     "SessionOptions": "modelbox.loader.session",
     "Signature": "modelbox.signature",
     "StaleChanged": "modelbox.events",
+    "StateConfirmed": "modelbox.events",
     "TensorSpec": "modelbox.signature",
     "aclose": "modelbox._default",
     "load": "modelbox._default",

@@ -19,6 +19,7 @@ __all__ = (
     "ReloadSucceeded",
     "SessionFreed",
     "StaleChanged",
+    "StateConfirmed",
 )
 
 
@@ -93,6 +94,11 @@ class StaleChanged(ModelEvent):
     """Contact to the server was lost (``stale``) or is back."""
 
     stale: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfirmed(ModelEvent):
+    """The server was asked what the reference points to, and said so; being in contact alone does not count."""
 
 
 class Observer(Protocol):

@@ -30,6 +30,7 @@ from modelbox.events import (
     ReloadSucceeded,
     SessionFreed,
     StaleChanged,
+    StateConfirmed,
 )
 from modelbox.loader.ledger import CallLabels, Ledger
 from modelbox.loader.stats import Histogram
@@ -62,6 +63,7 @@ RELOADS = "modelbox.reloads"
 RELOAD_DURATION = "modelbox.reload.duration"
 SESSIONS_FREED = "modelbox.sessions.freed"
 STALE = "modelbox.stale"
+STATE_AGE = "modelbox.state.age"
 DOWNLOAD_BYTES = "modelbox.download.bytes"
 CACHE_REQUESTS = "modelbox.cache.requests"
 PREDICT_SPAN = "modelbox.predict"
@@ -88,12 +90,21 @@ class Telemetry:
         meter.create_observable_gauge(
             STALE, callbacks=[self._observe_stale], description="1 while the server cannot be reached"
         )
+        self._confirmed_s: dict[str, float] = {}
+        meter.create_observable_gauge(
+            STATE_AGE,
+            unit="s",
+            callbacks=[self._observe_state_age],
+            description="Time since the server last said what the reference points to",
+        )
 
     def __call__(self, event: ModelEvent, /) -> None:
         """Counts one event."""
         labels = _ref_labels(ModelRef.parse(event.ref))
         if isinstance(event, ReloadSucceeded):
             self._stale_by_ref.setdefault(event.ref, False)
+            # Without a server it is of unknown age, and ages from here.
+            self._confirmed_s.setdefault(event.ref, time.monotonic())
             self._fetched.pop(event.ref, None)
             self._reloads.add(1, {**labels, "outcome": "ok"})
             for stage, seconds in event.stage_s.items():
@@ -106,6 +117,8 @@ class Telemetry:
             self._freed.add(1, {**labels, "outcome": "forced" if event.forced else "drained"})
         elif isinstance(event, StaleChanged):
             self._stale_by_ref[event.ref] = event.stale
+        elif isinstance(event, StateConfirmed):
+            self._confirmed_s[event.ref] = time.monotonic()
         elif isinstance(event, DownloadProgress):
             # The first event of a fetch says what the cache held.
             before = self._fetched.get(event.ref)
@@ -119,6 +132,11 @@ class Telemetry:
     def _observe_stale(self, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
         for ref, stale in list(self._stale_by_ref.items()):
             yield metrics.Observation(int(stale), _ref_labels(ModelRef.parse(ref)))
+
+    def _observe_state_age(self, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+        now = time.monotonic()
+        for ref, at in list(self._confirmed_s.items()):
+            yield metrics.Observation(now - at, _ref_labels(ModelRef.parse(ref)))
 
 
 def is_sampled() -> bool:

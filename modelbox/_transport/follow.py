@@ -50,7 +50,7 @@ class Follower:
         self._token = token
         self._page: str | None = "" if list_first else None
         self._list_token = ""
-        self._rev = _rev(token)
+        self._linked, self._linked_token = _rev(token), token
         self._gaps = 0
         self._failures = 0
         self._met = False
@@ -106,13 +106,14 @@ class Follower:
             match item:
                 case Bookmark():
                     self._failures = self._gaps = 0
-                    self._rev = max(self._rev or 0, item.rev)
+                    if self._linked is None:
+                        self._linked, self._linked_token = item.rev, item.token
                     self._token = item.token
                     return (), item.token
                 case Revision():
                     if await self._lost(item):
                         continue
-                    self._rev = item.rev
+                    self._linked, self._linked_token = item.rev, item.token
                     self._token = item.token
                     return item.changes, item.token
                 case Resync():
@@ -122,6 +123,7 @@ class Follower:
 
     async def _next_item(self) -> FeedItem:
         if self._stream is None:
+            self._linked, self._linked_token = _rev(self._token), self._token
             self._stream = await self._stack.enter_async_context(self.source.grpc.watch(self._wanted, self._token))
         try:
             return await anext(self._stream)
@@ -130,13 +132,15 @@ class Follower:
 
     async def _lost(self, item: Revision) -> bool:
         """Whether ``item`` is a repetition, or shows that something before it did not arrive."""
-        if self._rev is None or item.prev_rev <= self._rev < item.rev:
+        if self._linked is None or item.prev_rev == self._linked < item.rev:
             return False
-        if item.rev <= self._rev:
+        if item.rev <= self._linked:
             return True
         self._gaps += 1
         await self.aclose()
-        if self._gaps > 1:
+        # Bookmarks since the last whole link promised what did not come: they do not count.
+        self._token = self._linked_token
+        if self._gaps > 1 or not self._token:
             self._relist()
         return True
 
@@ -145,7 +149,7 @@ class Follower:
         self._met = True
         if not page_token:
             # What changes while we page arrives again in the watch from the first page's place.
-            self._list_token, self._rev = snapshot.token, snapshot.rev
+            self._list_token = snapshot.token
         if snapshot.next_token:
             self._page = snapshot.next_token
             return snapshot.items, ""
@@ -154,7 +158,7 @@ class Follower:
         return snapshot.items, self._token
 
     def _relist(self) -> None:
-        self._page, self._token, self._rev = "", "", None
+        self._page, self._token = "", ""
 
 
 def _rev(token: str) -> int | None:

@@ -19,6 +19,8 @@ from anyio.abc import TaskGroup
 
 from modelbox.errors import ClientClosed, DeadlineExceeded, ModelBoxError, TransportError
 from modelbox.events import Observer
+from modelbox.feed import ResumeToken
+from modelbox.loader.answers import check_answer
 from modelbox.loader.cache import Cache
 from modelbox.loader.download import Downloader
 from modelbox.loader.ledger import Ledger
@@ -193,22 +195,26 @@ class Loader(AsyncContextManagerMixin):
         resolved: Resolved | None = None
         try:
             if last_good is None:
-                resolved = await self._source.resolve(ref)
+                answer = await self._source.resolve(ref)
+                check_answer(ref, answer)
             else:
                 with anyio.fail_after(self._settings.offline_after_s):
-                    resolved = await self._source.resolve(ref)
+                    answer = await self._source.resolve(ref)
+                check_answer(ref, answer, ResumeToken.parse(last_good.token) if last_good.token else None)
+            resolved = answer
         except (TransportError, TimeoutError) as exc:
             if last_good is None:
                 if isinstance(exc, ModelBoxError):
                     raise
                 raise DeadlineExceeded(f"no answer for {ref} in time") from exc
             _log.warning(
-                "%s: the server cannot be reached, serving the last good version %d: %s",
+                "%s: the server is of no use, serving the last good version %d: %s",
                 ref,
                 last_good.version.version,
                 exc,
             )
         if resolved is not None:
+            reloader.confirmed()
             await reloader.start(resolved, last_good)
             return resolved.token
         assert last_good is not None

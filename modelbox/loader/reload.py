@@ -29,7 +29,7 @@ import anyio
 from anyio import CancelScope, to_thread
 
 from modelbox._loops import current_loop
-from modelbox.errors import IntegrityError, InvalidError, LoadError, ModelBoxError, NotFoundError
+from modelbox.errors import IntegrityError, InvalidError, LoadError, ModelBoxError, NotFoundError, ProtocolError
 from modelbox.events import (
     DownloadProgress,
     ModelEvent,
@@ -39,6 +39,7 @@ from modelbox.events import (
     ReloadSucceeded,
     SessionFreed,
     StaleChanged,
+    StateConfirmed,
 )
 from modelbox.feed import ResumeToken
 from modelbox.loader.cache import Cache, Quarantined, RefState
@@ -130,6 +131,7 @@ class Reloader:
             resolved: The server's answer.
             reset: The server's history was replaced (a restored backup): numbers of before do not count any more.
         """
+        self.confirmed()
         held = self._target or self._current
         if held is not None and not reset and _history(held) == _history(resolved):
             if _order(resolved) < _order(held):
@@ -150,6 +152,28 @@ class Reloader:
         """The server does not know the reference (any more): what serves goes on."""
         if self._current is not None:
             _log.warning("%s is gone from the server, version %d goes on: %s", self.ref, self.version_number, error)
+
+    def refused(self, error: ProtocolError) -> None:
+        """What the server says of the reference cannot be true: what serves goes on."""
+        if self._current is None:
+            return
+        _log.warning("%s: version %d goes on: %s", self.ref, self.version_number, error)
+        self._emit(
+            ReloadFailed(
+                ref=str(self.ref),
+                version=0,
+                digest="",
+                stage="resolve",
+                code=error.code,
+                reason=str(error),
+                quarantined=False,
+            )
+        )
+        self._reporter.update(self._report(InstanceState.FAILED, stage="resolve", reason=str(error)))
+
+    def confirmed(self) -> None:
+        """The server has just said what the reference points to, whether that is new or not."""
+        self._emit(StateConfirmed(ref=str(self.ref)))
 
     def set_stale(self, stale: bool) -> None:
         """Notes whether the server can be reached."""

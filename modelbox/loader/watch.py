@@ -6,7 +6,7 @@ the newest whole state, to the reference's owner. So a change that comes twice o
 lost is found by the link between revisions (`Revision.prev_rev`) or by the periodic check of everything.
 
 Refuses to judge what it delivers, and never takes anything away: with the server gone, or its answer an error, what
-was delivered last stays in force.
+was delivered last stays in force. An answer that cannot be true (`answers`) is delivered as such, and asked for again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 
 from modelbox.errors import AuthError, ModelBoxError, NotFoundError, ProtocolError
 from modelbox.feed import Action, Bookmark, Kind, ResumeToken, Resync, ResyncReason, Revision
+from modelbox.loader.answers import check_answer, check_leap, same_history
 from modelbox.objects import Resolved
 from modelbox.ports import ModelSource
 from modelbox.refs import ModelRef
@@ -68,6 +69,9 @@ class Subscriber(Protocol):
     def missing(self, error: NotFoundError) -> None:
         """The reference does not exist on the server (any more)."""
 
+    def refused(self, error: ProtocolError) -> None:
+        """What the server says of the reference cannot be true; it is asked for again."""
+
 
 class _Gap(Exception):
     """The stream skipped a revision."""
@@ -96,12 +100,14 @@ class Informer:
         self._changed = anyio.Event()
         self._stream_scope: CancelScope | None = None
         self._moved: set[ModelRef] = set()
+        self._doubted: set[ModelRef] = set()
+        self._known: ResumeToken | None = None
         self._tasks: TaskGroup | None = None
 
     def add(self, subscriber: Subscriber, token: str | None) -> None:
         """Follows ``subscriber.ref`` from the snapshot ``token`` on; None lists it as soon as the server answers."""
         self._subscribers[subscriber.ref] = subscriber
-        if token is None or (self._cursor is not None and not _same_history(self._cursor, token)):
+        if token is None or (self._cursor is not None and not _of_one_history(self._cursor, token)):
             self._unlisted.add(subscriber.ref)
         elif self._cursor is None:
             self._cursor = token
@@ -190,32 +196,73 @@ class Informer:
         if subscriber is not None:
             try:
                 resolved = await self._source.resolve(ref)
+                check_answer(ref, resolved, self._known)
                 token = resolved.token
+                self._advance(token)
                 if self._subscribers.get(ref) is subscriber:
                     subscriber.offer(resolved, reset=self._reset)
             except NotFoundError as exc:
                 subscriber.missing(exc)
+            except ProtocolError as exc:
+                # The others are served all the same.
+                subscriber.refused(exc)
+                self._ask_again(ref)
         self._unlisted.discard(ref)
         return token
+
+    def _ask_again(self, ref: ModelRef) -> None:
+        if self._tasks is not None and ref not in self._doubted:
+            self._doubted.add(ref)
+            self._tasks.start_soon(self._ask_later, ref, name=f"modelbox doubt of {ref}")
+
+    async def _ask_later(self, ref: ModelRef) -> None:
+        await anyio.sleep(self._settings.backoff_max_s * random.uniform(0.5, 1.0))
+        self._doubted.discard(ref)
+        try:
+            await self._refresh(ref)
+        except ModelBoxError as exc:
+            _log.debug("could not ask for %s again: %s", ref, exc)
+            self._ask_again(ref)
+
+    def _advance(self, token: str) -> None:
+        """Notes how far history is, so that a leap is noticed.
+
+        Raises:
+            ProtocolError: No history grows so fast.
+        """
+        if not token:
+            return
+        place = ResumeToken.parse(token)
+        check_leap(place, self._known)
+        if self._known is None or not same_history(place, self._known) or place.rev > self._known.rev:
+            self._known = place
 
     async def _follow(self) -> None:
         """Reads one stream to its end."""
         models = sorted({ref.path for ref in self._subscribers})
-        cursor = self._cursor or ""
+        cursor = linked = self._cursor or ""
         sent = ResumeToken.parse(cursor).rev if cursor else None
         async with self._source.watch(models, cursor) as items:
             async for item in items:
                 self._on_contact(True)
                 if isinstance(item, Revision):
+                    if sent is not None and item.rev <= sent:
+                        continue  # it came before
                     if sent is not None and item.prev_rev != sent:
+                        # Bookmarks since the last whole link promised what did not come: they do not count.
+                        self._cursor = linked or None
                         raise _Gap(f"expected a link to revision {sent}, got {item.prev_rev}")
+                    self._advance(item.token)
                     for ref in self._touched(item):
                         await self._moved_now_or_later(ref)
                     sent = item.rev
-                    self._cursor = item.token
+                    self._cursor = linked = item.token
                 elif isinstance(item, Bookmark):
                     if sent is not None and item.rev < sent:
                         raise ProtocolError(f"a bookmark went back from revision {sent} to {item.rev}")
+                    self._advance(item.token)
+                    if sent is None:
+                        sent, linked = item.rev, item.token
                     if self._cursor is None:  # nothing that was asked for existed; it may have come since
                         for ref in list(self._subscribers):
                             await self._refresh(ref)
@@ -271,6 +318,5 @@ class Informer:
                     _log.debug("could not check %s: %s", ref, exc)
 
 
-def _same_history(one: str, other: str) -> bool:
-    a, b = ResumeToken.parse(one), ResumeToken.parse(other)
-    return (a.server_id, a.epoch) == (b.server_id, b.epoch)
+def _of_one_history(one: str, other: str) -> bool:
+    return same_history(ResumeToken.parse(one), ResumeToken.parse(other))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -102,9 +103,9 @@ class LyingServer:
         host, _, port = self._grpc.rpartition(":")
         self._channel = Channel(host, int(port), codec=_Bytes())
         grpc = Server([_Everything(self._handlers())], codec=_Bytes())
-        await grpc.start("127.0.0.1", 0)
-        assert grpc._server is not None
-        self._grpc_port = grpc._server.sockets[0].getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._grpc_port = listener.getsockname()[1]
+            await grpc.start(sock=listener.dup())
         app = web.Application()
         app.router.add_route("*", "/{tail:.*}", self._http_call)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -126,12 +127,14 @@ class LyingServer:
     # -- gRPC ------------------------------------------------------------------------------------------------------
 
     def _handlers(self) -> dict[str, Handler]:
-        found: dict[str, Handler] = {}
-        for name, base in inspect.getmembers(pb, inspect.isclass):
-            if name.endswith("ServiceBase"):
-                for path, handler in base().__mapping__().items():
-                    found[path] = handler._replace(func=self._forward(path, handler))
-        return found
+        bases: list[Any] = [
+            base for name, base in inspect.getmembers(pb, inspect.isclass) if name.endswith("ServiceBase")
+        ]
+        return {
+            path: handler._replace(func=self._forward(path, handler))
+            for base in bases
+            for path, handler in base().__mapping__().items()
+        }
 
     def _forward(self, path: str, handler: Handler) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
         name = path.rpartition("/")[2]
@@ -144,9 +147,9 @@ class LyingServer:
             metadata = MultiDict(
                 (key, value) for key, value in stream.metadata.items() if not key.startswith(("te", "grpc-"))
             )
-            call = self._channel.request(path, handler.cardinality, bytes, bytes, metadata=metadata)  # type: ignore[type-var]
+            onward = self._channel.request(path, handler.cardinality, bytes, bytes, metadata=metadata)
             try:
-                async with call as onward:
+                async with onward:
                     if handler.cardinality in (Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM):
                         request = await stream.recv_message()
                         assert request is not None

@@ -150,7 +150,7 @@ class FaultProxy:
 
     def clear(self) -> None:
         """Takes all toxics away."""
-        self._call(lambda: [toxics.clear() for toxics in self._toxics.values()])
+        self._call(self._clear)
 
     def cut(self) -> None:
         """Resets every open connection."""
@@ -179,6 +179,10 @@ class FaultProxy:
 
         self._loop.call_soon_threadsafe(apply)
         assert done.wait(10)
+
+    def _clear(self) -> None:
+        for toxics in self._toxics.values():
+            toxics.clear()
 
     def _cut(self) -> None:
         for connection in tuple(self._open):

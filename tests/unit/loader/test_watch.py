@@ -9,7 +9,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from modelbox.errors import NotFoundError, Unavailable
+from modelbox.errors import NotFoundError, ProtocolError, Unavailable
 from modelbox.feed import ResyncReason
 from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
@@ -28,6 +28,7 @@ class Holder:
         self.offers: list[Resolved] = []
         self.resets: list[bool] = []
         self.lost: list[NotFoundError] = []
+        self.doubts: list[ProtocolError] = []
         self._news = anyio.Event()
 
     def offer(self, resolved: Resolved, *, reset: bool = False) -> None:
@@ -37,6 +38,10 @@ class Holder:
 
     def missing(self, error: NotFoundError) -> None:
         self.lost.append(error)
+        self._news.set()
+
+    def refused(self, error: ProtocolError) -> None:
+        self.doubts.append(error)
         self._news.set()
 
     @property

@@ -1,0 +1,464 @@
+"""All of ModelBox at once, under faults: two servers on one PostgreSQL, two loaders, a sidecar, two watchers.
+
+`World` runs the processes and lets things happen to them. `Story` is one model's life in it: what was done to the model,
+what everybody saw of it, and the verdict. Both are blocking; handles answer and watchers watch in threads of their own.
+
+What must hold, whatever happens:
+
+* no handle ever fails, and each answer is that of the version which it names, to which the alias pointed once;
+* what was acknowledged is in the history, and what is read next is that or something that was tried later;
+* every watcher is told the history, whole and in order;
+* once everything runs again, everybody serves what the alias points to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+
+import modelbox.sync
+from modelbox.errors import ConflictError, InUseError, NotFoundError, ServerBusy, TransportError
+from modelbox.feed import Change, Resync
+from modelbox.objects import AliasMove
+from modelbox.sync import SyncModel
+from tests.onnx_models import add_constant, unknown_operator
+from tests.replicas import Replicas
+from tests.servers.postgres import PostgresServer
+from tests.sidecar import SidecarProcess
+
+__all__ = ("ALIASES", "Choose", "Story", "Violation", "World")
+
+T = TypeVar("T")
+
+ALIASES = ("prod", "staging")
+_X = {"x": np.zeros((1, 4), np.float32)}
+_PATIENCE_S = 90.0
+_PAUSE_S = 0.02
+_AWAY = (TransportError, ServerBusy)
+"""What an operation may fail with while something is down; whether it was carried out is open then."""
+
+
+class Choose(Protocol):
+    """Picks one of a few: hypothesis or a random generator."""
+
+    def __call__(self, options: Sequence[T], /) -> T:
+        """One of ``options``."""
+
+
+class Violation(AssertionError):
+    """Something was seen that must not be."""
+
+
+class World:
+    """The processes; use as a context manager.
+
+    Args:
+        directory: For everything that is written; a short path, as a socket lies in it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.postgres = PostgresServer(fsync=True)
+        self.down: set[int] = set()
+        self.still: set[int] = set()
+        self.database_down = False
+        self._stack = ExitStack()
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.postgres)
+            url = self.postgres.new_database(migrated=True)
+            self.replicas = stack.enter_context(Replicas(url, self.directory, log_level="warning"))
+            with self.client("first") as client:
+                _publish(client, self.directory, "whole/first", 1.0)
+            self.sidecar = stack.enter_context(
+                SidecarProcess(self.directory, self.replicas.url, "whole/first", log_level="error")
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.heal()
+        self._stack.close()
+
+    def client(self, name: str, **settings: object) -> modelbox.sync.Client:
+        """A client of the balancer, with a cache of its own."""
+        return modelbox.sync.Client(
+            self.replicas.url, cache_dir=str(self.directory / "caches" / name), request_timeout_s=3, **settings
+        )
+
+    def story(self) -> Story:
+        """Begins the life of another model."""
+        return Story(self, f"whole/model-{next(self._numbers)}")
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of each process of ours that runs."""
+        processes = {"sidecar": self.sidecar, **{f"server {n}": one for n, one in enumerate(self.replicas)}}
+        return {name: one.rss_bytes() for name, one in processes.items() if one.running}
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    def kill_server(self, number: int) -> None:
+        """SIGKILL."""
+        if number not in self.down:
+            self.resume_server(number)
+            self.replicas[number].kill()
+            self.down.add(number)
+
+    def start_server(self, number: int) -> None:
+        """Starts it again, where it can: not while there is no database."""
+        if number in self.down and not self.database_down:
+            self.replicas[number].restart()
+            self.down.discard(number)
+
+    def pause_server(self, number: int) -> None:
+        """SIGSTOP: it takes connections and answers nothing."""
+        if number not in self.down | self.still:
+            self.replicas[number].pause()
+            self.still.add(number)
+
+    def resume_server(self, number: int) -> None:
+        """SIGCONT."""
+        if number in self.still:
+            self.replicas[number].resume()
+            self.still.discard(number)
+
+    def kill_database(self) -> None:
+        """SIGKILL of PostgreSQL, and of all its processes."""
+        if not self.database_down:
+            self.postgres.kill()
+            self.database_down = True
+
+    def start_database(self) -> None:
+        """Starts it again; it recovers from its log."""
+        if self.database_down:
+            self.postgres.start()
+            self.database_down = False
+
+    def kill_sidecar(self) -> None:
+        """SIGKILL, and a new one over the same cache."""
+        self.sidecar.kill()
+        self.sidecar.restart()
+
+    def heal(self) -> None:
+        """Everything runs again."""
+        self.start_database()
+        for number in range(len(self.replicas)):
+            self.resume_server(number)
+            self.start_server(number)
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What one handle answered: each version, with what it added, and what failed."""
+
+    answers: dict[tuple[int, float], int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Story:
+    """One model's life.
+
+    Args:
+        world: Where.
+        path: Of the model.
+    """
+
+    def __init__(self, world: World, path: str) -> None:
+        self.world = world
+        self.path = path
+        self.operations = 0
+        self._attempts = itertools.count(1)
+        self._constants: dict[int, float] = {}
+        self._broken: set[int] = set()
+        self._gone: set[int] = set()
+        self._perhaps_gone: set[int] = set()
+        self._acknowledged: list[tuple[str, int, int]] = []
+        self._pointed: dict[str, int] = {}
+        # A call that was not answered may still be carried out at any later moment.
+        self._unanswered: dict[str, set[int]] = {alias: set() for alias in ALIASES}
+        self._seen: list[tuple[str, str, _Seen, SyncModel]] = []
+        self._told: list[list[Change]] = []
+        self._stopping = threading.Event()
+        self._stack = ExitStack()
+
+    def begin(self) -> None:
+        """Publishes two versions, loads the handles and starts to watch."""
+        with ExitStack() as stack:
+            name = self.path.rpartition("/")[2]
+            # Its answers are looked at one by one, so it must not hide a failure by asking again for long.
+            self._client = stack.enter_context(self.world.client(f"{name}-operator"))
+            for _ in range(2):
+                self.publish()
+            for alias in ALIASES:
+                self._move(alias, 1)
+            loaders = [stack.enter_context(self.world.client(f"{name}-loader-{number}")) for number in range(2)]
+            beside = stack.enter_context(self.world.client(f"{name}-beside", sidecar=self.world.sidecar.socket_url))
+            threads = []
+            for handle, alias, client in (
+                ("loader 0", "prod", loaders[0]),
+                ("loader 1", "prod", loaders[1]),
+                ("loader 1, staging", "staging", loaders[1]),
+                ("sidecar", "prod", beside),
+            ):
+                model = stack.enter_context(client.load(f"{self.path}@{alias}", timeout=60))
+                seen = _Seen()
+                self._seen.append((handle, alias, seen, model))
+                threads.append(threading.Thread(target=self._answer, args=(model, seen), daemon=True))
+            for number in range(2):
+                client = stack.enter_context(self.world.client(f"{name}-watcher-{number}"))
+                feed = stack.enter_context(client.changes(objects=[self.path], kinds=["alias"], list_first=True))
+                self._told.append([])
+                threads.append(threading.Thread(target=self._watch, args=(feed, self._told[-1]), daemon=True))
+            for thread in threads:
+                thread.start()
+            stack.callback(self._stop, threads)
+            self._stack = stack.pop_all()
+
+    def _stop(self, threads: list[threading.Thread]) -> None:
+        self._stopping.set()
+        for thread in threads[:-2]:
+            thread.join(60)
+
+    def _answer(self, model: SyncModel, seen: _Seen) -> None:
+        while not self._stopping.wait(_PAUSE_S):
+            try:
+                outputs = model.predict(_X)
+            except Exception as exc:
+                seen.failures.append(f"{exc!r}, {len(self._acknowledged)} moves after the start")
+                continue
+            key = (int(outputs.version.version), float(outputs["y"][0, 0]))
+            seen.answers[key] = seen.answers.get(key, 0) + 1
+
+    def _watch(self, feed: modelbox.sync.SyncChangeFeed, told: list[Change]) -> None:
+        with suppress(modelbox.ClientClosed, StopIteration):
+            for item in feed:
+                if isinstance(item, Resync):
+                    raise Violation(f"a watcher was told that history is gone: {item}")
+                if not told or (item.rev, item.idx) > (told[-1].rev, told[-1].idx):
+                    told.append(item)
+
+    # -- what is done to it ----------------------------------------------------------------------------------------
+
+    def publish(self, *, broken: bool = False) -> None:
+        """Publishes a version that adds a number of its own, or that no runtime opens."""
+        self.operations += 1
+        constant = float(next(self._attempts))
+        try:
+            made = _publish(self._client, self.world.directory, self.path, constant, broken=broken)
+        except _AWAY:
+            # Perhaps it was; the next one that answers tells.
+            self._look(broken={constant} if broken else set())
+            return
+        self._note_version(made, constant, broken=broken)
+
+    def _look(self, *, broken: set[float]) -> None:
+        """Takes note of versions whose publication was not answered."""
+        with suppress(*_AWAY, NotFoundError):
+            for version in list(self._client.iter_versions(self.path)):
+                constant = float(version.labels["adds"])
+                self._note_version(version.version, constant, broken=constant in broken)
+
+    def _note_version(self, version: int, constant: float, *, broken: bool) -> None:
+        known = self._constants.setdefault(version, constant)
+        if known != constant:
+            raise Violation(f"version {version} adds {constant}, and added {known} before")
+        if broken:
+            self._broken.add(version)
+
+    def promote(self, choose: Choose) -> None:
+        """Moves an alias to any version, broken ones too."""
+        self.operations += 1
+        self._move(choose(ALIASES), choose(self._there()))
+
+    def _move(self, alias: str, version: int) -> None:
+        try:
+            moved = self._client.promote(f"{self.path}@{alias}", version)
+        except _AWAY:
+            self._unanswered[alias].add(version)
+            return
+        except NotFoundError:
+            if version not in self._perhaps_gone:
+                raise
+            return
+        self._acknowledged.append((alias, moved.mod_rev, version))
+        self._pointed[alias] = version
+
+    def promote_with_an_old_place(self, choose: Choose) -> None:
+        """Two promoters and one alias: who read before the other moved is refused."""
+        self.operations += 1
+        alias, version = choose(ALIASES), choose(self._there())
+        try:
+            moved = self._client.promote(f"{self.path}@{alias}", version, expected_mod_rev=1)
+        except (ConflictError, *_AWAY):
+            return
+        raise Violation(f"{alias} moved at revision {moved.mod_rev} although revision 1 was expected")
+
+    def roll_back(self, choose: Choose) -> None:
+        """Moves an alias back."""
+        self.operations += 1
+        alias = choose(ALIASES)
+        try:
+            moved = self._client.rollback(f"{self.path}@{alias}")
+        except _AWAY:
+            self._unanswered[alias] |= set(self._constants)
+            return
+        except (ConflictError, NotFoundError):
+            # There was no move yet to go back from, or what it pointed to is gone.
+            return
+        self._acknowledged.append((alias, moved.mod_rev, moved.version))
+        self._pointed[alias] = moved.version
+
+    def delete(self, choose: Choose) -> None:
+        """Deletes a version, which is refused while an alias points to it."""
+        self.operations += 1
+        version = choose(self._there())
+        held = any(self._possible(alias) == {version} for alias in ALIASES)
+        try:
+            self._client.delete_version(f"{self.path}@{version}")
+        except (InUseError, NotFoundError):
+            return
+        except _AWAY:
+            self._perhaps_gone.add(version)
+            return
+        if held:
+            raise Violation(f"version {version} was deleted although an alias pointed to it")
+        self._gone.add(version)
+
+    def read(self, choose: Choose) -> None:
+        """Reads where an alias points; that is what was acknowledged last, or tried since."""
+        self.operations += 1
+        alias = choose(ALIASES)
+        try:
+            version = self._client.resolve(f"{self.path}@{alias}").version.version
+        except _AWAY:
+            return
+        if version not in self._possible(alias):
+            raise Violation(f"{alias} is read as {version}, and can only be one of {self._possible(alias)}")
+
+    def _possible(self, alias: str) -> set[int]:
+        return {self._pointed[alias], *self._unanswered[alias]}
+
+    def _there(self) -> list[int]:
+        return sorted(set(self._constants) - self._gone)
+
+    # -- the verdict -----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """What must hold at any time.
+
+        Raises:
+            Violation: It does not.
+        """
+        for handle, _, seen, _ in self._seen:
+            if seen.failures:
+                raise Violation(f"{len(seen.failures)} calls of {handle} failed, such as {seen.failures[0]}")
+            for version, added in list(seen.answers):
+                expected = self._constants.get(version, added)
+                if added != expected or version in self._broken:
+                    raise Violation(f"{handle}: version {version} added {added}, and is to add {expected}")
+        for number, one in enumerate(self.world.replicas):
+            if number not in self.world.down and not one.running:
+                raise Violation(f"server {number} ended by itself with {one.returncode}: {one.output[-2000:]}")
+
+    def end(self) -> None:
+        """Heals the world, waits until everybody holds what is stored, and compares.
+
+        Raises:
+            Violation: Something is lost, or somebody does not get there.
+        """
+        self.world.heal()
+        try:
+            self._look(broken=set())
+            # Something to arrive at that answers, and that watchers can tell from all before it.
+            final = self._patiently(self._publish_final)
+            self._wait(
+                lambda: self._patiently(lambda: self._at_the_end(final)),
+                lambda: (
+                    f"handles serve {[(name, model.version, model.state) for name, _, _, model in self._seen]}, "
+                    f"where {final} is promoted"
+                ),
+            )
+            history = self._patiently(lambda: list(self._client.iter_alias_moves(self.path)))
+            last = max(move.rev for move in history)
+            self._wait(
+                lambda: all(told and told[-1].rev >= last for told in self._told),
+                lambda: f"watchers are at {[told[-1].rev if told else 0 for told in self._told]}, not at {last}",
+            )
+            self.check()
+            self._compare(history)
+        finally:
+            self._stack.close()
+
+    def _publish_final(self) -> int:
+        constant = float(next(self._attempts))
+        version = _publish(self._client, self.world.directory, self.path, constant)
+        self._note_version(version, constant, broken=False)
+        return version
+
+    def _at_the_end(self, final: int) -> bool:
+        """Whether everything serves ``final``; a call from before that comes late is outdone."""
+        for alias in ALIASES:
+            if self._client.resolve(f"{self.path}@{alias}").version.version != final:
+                moved = self._client.promote(f"{self.path}@{alias}", final)
+                self._acknowledged.append((alias, moved.mod_rev, final))
+        return all(model.version == final for _, _, _, model in self._seen)
+
+    def _compare(self, history: list[AliasMove]) -> None:
+        stored = {(move.name, move.rev, move.to_version) for move in history}
+        if lost := [one for one in self._acknowledged if one not in stored]:
+            raise Violation(f"{len(lost)} of {len(self._acknowledged)} acknowledged moves are lost, such as {lost[0]}")
+        for number, told in enumerate(self._told):
+            heard = {(str(one.object).rpartition("@")[2], one.rev) for one in told if isinstance(one.state, dict)}
+            first = told[0].rev
+            missing = {(move.name, move.rev) for move in history if move.rev > first and move.name in ALIASES} - heard
+            if missing:
+                raise Violation(f"watcher {number} was never told of {sorted(missing)[:3]}")
+        for handle, alias, seen, _ in self._seen:
+            pointed = {move.to_version for move in history if move.name == alias}
+            for version, _ in seen.answers:
+                if version not in pointed:
+                    raise Violation(f"{handle} answered by version {version}, to which {alias} never pointed")
+            if not seen.answers:
+                raise Violation(f"{handle} answered nothing")
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except _AWAY:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    def _wait(self, holds: Callable[[], bool], why: Callable[[], str]) -> None:
+        until = time.monotonic() + _PATIENCE_S
+        while not holds():
+            if time.monotonic() > until:
+                raise Violation(why())
+            time.sleep(0.05)
+
+
+def _publish(client: modelbox.sync.Client, directory: Path, path: str, constant: float, *, broken: bool = False) -> int:
+    file = directory / f"{path.replace('/', '-')}-{constant:g}.onnx"
+    file.write_bytes(unknown_operator() if broken else add_constant(constant))
+    try:
+        made = client.publish(
+            path, file, entrypoint=file.name, signature=None if broken else "auto", labels={"adds": f"{constant:g}"}
+        )
+        return made.item.version
+    finally:
+        file.unlink()
