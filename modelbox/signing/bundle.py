@@ -18,7 +18,7 @@ from modelbox.signing.statement import PAYLOAD_TYPE, loads_strictly, read_statem
 
 __all__ = ("MAX_BUNDLE_BYTES", "Bundle", "check_bundle", "signed_bytes")
 
-MAX_BUNDLE_BYTES = 8 << 20
+MAX_BUNDLE_BYTES = 4 << 20
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _MAX_CERTIFICATES = 10
 _MAX_CERTIFICATE_BYTES = 16 << 10

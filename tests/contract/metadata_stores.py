@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -115,6 +116,50 @@ class RegistryStoreContract:
             await store.update_model("ns", "m", patch, actor="", at=AT)
         assert len((await store.get_model("ns", "m")).labels) == 200
         assert (await history(database)).head.rev == 1
+
+    async def test_a_version_gets_the_number_that_was_expected_or_none(self, database: Database) -> None:
+        store = SqlRegistryStore(database)
+        await hold(database, "ns", "one", "two")
+        first = NewVersion(namespace="ns", model="m", manifest=manifest("one"), expected_version=2, bundle="signed 2")
+        with pytest.raises(ConflictError) as caught:
+            await store.publish_version(first, actor="ann", at=AT)
+        assert caught.value.fields["current"] == {"version": 1}
+        assert (await history(database)).head.rev == 0
+        first = replace(first, expected_version=1, bundle="signed 1")
+        assert (await store.publish_version(first, actor="ann", at=AT)).item.bundle == "signed 1"
+        await store.publish_version(NewVersion(namespace="ns", model="m", manifest=manifest("two")), actor="", at=AT)
+        await store.delete_version("ns", "m", 2, actor="", at=AT)
+        # A number is never given again, so it is not the one after the newest version.
+        again = NewVersion(namespace="ns", model="m", manifest=manifest("two"), expected_version=2)
+        with pytest.raises(ConflictError) as caught:
+            await store.publish_version(again, actor="", at=AT)
+        assert caught.value.fields["current"] == {"version": 3}
+        # The newest version again is the newest version, not the next one.
+        with pytest.raises(ConflictError) as caught:
+            await store.publish_version(replace(first, expected_version=2), actor="", at=AT)
+        assert caught.value.fields["current"] == {"version": 1}
+
+    async def test_a_signature_is_kept_with_the_version_and_is_news(self, database: Database) -> None:
+        store = SqlRegistryStore(database)
+        await publish(database, "one")
+        ref = ModelRef.parse("ns/m@1")
+        assert (await store.get_version(ref)).bundle == ""
+        new = NewVersion(namespace="ns", model="m", manifest=manifest("one"), expected_version=1, bundle="first")
+        made = await store.publish_version(replace(new, aliases=("prod",)), actor="ann", at=AT)
+        assert (made.existed, made.item.bundle) == (True, "first")
+        changes = [(c.kind, c.object, c.action) for c in (await history(database)).revisions[-1].changes]
+        assert changes == [("version", "ns/m@1", "updated"), ("alias", "ns/m@prod", "created")]
+        assert (await store.resolve(ModelRef.parse("ns/m@prod"))).version.bundle == "first"
+        # Whoever publishes the same again does not take the place of who signed before.
+        rev = (await history(database)).head.rev
+        made = await store.publish_version(replace(new, bundle="second"), actor="ann", at=AT)
+        assert made.item.bundle == "first"
+        assert (await history(database)).head.rev == rev
+        for bundle in ("second", ""):
+            patched = await store.update_version("ns", "m", 1, VersionPatch(bundle=bundle), actor="ann", at=AT)
+            assert patched.bundle == bundle == (await store.get_version(ref)).bundle
+        untouched = await store.update_version("ns", "m", 1, VersionPatch(description="d"), actor="ann", at=AT)
+        assert (untouched.bundle, untouched.digest) == ("", made.item.digest)
 
     async def test_publishing_is_one_revision_with_everything_that_moved(self, database: Database) -> None:
         await publish(database, "one", aliases=("prod", "staging"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from modelbox.errors import InvalidError, LimitError, ModelBoxError, NotFoundError
+from modelbox.manifest import Manifest
 from modelbox.objects import (
     InstanceReport,
     InstanceState,
@@ -19,6 +21,7 @@ from modelbox.objects import (
     VersionPatch,
 )
 from modelbox.refs import ModelRef
+from modelbox.signing import Bundle, statement_of
 
 from .server_core import Core, manifest, open_core
 
@@ -69,6 +72,27 @@ async def test_bad_names_are_refused_everywhere(core: Core, name: str) -> None:
         with pytest.raises(InvalidError):
             await call()
     assert (await core.feed_store.head()).rev == 0
+
+
+async def test_a_signature_of_something_else_is_not_taken(core: Core) -> None:
+    published = (await core.publish(b"one")).item
+    registry, made = core.registry, published.manifest
+    other = replace(made, framework="other")
+
+    def bundle(subject: str, of: Manifest = made) -> str:
+        return Bundle(payload=statement_of(subject, of), signature=b"by nobody whom the server knows").to_json()
+
+    for text in (bundle("ns/m@2"), bundle("ns/other@1"), bundle("ns/m@1", other), "nonsense", "{}"):
+        with pytest.raises(InvalidError):
+            await registry.update_version("ns", "m", 1, VersionPatch(bundle=text), actor="")
+        new = NewVersion(namespace="ns", model="m", manifest=made, bundle=text, expected_version=1)
+        with pytest.raises(InvalidError):
+            await registry.publish_version(new, actor="")
+    with pytest.raises(InvalidError, match="number"):
+        await registry.publish_version(replace(new, bundle=bundle("ns/m@1"), expected_version=None), actor="")
+    assert await registry.get_version(published.ref) == published
+    signed = await registry.update_version("ns", "m", 1, VersionPatch(bundle=bundle("ns/m@1")), actor="")
+    assert signed.bundle == bundle("ns/m@1")
 
 
 @pytest.mark.parametrize("alias", ["latest", "7"])

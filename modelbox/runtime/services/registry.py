@@ -36,6 +36,8 @@ from modelbox.runtime.limits import check_labels, check_metadata, check_metrics,
 from modelbox.runtime.ports import BlobStore, RegistryStore
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 from modelbox.runtime.tracking_ports import MetricSink
+from modelbox.signing.bundle import check_bundle
+from modelbox.signing.statement import subject_of
 from modelbox.tracking import ObjectKind, check_id
 
 __all__ = ("RegistryService",)
@@ -144,12 +146,15 @@ class RegistryService:
 
         The version, ``latest`` and the given aliases move in one transaction and one revision of the feed. The manifest
         of the newest version again returns that one with ``existed``; the aliases move all the same. A named run or
-        checkpoint becomes an ancestor of the version, in the same revision.
+        checkpoint becomes an ancestor of the version, in the same revision. With a signature, which names the version,
+        comes the number that it must get; a signed version that is there already keeps the signature it has.
 
         Raises:
+            ConflictError: It would get another number than the expected one; ``current`` says which.
             NotFoundError: Files of the manifest were not uploaded to this namespace; ``missing`` lists their paths. Or
                 there is no such run or checkpoint.
-            InvalidError: A file's size is not that of its bytes, or the checkpoint is of another run.
+            InvalidError: A file's size is not that of its bytes, or the checkpoint is of another run. Or the signature
+                is not one of this version.
             RuleError: The version lacks what a rule asks for; ``missing`` lists what. Nothing was published.
             AuthError: An alias is protected, and the caller is no promoter. Nothing was published.
             ApprovalNeeded: A second person has to approve the move of an alias. Nothing was published.
@@ -166,6 +171,12 @@ class RegistryService:
             check_id(new.run, ObjectKind.RUN)
         if new.checkpoint:
             check_id(new.checkpoint, ObjectKind.CHECKPOINT)
+        if new.expected_version is not None:
+            _check_version(new.expected_version)
+        if new.bundle:
+            if new.expected_version is None:
+                raise InvalidError("a signature names a version: publish it with the number that it names")
+            check_bundle(new.bundle, subject_of(new.namespace, new.model, new.expected_version), new.manifest)
         sizes = await self._blobs.find_sizes([file.digest for file in new.manifest.files])
         missing = [file.path for file in new.manifest.files if file.digest not in sizes]
         if missing:
@@ -199,6 +210,11 @@ class RegistryService:
             check_text(patch.description, "description", max_chars=16_384)
         _check_edits(patch.labels, patch.metadata)
         check_metrics(patch.metrics)
+        if patch.bundle:
+            # Neither number nor manifest of a version ever change.
+            ref = ModelRef(namespace=namespace, model=model, version=version)
+            signed = await self._store.get_version(ref)
+            check_bundle(patch.bundle, str(ref), signed.manifest)
         return await self._store.update_version(namespace, model, version, patch, actor=_actor(actor), at=self._clock())
 
     async def delete_version(self, namespace: str, model: str, version: int, *, actor: str) -> None:

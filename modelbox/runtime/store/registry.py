@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, update
 
 from modelbox.access import ALL, ANYBODY, Caller, Scope
-from modelbox.errors import InUseError, InvalidError, NotFoundError
+from modelbox.errors import ConflictError, InUseError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import (
     Alias,
@@ -284,7 +284,9 @@ def _publish_version(
     origins = find_origins(conn, new)
     digest = new.manifest.digest
     newest = version_row(conn, row, row.latest_version) if row is not None and row.latest_version else None
-    if newest is not None and newest.digest == digest:
+    again = newest is not None and newest.digest == digest
+    _check_number(new, newest.version if newest is not None and again else 1 if row is None else row.last_version + 1)
+    if newest is not None and again:
         return _publish_again(conn, new, row, newest, origins, actor, at, guard)
     check_published_aliases(conn, guard, new.namespace, new.model, new.aliases)
     check_publication(conn, guard, new, row, origins)
@@ -309,6 +311,7 @@ def _publish_version(
             created_at_us=writing.at_us,
             created_by=actor,
             mod_rev=writing.rev,
+            bundle=new.bundle or None,
         )
     )
     target = version_row(conn, row, number)
@@ -332,6 +335,16 @@ def _publish_version(
         write_edges(writing, find_missing(conn, links_from(origins, object_row(conn, uid))))
     writing.finish()
     return Created(item=version, existed=False)
+
+
+def _check_number(new: NewVersion, number: int) -> None:
+    """That the version gets (or has) the number which its signature names."""
+    if new.expected_version not in (None, number):
+        raise ConflictError(
+            f"this would be version {number} of {new.namespace}/{new.model}, not {new.expected_version}: sign and "
+            "publish it under that number",
+            current={"version": number},
+        )
 
 
 def _check_files(conn: Connection, new: NewVersion) -> list[int]:
@@ -371,8 +384,15 @@ def _publish_again(
     check_published_aliases(conn, guard, new.namespace, new.model, list(to_move))
     check_promotion(conn, guard, row, newest, list(to_move), origins)
     links = find_missing(conn, links_from(origins, object_row(conn, newest.uid))) if origins else []
-    if to_move or links:
+    sign = bool(new.bundle) and not newest.bundle
+    if to_move or links or sign:
         writing = _Writing(conn, actor=actor, at=at)
+        if sign:
+            values = {"bundle": new.bundle, "mod_rev": writing.rev}
+            conn.execute(update(versions).where(versions.c.id == newest.id).values(values))
+            newest = conn.execute(_VERSION_BY_ID, {"row_id": newest.id}).one()
+            version = version_of(newest)
+            writing.note(new.namespace, str(version.ref), Kind.VERSION, Action.UPDATED, version)
         for alias, old in to_move.items():
             writing.point(row, alias, old, newest, new.reason)
         write_edges(writing, links)
@@ -392,6 +412,7 @@ def update_version(
         "labels": dump(check_labels(_patched(old.labels, patch.labels, patch.remove_labels))),
         "metadata": dump(check_metadata(_patched(old.metadata, patch.metadata, patch.remove_metadata))),
         "metrics": dump({key: float(value) for key, value in metrics.items()}),
+        "bundle": (old.bundle if patch.bundle is None else patch.bundle) or None,
     }
     if all(getattr(row, key) == value for key, value in values.items()):
         return old
