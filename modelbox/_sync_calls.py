@@ -29,6 +29,7 @@ from modelbox.objects import (
 )
 from modelbox.refs import ModelRef
 from modelbox.retention import Best, Planned, RetentionPolicy, RetentionRun, VersionLock
+from modelbox.rules import AliasProtection, AliasRequest, Missing, Rule
 from modelbox.series import MetricValue, Sample, Series
 from modelbox.signature import Signature
 from modelbox.space import Collected, Quota, SpaceCheck, SpaceReport, SpaceTotals, Usage
@@ -642,6 +643,10 @@ class SyncCalls:
         Raises:
             ConflictError: Somebody else moved it first; ``fields["current"]`` is its state now.
             NotFoundError: Model or version do not exist.
+            RuleError: The version lacks what a rule asks for; ``missing`` lists what, with the commands that add it.
+            AuthError: The alias is protected, and the caller is no promoter.
+            ApprovalNeeded: A second person has to approve it; ``request`` is what waits for them. Asking again finds
+                the same request.
             InvalidError: ``ref`` names no alias, or ``latest``, which moves by itself.
         """
         return finish(self._client.promote(ref, version, expected_mod_rev=expected_mod_rev, reason=reason))
@@ -649,8 +654,11 @@ class SyncCalls:
     def rollback(self, ref: str | ModelRef, *, expected_mod_rev: int | None = None, reason: str = "") -> Alias:
         """Points an alias back to what it pointed to before its last move.
 
+        Of a protected alias a promoter may always do that, without anybody's approval; history says so.
+
         Raises:
             ConflictError: As in `promote`, or there is nothing to go back to.
+            AuthError: As in `promote`.
             NotFoundError: Model or alias do not exist.
         """
         return finish(self._client.rollback(ref, expected_mod_rev=expected_mod_rev, reason=reason))
@@ -660,6 +668,8 @@ class SyncCalls:
 
         Raises:
             ConflictError: As in `promote`.
+            AuthError: As in `promote`.
+            ApprovalNeeded: As in `promote`.
             NotFoundError: Model or alias do not exist.
         """
         return finish(self._client.delete_alias(ref, expected_mod_rev=expected_mod_rev, reason=reason))
@@ -806,6 +816,131 @@ class SyncCalls:
             max_depth: Edges from there at most; 0 for no bound. An answer ends at 10,000 objects and says so.
         """
         return finish(self._client.get_lineage(*objects, direction=direction, max_depth=max_depth))
+
+    def set_rule(
+        self,
+        scope: str,
+        *,
+        alias: str = "",
+        labels: Sequence[str] = (),
+        metadata: Sequence[str] = (),
+        owner: bool = False,
+        description: bool = False,
+        dataset: bool = False,
+        signed: bool = False,
+    ) -> Rule:
+        """Says what versions must have; replaces the rule of the same scope and alias.
+
+        A version that lacks something cannot be published, or cannot be what the alias points to; the error lists what
+        is missing. What was published or promoted before stays.
+
+        Args:
+            scope: ``namespace``, or ``namespace/model``, whose rules add to its namespace's.
+            alias: Which aliases must point to such versions only: a name, or a pattern such as ``prod*``. Empty: every
+                version that is published must be so.
+            labels: Keys of labels that must have a value.
+            metadata: Keys of metadata that must have a value.
+            owner: The model must say who answers for it.
+            description: The version must be described.
+            dataset: It must be made from a version of a dataset, by lineage or by its metadata ``dataset``.
+            signed: Somebody must have signed it; by whom is not asked here.
+
+        Raises:
+            InvalidError: The rule asks for nothing, or for what cannot be.
+            AuthError: The caller is no admin there.
+        """
+        return finish(
+            self._client.set_rule(
+                scope,
+                alias=alias,
+                labels=labels,
+                metadata=metadata,
+                owner=owner,
+                description=description,
+                dataset=dataset,
+                signed=signed,
+            )
+        )
+
+    def list_rules(self, scope: str = "") -> tuple[Rule, ...]:
+        """Rules: of a namespace and its models, those that hold for ``namespace/model``, or all."""
+        return finish(self._client.list_rules(scope))
+
+    def delete_rule(self, scope: str, *, alias: str = "") -> None:
+        """Removes a rule.
+
+        Raises:
+            NotFoundError: There is none; says what there is.
+        """
+        return finish(self._client.delete_rule(scope, alias=alias))
+
+    def check_rules(self, ref: str | ModelRef, *, alias: str = "") -> tuple[Missing, ...]:
+        """What a version (``namespace/model@7``) lacks for having an alias; empty if that may point to it.
+
+        Args:
+            ref: The version.
+            alias: Empty: what it would lack if it were published now.
+
+        Raises:
+            NotFoundError: The version does not exist.
+        """
+        return finish(self._client.check_rules(ref, alias=alias))
+
+    def protect_alias(self, scope: str, alias: str, *, approval: bool = False) -> AliasProtection:
+        """Lets only promoters move some aliases.
+
+        Args:
+            scope: ``namespace`` or ``namespace/model``.
+            alias: A name, or a pattern such as ``prod*``.
+            approval: A move waits until a second promoter approves it: `promote` then raises `ApprovalNeeded`.
+
+        Raises:
+            AuthError: The caller is no admin there.
+        """
+        return finish(self._client.protect_alias(scope, alias, approval=approval))
+
+    def list_protections(self, scope: str = "") -> tuple[AliasProtection, ...]:
+        """Protected aliases, as `list_rules`; what the server's settings protect everywhere has an empty scope."""
+        return finish(self._client.list_protections(scope))
+
+    def unprotect_alias(self, scope: str, alias: str) -> None:
+        """Removes a protection.
+
+        Raises:
+            NotFoundError: There is none; says what there is.
+            ConflictError: The server's settings protect it.
+        """
+        return finish(self._client.unprotect_alias(scope, alias))
+
+    def iter_alias_requests(self, path: str, alias: str = "", *, everything: bool = False) -> Iterator[AliasRequest]:
+        """Moves of a model's aliases that wait for a second person, newest first.
+
+        Args:
+            path: ``namespace/model``.
+            alias: Only this one; empty for all.
+            everything: Also those that wait for nobody any more.
+        """
+        return iterate(self._client.iter_alias_requests(path, alias, everything=everything))
+
+    def approve_alias(self, path: str, request: str, *, comment: str = "") -> AliasRequest:
+        """Moves an alias as somebody else asked for.
+
+        Args:
+            path: ``namespace/model``.
+            request: Its id, from `iter_alias_requests` or from the error of who asked.
+            comment: For its history.
+
+        Raises:
+            AuthError: The caller is no promoter, or the one who asked.
+            ConflictError: It was decided already, has expired, or the alias moved meanwhile.
+            RuleError: The version lacks what a rule asks for by now.
+            NotFoundError: There is no such request, or the version is gone.
+        """
+        return finish(self._client.approve_alias(path, request, comment=comment))
+
+    def reject_alias(self, path: str, request: str, *, comment: str = "") -> AliasRequest:
+        """Refuses a move, or takes back one's own request; arguments and errors as in `approve_alias`."""
+        return finish(self._client.reject_alias(path, request, comment=comment))
 
     def push_spools(
         self,
@@ -1012,7 +1147,10 @@ class SyncCalls:
             on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
 
         Raises:
-            InvalidError: A name, path or value breaks a rule, or a file is missing or changes meanwhile.
+            InvalidError: A name, path or value cannot be, or a file is missing or changes meanwhile.
+            RuleError: The version lacks what a rule asks for; ``missing`` lists what, with the commands that add it.
+            AuthError: An alias is protected, and the caller is no promoter.
+            ApprovalNeeded: A second person has to approve the move of an alias: publish without it, then `promote`.
             ModelInvalid: ``signature="auto"`` and the file is not ONNX.
             IntegrityError: Bytes were damaged on their way.
             LimitError: Too large, or the server's disk is full.

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 from modelbox._transport.grpc import Connection
 from modelbox._transport.http import HttpFiles
+from modelbox._transport.rules import RuleCalls
 from modelbox._transport.space import SpaceCalls
 from modelbox._transport.tracking import TrackingCalls
 from modelbox.config import ClientConfig
@@ -33,6 +34,7 @@ class RemoteSource:
         grpc: Remote calls about models, artifacts, the fleet and the feed.
         tracking: Remote calls about all that training records.
         space: Remote calls about retention and space.
+        rules: Remote calls about rules and protected aliases.
         http: Uploads and downloads.
     """
 
@@ -42,6 +44,7 @@ class RemoteSource:
         self.grpc = Connection(config, self.http)
         self.tracking = TrackingCalls(self.grpc)
         self.space = SpaceCalls(self.grpc)
+        self.rules = RuleCalls(self.grpc)
 
     async def aclose(self) -> None:
         """Closes all connections. Idempotent."""

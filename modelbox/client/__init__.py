@@ -16,6 +16,7 @@ from modelbox.client.loading import LoadCalls
 from modelbox.client.metrics import MetricCalls
 from modelbox.client.models import ModelCalls
 from modelbox.client.records import RecordCalls
+from modelbox.client.rules import RuleCalls
 from modelbox.client.runs import RunCalls
 from modelbox.client.space import SpaceCalls
 from modelbox.client.versions import VersionCalls
@@ -36,6 +37,7 @@ class Client(
     FindCalls,
     RunCalls,
     SpaceCalls,
+    RuleCalls,
     WatchCalls,
 ):
     """A connection to a central server.

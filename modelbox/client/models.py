@@ -131,6 +131,10 @@ class ModelCalls(ClientConnection):
         Raises:
             ConflictError: Somebody else moved it first; ``fields["current"]`` is its state now.
             NotFoundError: Model or version do not exist.
+            RuleError: The version lacks what a rule asks for; ``missing`` lists what, with the commands that add it.
+            AuthError: The alias is protected, and the caller is no promoter.
+            ApprovalNeeded: A second person has to approve it; ``request`` is what waits for them. Asking again finds
+                the same request.
             InvalidError: ``ref`` names no alias, or ``latest``, which moves by itself.
         """
         namespace, name, alias = alias_of(ref)
@@ -143,8 +147,11 @@ class ModelCalls(ClientConnection):
     async def rollback(self, ref: str | ModelRef, *, expected_mod_rev: int | None = None, reason: str = "") -> Alias:
         """Points an alias back to what it pointed to before its last move.
 
+        Of a protected alias a promoter may always do that, without anybody's approval; history says so.
+
         Raises:
             ConflictError: As in `promote`, or there is nothing to go back to.
+            AuthError: As in `promote`.
             NotFoundError: Model or alias do not exist.
         """
         namespace, name, alias = alias_of(ref)
@@ -159,6 +166,8 @@ class ModelCalls(ClientConnection):
 
         Raises:
             ConflictError: As in `promote`.
+            AuthError: As in `promote`.
+            ApprovalNeeded: As in `promote`.
             NotFoundError: Model or alias do not exist.
         """
         namespace, name, alias = alias_of(ref)

@@ -65,7 +65,10 @@ class VersionCalls(ClientConnection):
             on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
 
         Raises:
-            InvalidError: A name, path or value breaks a rule, or a file is missing or changes meanwhile.
+            InvalidError: A name, path or value cannot be, or a file is missing or changes meanwhile.
+            RuleError: The version lacks what a rule asks for; ``missing`` lists what, with the commands that add it.
+            AuthError: An alias is protected, and the caller is no promoter.
+            ApprovalNeeded: A second person has to approve the move of an alias: publish without it, then `promote`.
             ModelInvalid: ``signature="auto"`` and the file is not ONNX.
             IntegrityError: Bytes were damaged on their way.
             LimitError: Too large, or the server's disk is full.
