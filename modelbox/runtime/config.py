@@ -8,7 +8,7 @@ environment. A setting is one field below; its flag, its variable, its line in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ def _read_endpoint(value: Any) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
+_ACCESS = Kind(read=choice("", "on", "off").read, allowed="on, off, or empty")
 _ENDPOINT = Kind(read=_read_endpoint, allowed="http://host:port or https://host, or empty", secret=True)
 
 
@@ -94,7 +95,9 @@ _PATTERNS = Kind(
 class ServerConfig:
     """Everything that can be set; made by `load_server_config`, which checks it."""
 
-    host: str = setting("127.0.0.1", HOST, "Address to listen on. Others than loopback need insecure_plaintext.")
+    host: str = setting(
+        "127.0.0.1", HOST, "Address to listen on. Others than loopback need access = on and TLS (tls_cert)."
+    )
     grpc_port: int = setting(8085, PORT, "Port of gRPC; 0 takes a free one and prints it.")
     http_port: int = setting(8080, PORT, "Port of HTTP: REST, files, change feed, health; 0 takes a free one.")
     metrics_port: int = setting(2112, PORT, "Port of Prometheus /metrics; 0 takes a free one.")
@@ -153,8 +156,26 @@ class ServerConfig:
     insecure_plaintext: bool = setting(
         False,
         BOOL,
-        "Listen beyond loopback although there is no authentication and no TLS yet: everybody who reaches the ports"
-        " may read and change everything. Only inside a network that you trust.",
+        "Listen beyond loopback without TLS: whoever is on the way reads tokens and models, and can change them. Only"
+        " inside a network that you trust, or behind a proxy with TLS.",
+    )
+    access: str = setting(
+        "",
+        _ACCESS,
+        "Whether callers need tokens or certificates, and may do what their roles say. Empty: off, which holds on"
+        " loopback only.",
+    )
+    insecure_open: bool = setting(
+        False,
+        BOOL,
+        "Listen beyond loopback without access control: everybody who reaches the ports may read and change"
+        " everything. Only inside a network that you trust.",
+    )
+    admin_token_file: str = setting(
+        "",
+        text(4096, "a file, or empty"),
+        "File with the token of the first admin: written by the first start with access = on, or taken if it is there."
+        " Empty: admin-token in data_dir.",
     )
     advertise_grpc: str = setting("", ADDRESS, "gRPC address that clients are told; empty: where it listens.")
     advertise_http: str = setting("", ADDRESS, "HTTP address that clients are told; empty: where it listens.")
@@ -249,6 +270,16 @@ class ServerConfig:
     )
 
     @property
+    def access_on(self) -> bool:
+        """Whether there is access control."""
+        return self.access == "on"
+
+    @property
+    def admin_token_path(self) -> Path:
+        """Where the first admin's token is, or will be."""
+        return Path(self.admin_token_file) if self.admin_token_file else self.data_dir / "admin-token"
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return is_loopback(self.host)
@@ -276,12 +307,7 @@ def load_server_config(
         values["data_dir"] = _SETTINGS.check("data_dir", home, "MODELBOX_HOME", problems)
     values |= _SETTINGS.read(flags=flags, env=env, config_path=config_path, problems=problems)
     config = ServerConfig(**{k: v for k, v in values.items() if v is not None})
-    if not config.loopback and not config.insecure_plaintext and not any("insecure_plaintext" in p for p in problems):
-        problems.append(
-            f"host = {shown(config.host)} can be reached from other machines, and there is no authentication and no "
-            "TLS yet: expected a loopback address such as 127.0.0.1, or insecure_plaintext = true beside it in a "
-            "network that you trust"
-        )
+    problems += _open_problems(config, problems)
     problems += tls_problems(config)
     if not config.blobs_url.startswith("s3://"):
         problems += [
@@ -293,6 +319,30 @@ def load_server_config(
     if problems:
         raise problems_error(problems)
     return config
+
+
+def _open_problems(config: ServerConfig, others: Sequence[str]) -> list[str]:
+    """What is lacking to listen where other machines can reach it; a setting that is wrong already is left out."""
+    if config.loopback:
+        return []
+    reached = f"host = {shown(config.host)} can be reached from other machines, and"
+    problems = []
+    if not config.access_on and not config.insecure_open and not _named(("access", "insecure_open"), others):
+        problems.append(
+            f"{reached} there is no access control: expected access = on, a loopback address such as 127.0.0.1, or "
+            "insecure_open = true beside it in a network that you trust"
+        )
+    if not config.tls_cert and not config.insecure_plaintext and not _named(("insecure_plaintext", "tls_"), others):
+        problems.append(
+            f"{reached} there is no TLS: expected tls_cert, a loopback address such as 127.0.0.1, or "
+            "insecure_plaintext = true beside it in a network that you trust"
+        )
+    return problems
+
+
+def _named(keys: Sequence[str], problems: Sequence[str]) -> bool:
+    spelt = [form for key in keys for form in (key, f"--{key.replace('_', '-')}", f"MODELBOX_{key.upper()}")]
+    return any(problem.startswith(tuple(spelt)) for problem in problems)
 
 
 def setting_help() -> list[tuple[str, str]]:

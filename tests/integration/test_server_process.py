@@ -168,7 +168,7 @@ def test_all_mistakes_in_the_settings_are_told_at_once(tmp_path: Path) -> None:
     process = ServerProcess(tmp_path / "data", host="0.0.0.0", http_port="x", env={"MODELBOX_LOG_LEVEL": "loud"})
     process.spawn()
     assert process.wait() == 2
-    for part in ("--http-port = 'x'", "MODELBOX_LOG_LEVEL = 'loud'", "insecure_plaintext"):
+    for part in ("--http-port = 'x'", "MODELBOX_LOG_LEVEL = 'loud'", "access = on", "insecure_plaintext"):
         assert part in process.output
     assert not (tmp_path / "data").exists()
 

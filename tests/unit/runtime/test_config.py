@@ -90,10 +90,27 @@ def test_all_problems_are_reported_at_once_with_key_value_and_what_is_allowed(tm
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "models.example"])
 def test_leaving_loopback_must_be_asked_for_in_so_many_words(host: str) -> None:
-    [problem] = problems_of(flags={"host": host})
-    assert host in problem
-    assert "insecure_plaintext = true" in problem
-    assert load(flags={"host": host, "insecure_plaintext": "true"}).host == host
+    no_access, no_tls = problems_of(flags={"host": host})
+    assert host in no_access
+    assert "access = on" in no_access
+    assert "insecure_open = true" in no_access
+    assert host in no_tls
+    assert "insecure_plaintext = true" in no_tls
+    assert problems_of(flags={"host": host, "insecure_open": "true"}) == [no_tls]
+    assert problems_of(flags={"host": host, "access": "on"}) == [no_tls]
+    assert problems_of(flags={"host": host, "access": "off", "tls_cert": "server.pem"}) == [no_access]
+    assert problems_of(flags={"host": host, "insecure_plaintext": "true"}) == [no_access]
+    assert load(flags={"host": host, "access": "on", "tls_cert": "server.pem"}).access_on
+    assert not load(flags={"host": host, "insecure_open": "true", "insecure_plaintext": "true"}).access_on
+
+
+def test_access_control_is_off_on_loopback_unless_it_is_asked_for(tmp_path: Path) -> None:
+    assert not load().access_on
+    assert not load(flags={"access": "off"}).access_on
+    assert load(env={"MODELBOX_ACCESS": "on"}).access_on
+    assert problems_of(flags={"access": "maybe"}) == ["--access = 'maybe': expected on, off, or empty"]
+    assert load(flags={"data_dir": str(tmp_path)}).admin_token_path == tmp_path / "admin-token"
+    assert load(flags={"admin_token_file": "/run/secrets/admin"}).admin_token_path == Path("/run/secrets/admin")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
