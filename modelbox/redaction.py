@@ -129,9 +129,9 @@ def keep_secret(value: str) -> None:
 
 
 def keep_secrets_of(environment: Mapping[str, str]) -> None:
-    """`keep_secret` for every variable whose name means a secret, such as ``PGPASSWORD``; not for names of files."""
+    """`keep_secret` for every variable whose name means a secret, such as ``PGPASSWORD``; not for paths, as of PWD."""
     for name, value in environment.items():
-        if _means_secret(name) and not name.upper().endswith(("FILE", "PATH", "DIR")):
+        if _means_secret(name) and not value.startswith(("/", "~", ".")):
             keep_secret(value)
 
 
