@@ -33,7 +33,7 @@ MEANINGS: Mapping[Exit, str] = {
     Exit.CONFLICT: "Somebody else was faster, or the object is still in use.",
     Exit.UNAVAILABLE: "The server cannot be reached, is busy, or did not answer in time. Trying again may help.",
     Exit.INTEGRITY: "Bytes are not what their digest says.",
-    Exit.REFUSED: "Not allowed, or a limit is reached.",
+    Exit.REFUSED: "Not allowed, against a rule, or a limit is reached.",
     Exit.MODEL: "The model cannot be served: it does not open, run, or keep its interface.",
     Exit.INTERRUPTED: "Interrupted from the keyboard.",
 }
@@ -46,6 +46,7 @@ _BY_CODE: Mapping[str, Exit] = {
     "conflict": Exit.CONFLICT,
     "integrity": Exit.INTEGRITY,
     "invalid": Exit.USAGE,
+    "invalid.rule": Exit.REFUSED,
     "limit": Exit.REFUSED,
     "load": Exit.MODEL,
     "not_found": Exit.NOT_FOUND,

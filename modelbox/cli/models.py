@@ -193,6 +193,38 @@ def _show_version(version: ModelVersion) -> None:
     print_table(("FILE", "SIZE", "DIGEST"), files, empty="")
 
 
+@app.command("update")
+def update(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="A model, or a version as ns/model@7.")],
+    owner: Annotated[str | None, typer.Option("--owner", help="Who answers for the model.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="What the model is for, such as asr.")] = None,
+    description: Annotated[str | None, typer.Option("--description", help="Free text.")] = None,
+    url: UrlOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Edit a model, or the description of a version; what is left out stays. For labels: labels set.
+
+    Example: modelbox models update langtech/wav2vec --owner speech-team
+    """
+    if owner is None and task is None and description is None:
+        raise InvalidError("nothing to edit: give --owner, --task or --description")
+    if "@" in ref and not (owner is None and task is None):
+        raise InvalidError(f"{ref} is a version: --owner and --task are of its model")
+
+    async def run(client: Client) -> None:
+        edited: Model | ModelVersion
+        if "@" in ref:
+            edited = await client.update_version(ref, description=description)
+        else:
+            edited = await client.update_model(ref, owner=owner, task=task, description=description)
+        if output is OutputFormat.JSON:
+            print_json(edited)
+        else:
+            print_line(f"updated {ref} (mod_rev {edited.mod_rev})")
+
+    with_client(url, run)
+
+
 @app.command("publish")
 def publish(
     path: PathArgument,
@@ -212,6 +244,10 @@ def publish(
         list[str] | None, typer.Option("--metric", metavar="KEY=NUMBER", help="A metric; may be given several times.")
     ] = None,
     description: Annotated[str, typer.Option("--description", help="Free text.")] = "",
+    made_by: Annotated[str, typer.Option("--run", metavar="RUN", help="Id of the run that made it.")] = "",
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="CHECKPOINT", help="Id of the checkpoint that it was made from.")
+    ] = "",
     reason: ReasonOption = "",
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Fail if no signature can be read from the model file.")
@@ -238,6 +274,8 @@ def publish(
                 metrics=number_pairs(metric or [], "--metric"),
                 aliases=alias or [],
                 reason=reason,
+                run=made_by,
+                checkpoint=checkpoint,
                 on_progress=on_progress,
             )
         version = created.item
