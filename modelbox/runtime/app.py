@@ -25,16 +25,21 @@ from modelbox._serving.process import address_of, bind, package_version, run_htt
 from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
 from modelbox.errors import LimitError, ServerBusy, StorageError
+from modelbox.feed import Kind
 from modelbox.rules import parse_patterns
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.config import ServerConfig
+from modelbox.runtime.data_dir import check_data_dir
+from modelbox.runtime.first_admin import make_first_admin
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
 from modelbox.runtime.grpc.server import make_server
 from modelbox.runtime.metrics import CONTENT_TYPE, Metrics
 from modelbox.runtime.replica_ports import Lease
 from modelbox.runtime.rest.app import build_app
 from modelbox.runtime.roles import RoleRules
+from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.artifacts import ArtifactService
+from modelbox.runtime.services.audit import AuditService
 from modelbox.runtime.services.bundle import Services
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.feed import FeedService
@@ -50,8 +55,10 @@ from modelbox.runtime.services.retention import RetentionService
 from modelbox.runtime.services.rules import RuleService
 from modelbox.runtime.services.space import SpaceService
 from modelbox.runtime.services.tracking import TrackingService
+from modelbox.runtime.store.access import SqlAccessStore
 from modelbox.runtime.store.approvals import SqlRuleStore
 from modelbox.runtime.store.artifacts import SqlArtifactStore
+from modelbox.runtime.store.audit import SqlAuditStore
 from modelbox.runtime.store.datasets import SqlDatasetStore
 from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.find import SqlFindStore
@@ -145,6 +152,7 @@ class _Server:
         )
         tls = await open_tls(config)
         grpc_tls, http_tls = (tls.grpc, tls.http) if tls is not None else (None, None)
+        await anyio.to_thread.run_sync(check_data_dir, config.data_dir)
         self._database = await self._stack.enter_async_context(
             open_database(
                 config.database_url,
@@ -171,9 +179,21 @@ class _Server:
             )
         )
         feed_store = SqlFeedStore(self._database)
+        audit_store = SqlAuditStore(self._database)
         self._feed = await self._stack.enter_async_context(
-            FeedService(feed_store, bookmark_interval_s=config.bookmark_interval_s, compact_interval_s=None)
+            FeedService(
+                feed_store,
+                bookmark_interval_s=config.bookmark_interval_s,
+                keep_audit=timedelta(days=config.audit_retention_days),
+                compact_interval_s=None,
+            )
         )
+        access_store = SqlAccessStore(self._database)
+        if config.access_on:
+            await make_first_admin(access_store, config.admin_token_path)
+        access = AccessService(access_store, on=config.access_on)
+        self._feed.observe(Kind.ACCESS, access.changed)
+        await self._stack.enter_async_context(access)
         fixed = {
             "server_id": (await feed_store.head()).server_id,
             "version": package_version(),
@@ -216,6 +236,7 @@ class _Server:
         )
         services = Services(
             registry=RegistryService(registry, blobs, metrics=metric_service),
+            access=access,
             artifacts=artifacts,
             feed=self._feed,
             fleet=FleetService(SqlFleetStore(self._database.aside), clock=self._members.now),
@@ -228,6 +249,7 @@ class _Server:
             retention=retention,
             rules=RuleService(SqlRuleStore(self._database, protected=protected)),
             space=space,
+            audit=AuditService(audit_store),
             members=self._members,
         )
         tasks = await self._stack.enter_async_context(task_group())

@@ -22,7 +22,7 @@ from modelbox.objects import Created, Page
 from modelbox.refs import check_name, shown
 from modelbox.runtime.access_ports import StoredToken
 from modelbox.runtime.limits import check_text
-from modelbox.runtime.services.callers import CallerService, Credentials
+from modelbox.runtime.services.callers import SERVER_ACTOR, CallerService, Credentials
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
 from modelbox.tokens import Token, check_kid
 
@@ -33,7 +33,7 @@ MAX_TOKEN_S = 365 * 86400.0
 _MIN_TOKEN_S = 60.0
 _MAX_NAMESPACES = 100
 _MAX_CERTIFICATE_NAMES = 20
-_RESERVED = frozenset(["retention", "server"])
+_RESERVED = frozenset(["retention", SERVER_ACTOR])
 """What history calls the server itself."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.artifacts import ArtifactService
+from modelbox.runtime.services.audit import AuditService
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.services.find import FindService
@@ -27,6 +29,7 @@ class Services:
     """What adapters call."""
 
     registry: RegistryService
+    access: AccessService
     artifacts: ArtifactService
     feed: FeedService
     fleet: FleetService
@@ -39,4 +42,5 @@ class Services:
     retention: RetentionService
     rules: RuleService
     space: SpaceService
+    audit: AuditService
     members: MemberService

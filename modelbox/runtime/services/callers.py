@@ -24,9 +24,11 @@ from modelbox.errors import ModelBoxError, NotAuthenticated, ServerBusy
 from modelbox.runtime.access_ports import AccessStore
 from modelbox.runtime.services.access_book import EMPTY_BOOK, AccessBook, Credentials, FailureCount, read_credentials
 
-__all__ = ("CallerService", "Credentials")
+__all__ = ("SERVER_ACTOR", "CallerService", "Credentials")
 
 _LOG = logging.getLogger(__name__)
+SERVER_ACTOR = "server"
+"""What history calls the server where it makes an account by itself."""
 _EXPIRED_KNOWN = timedelta(days=30)
 """For so long an expired token is told that it is just that."""
 _MAX_ACTOR_CHARS = 128
@@ -45,7 +47,6 @@ class CallerService:
         store: Where accounts, roles and tokens are kept.
         on: Whether there is access control; without it everybody may do everything.
         clock: Gives the time, seconds since 1970.
-        on_failure: Told of each call with bad credentials.
     """
 
     def __init__(
@@ -54,12 +55,10 @@ class CallerService:
         *,
         on: bool,
         clock: Callable[[], float] = time.time,
-        on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._on = on
         self._clock = clock
-        self._on_failure = on_failure
         self._book = EMPTY_BOOK
         self._failures = FailureCount()
         self._callbacks: list[Callable[[], None]] = []
@@ -175,8 +174,6 @@ class CallerService:
         if not (credentials.kid or credentials.wrong or credentials.certificate_names):
             # Who says nothing has not guessed either.
             return error
-        if self._on_failure is not None:
-            self._on_failure()
         wait_s = self._failures.add(credentials.address, time.monotonic())
         if wait_s:
             return ServerBusy(

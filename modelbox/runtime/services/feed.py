@@ -105,6 +105,7 @@ class FeedService:
         self._compact_interval_s = compact_interval_s
         self._clock = clock
         self._ring = Ring(max_changes=max_changes, max_bytes=max_bytes)
+        self._observers: list[tuple[Kind, Callable[[], None]]] = []
         self._wake = anyio.Event()
         self._epoch = ""
         self._histories = 0
@@ -117,6 +118,10 @@ class FeedService:
     def watchers(self) -> int:
         """Open streams."""
         return self._watchers
+
+    def observe(self, kind: Kind, callback: Callable[[], None]) -> None:
+        """Has ``callback`` called on the event loop when there are new changes of a kind, or may be."""
+        self._observers.append((kind, callback))
 
     @property
     def rev(self) -> int:
@@ -345,13 +350,23 @@ class FeedService:
                 self._histories += 1
                 self._epoch = batch.head.epoch
                 self._ring.start(batch.head.rev, batch.head.chain)
+                self._tell(None)
                 return
             for revision in batch.revisions:
                 self._ring.append(revision)
+            if batch.revisions and self._observers:
+                self._tell({change.kind for revision in batch.revisions for change in revision.changes})
             if not batch.revisions and self._ring.last < batch.head.compact_rev:
                 self._ring.start(batch.head.rev, batch.head.chain)
+                self._tell(None)
             if self._ring.last >= batch.head.rev:
                 return
+
+    def _tell(self, kinds: set[str] | None) -> None:
+        """Tells observers of new changes; None where nobody knows of which kinds these are."""
+        for kind, callback in self._observers:
+            if kinds is None or kind in kinds:
+                callback()
 
     def _is_other(self, batch: FeedBatch) -> bool:
         """Whether the database holds another history than was read: restored, or failed over with a loss."""
