@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from modelbox._blocking import BlockingClient, finish, iterate
 from modelbox._local_files import FilesArgument, Progress
+from modelbox.audit import AuditEntry
 from modelbox.frames import FindPage
 from modelbox.objects import (
     Alias,
@@ -113,6 +114,61 @@ class SyncCalls:
     def iter_attribute_history(self, object: str, kind: AttributeKind, key: str = "") -> Iterator[AttributeChange]:
         """Who set what when, newest first; of all keys for an empty one."""
         return iterate(self._client.iter_attribute_history(object, kind, key))
+
+    def iter_audit(
+        self,
+        *,
+        actor: str = "",
+        namespace: str = "",
+        object: str = "",
+        kinds: Sequence[str] = (),
+        actions: Sequence[str] = (),
+        denials: bool = False,
+        token_id: str = "",
+        address: str = "",
+        request_id: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        oldest_first: bool = False,
+    ) -> Iterator[AuditEntry]:
+        """Who did what to which object, from where, with before and after; the newest first.
+
+        Admins see all of it, those of a namespace what happened there. Nothing that is left empty narrows it.
+
+        Args:
+            actor: Only by this account.
+            namespace: Only there.
+            object: Only to this path or id; a model's path takes in its versions and aliases.
+            kinds: Only changes of these kinds of objects, as in the change feed.
+            actions: Only these: created, updated, moved, deleted, restored, denied.
+            denials: Only calls that were refused, instead of ``kinds``.
+            token_id: Only with this token, by its public part.
+            address: Only from there.
+            request_id: Only by this call, as its error or the server's log names it.
+            since: Not before; aware.
+            until: Only before; aware.
+            oldest_first: The oldest first.
+
+        Raises:
+            AuthError: You administer nothing.
+            InvalidError: A kind, an action or a name is not valid.
+        """
+        return iterate(
+            self._client.iter_audit(
+                actor=actor,
+                namespace=namespace,
+                object=object,
+                kinds=kinds,
+                actions=actions,
+                denials=denials,
+                token_id=token_id,
+                address=address,
+                request_id=request_id,
+                since=since,
+                until=until,
+                oldest_first=oldest_first,
+            )
+        )
 
     def create_experiment(
         self,

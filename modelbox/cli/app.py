@@ -19,6 +19,7 @@ import typer
 from modelbox.cli import (
     artifacts,
     attributes,
+    audit,
     cache,
     changes,
     checkpoints,
@@ -76,6 +77,7 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "metadata": attributes.group_of(AttributeKind.METADATA),
     "attributes": attributes.attributes,
     "events": events.app,
+    "audit": audit.app,
     "retention": retention.retention,
     "versions": retention.versions,
     "quotas": retention.quotas,

@@ -9,6 +9,7 @@ server said. `modelbox.sync.Client` has the same methods, blocking; it is genera
 from __future__ import annotations
 
 from modelbox.client.attributes import AttributeCalls
+from modelbox.client.auditing import AuditCalls
 from modelbox.client.experiments import ExperimentCalls
 from modelbox.client.files import FileCalls
 from modelbox.client.finding import FindCalls
@@ -38,6 +39,7 @@ class Client(
     RunCalls,
     SpaceCalls,
     RuleCalls,
+    AuditCalls,
     WatchCalls,
 ):
     """A connection to a central server.

@@ -233,6 +233,11 @@ class ServerConfig:
         number(0.1, 3600, "seconds", whole=False),
         "Seconds that a query of find may run; then it is ended. call_timeout_s holds for it too.",
     )
+    audit_retention_days: int = setting(
+        365,
+        number(1, 36500, "days", whole=True),
+        "Days that changes stay in the audit log. Those that readers of the change feed may still ask for stay longer.",
+    )
     blob_grace_s: float = setting(
         86400.0,
         number(1, 365 * 86400, "seconds", whole=False),

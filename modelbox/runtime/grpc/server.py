@@ -16,7 +16,8 @@ from modelbox._serving.messages import GoogleMessages
 from modelbox._serving.standard import health_service, reflection_services
 from modelbox._serving.unary import DirectMethod, DirectServer
 from modelbox.runtime.grpc.artifacts import ArtifactAdapter
-from modelbox.runtime.grpc.calls import Boundary, context_of, failure_of
+from modelbox.runtime.grpc.audit import AuditAdapter
+from modelbox.runtime.grpc.calls import Boundary, failure_of
 from modelbox.runtime.grpc.datasets import DatasetAdapter
 from modelbox.runtime.grpc.find import FindAdapter
 from modelbox.runtime.grpc.fleet import FleetAdapter
@@ -31,6 +32,7 @@ from modelbox.runtime.grpc.space import SpaceAdapter
 from modelbox.runtime.grpc.tracking import TrackingAdapter
 from modelbox.runtime.grpc.watch import WatchAdapter
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.permissions.table import check_calls
 from modelbox.runtime.services.bundle import Services
 
 __all__ = ("make_server",)
@@ -73,6 +75,7 @@ def make_server(
         RetentionAdapter(services.retention),
         RuleAdapter(services.rules),
         SpaceAdapter(services.space),
+        AuditAdapter(services.audit),
         ServerAdapter(services.members, info),
     ]
     direct: dict[str, DirectMethod] = {}
@@ -84,6 +87,7 @@ def make_server(
     log_soon = MetricAdapter(services.metrics, messages).log_metrics_soon
     served = [boundary.wrap(adapter) for adapter in adapters]
     standard = [health_service(health, served), *reflection_services(served)]
+    check_calls([path for service in (*served, *standard) for path in service.__mapping__()])
     return DirectServer(
         [*served, *(boundary.wrap(service, always=True) for service in standard)],
         limits=limits,
@@ -92,7 +96,7 @@ def make_server(
         soon={log: boundary.soon_google(log, messages.LogMetricsRequest, log_soon)},
         fail=failure_of,
         stall_s=stall_s,
-        context_of=context_of,
+        context_of=boundary.context_of,
     )
 
 

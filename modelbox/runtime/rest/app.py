@@ -9,7 +9,11 @@ from aiohttp import web
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox.objects import to_json
+from modelbox.runtime.caller import current_scope
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.rest.audit import AuditRoutes
+from modelbox.runtime.permissions.gate import Gate
+from modelbox.runtime.permissions.table import check_routes
 from modelbox.runtime.rest.boundary import boundary, json_response
 from modelbox.runtime.rest.changes import ChangeRoutes
 from modelbox.runtime.rest.files import FileRoutes, ref_of
@@ -22,7 +26,7 @@ from modelbox.runtime.rest.tracking import TrackingRoutes
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.bundle import Services
 
-__all__ = ("build_app",)
+__all__ = ("build_app", "routes_of")
 
 _MAX_BODY_BYTES = 1 << 20
 _VERSION = "/api/v1/models/{ns}/{model}/versions/{selector}"
@@ -35,6 +39,7 @@ def build_app(
     hello: HelloWatch,
     metrics: Metrics,
     server_info: Callable[[], Mapping[str, str]],
+    gate: Gate,
     rules: RoleRules,
     loopback: bool,
     send_timeout_s: float,
@@ -49,6 +54,7 @@ def build_app(
         metrics: Where requests are counted.
         server_info: Gives what GET /api/v1/server answers; an address that begins with a colon is completed with the
             host that the client used.
+        gate: Which requests pass, and whose.
         rules: Which routes are for servers of another role.
         loopback: Whether only this machine can reach the server.
         send_timeout_s: See `ChangeRoutes` and `MetricRoutes`.
@@ -69,7 +75,9 @@ def build_app(
         return json_response({k: host + v if v.startswith(":") else v for k, v in server_info().items()})
 
     async def members(request: web.Request) -> web.StreamResponse:
-        return json_response({"members": [to_json(one) for one in await services.members.list_members()]})
+        return json_response(
+            {"members": [to_json(one) for one in await services.members.list_members(scope=current_scope())]}
+        )
 
     async def version(request: web.Request) -> web.StreamResponse:
         return json_response(to_json(await services.registry.get_version(ref_of(request))))
@@ -82,6 +90,7 @@ def build_app(
                 health=health,
                 hello=hello,
                 loopback=loopback,
+                gate=gate,
                 rules=rules,
                 bytes_address=services.members.http_with_bytes,
             )
@@ -105,8 +114,15 @@ def build_app(
             *MetricRoutes(services.metrics, metrics, send_timeout_s=send_timeout_s).routes(),
             *FindRoutes(services.find).routes(),
             *SpaceRoutes(services.retention, services.space).routes(),
+            *AuditRoutes(services.audit, metrics, stall_timeout_s=stall_timeout_s).routes(),
             *RuleRoutes(services.rules).routes(),
             *RecordRoutes(services.notes, services.datasets, services.lineage).routes(),
         ]
     )
+    check_routes(routes_of(app))
     return app
+
+
+def routes_of(app: web.Application) -> list[str]:
+    """All routes, as ``METHOD /path/{part}``; one that is below no path of ours, as that of a directory, by its name."""
+    return [f"{route.method} {route.resource.canonical if route.resource else route}" for route in app.router.routes()]

@@ -37,9 +37,15 @@ class AuditService:
         self._store = store
 
     async def list(
-        self, wanted: AuditFilter, *, page_size: int = 0, page_token: str = "", scope: Scope = ALL
+        self,
+        wanted: AuditFilter,
+        *,
+        oldest_first: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[AuditEntry]:
-        """One page, the newest entries first.
+        """One page; the newest entries come first if the oldest do not.
 
         A page may hold less than was asked for, or nothing: history is looked through in parts, and there are more
         pages as long as there is a token.
@@ -49,14 +55,15 @@ class AuditService:
             AuthError: The caller administers nothing.
         """
         namespaces = _visible(check_audit_filter(wanted), scope)
-        name = f"audit:{hashlib.sha256(json.dumps(to_json(wanted), sort_keys=True).encode()).hexdigest()[:16]}"
+        asked = json.dumps([to_json(wanted), oldest_first], sort_keys=True)
+        name = f"audit:{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
         key = decode_key(name, page_token, int, int)
         after: AuditPlace | None = None if key is None else (int(key[0]), int(key[1]))
         size = page_size_of(page_size)
         items: list[AuditEntry] = []
         for _ in range(_PARTS_AT_ONCE):
             found = await self._store.find(
-                wanted, namespaces=namespaces, limit=size - len(items), after=after, oldest_first=False
+                wanted, namespaces=namespaces, limit=size - len(items), after=after, oldest_first=oldest_first
             )
             items += found.items
             after = found.next

@@ -20,7 +20,6 @@ __all__ = (
     "ArtifactFile",
     "ArtifactServiceBase",
     "ArtifactServiceStub",
-    "AuditEntries",
     "AuditEntry",
     "AuditFilter",
     "AuditServiceBase",
@@ -90,7 +89,6 @@ __all__ = (
     "EditCommentRequest",
     "Event",
     "Experiment",
-    "ExportAuditRequest",
     "Filter",
     "FindRequest",
     "FindResponse",
@@ -621,16 +619,6 @@ class ArtifactFile(betterproto2.Message):
 
 
 default_message_pool.register_message("modelbox.v1", "ArtifactFile", ArtifactFile)
-
-
-@dataclass(eq=False, repr=False)
-class AuditEntries(betterproto2.Message):
-    entries: "list[AuditEntry]" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
-
-
-default_message_pool.register_message("modelbox.v1", "AuditEntries", AuditEntries)
 
 
 @dataclass(eq=False, repr=False)
@@ -1829,18 +1817,6 @@ default_message_pool.register_message("modelbox.v1", "Experiment", Experiment)
 
 
 @dataclass(eq=False, repr=False)
-class ExportAuditRequest(betterproto2.Message):
-    filter: "AuditFilter | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
-
-
-default_message_pool.register_message(
-    "modelbox.v1", "ExportAuditRequest", ExportAuditRequest
-)
-
-
-@dataclass(eq=False, repr=False)
 class Filter(betterproto2.Message):
     namespace: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
@@ -2479,6 +2455,11 @@ class ListAuditRequest(betterproto2.Message):
     page_size: "int" = betterproto2.field(2, betterproto2.TYPE_INT32)
 
     page_token: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    oldest_first: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Else the newest come first.
+    """
 
 
 default_message_pool.register_message(
@@ -5228,7 +5209,7 @@ class AuditServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListAuditResponse":
         """
-        Newest first. A page may be empty before the last.
+        A page may be empty before the last.
         """
 
         return await self._unary_unary(
@@ -5239,28 +5220,6 @@ class AuditServiceStub(betterproto2_grpclib.ServiceStub):
             deadline=deadline,
             metadata=metadata,
         )
-
-    async def export_audit(
-        self,
-        message: "ExportAuditRequest",
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "AsyncIterator[AuditEntries]":
-        """
-        Everything that fits, oldest first.
-        """
-
-        async for response in self._unary_stream(
-            "/modelbox.v1.AuditService/ExportAudit",
-            message,
-            AuditEntries,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        ):
-            yield response
 
 
 class DatasetServiceStub(betterproto2_grpclib.ServiceStub):
@@ -7479,20 +7438,10 @@ class ArtifactServiceBase(betterproto2_grpclib.ServiceBase):
 class AuditServiceBase(betterproto2_grpclib.ServiceBase):
     async def list_audit(self, message: "ListAuditRequest") -> "ListAuditResponse":
         """
-        Newest first. A page may be empty before the last.
+        A page may be empty before the last.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def export_audit(
-        self, message: "ExportAuditRequest"
-    ) -> "AsyncIterator[AuditEntries]":
-        """
-        Everything that fits, oldest first.
-        """
-
-        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-        yield AuditEntries()
 
     async def __rpc_list_audit(
         self, stream: "grpclib.server.Stream[ListAuditRequest, ListAuditResponse]"
@@ -7502,17 +7451,6 @@ class AuditServiceBase(betterproto2_grpclib.ServiceBase):
         response = await self.list_audit(request)
         await stream.send_message(response)
 
-    async def __rpc_export_audit(
-        self, stream: "grpclib.server.Stream[ExportAuditRequest, AuditEntries]"
-    ) -> None:
-        request = await stream.recv_message()
-        assert request is not None
-        await self._call_rpc_handler_server_stream(
-            self.export_audit,
-            stream,
-            request,
-        )
-
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
             "/modelbox.v1.AuditService/ListAudit": grpclib.const.Handler(
@@ -7520,12 +7458,6 @@ class AuditServiceBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ListAuditRequest,
                 ListAuditResponse,
-            ),
-            "/modelbox.v1.AuditService/ExportAudit": grpclib.const.Handler(
-                self.__rpc_export_audit,
-                grpclib.const.Cardinality.UNARY_STREAM,
-                ExportAuditRequest,
-                AuditEntries,
             ),
         }
 
