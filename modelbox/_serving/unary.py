@@ -425,10 +425,15 @@ class _DirectProtocol(GuardedProtocol):
 
     def _start(self, call: _Call, message: bytes | memoryview, timeout_s: float | None) -> None:
         self._running += 1
-        head = call.head
-        if head.soon is not None and head.soon(message, timeout_s, partial(self._answer_soon, call)):
-            return
-        context = head.context
+        head, context = call.head, call.head.context
+        if head.soon is not None:
+            done = partial(self._answer_soon, call)
+            if (
+                head.soon(message, timeout_s, done)
+                if context is None
+                else context.run(head.soon, message, timeout_s, done)
+            ):
+                return
         call.task = self._loop.create_task(
             self._run(call, message, timeout_s),
             name="unary call",

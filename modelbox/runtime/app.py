@@ -34,8 +34,11 @@ from modelbox.runtime.first_admin import make_first_admin
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
 from modelbox.runtime.grpc.server import make_server
 from modelbox.runtime.metrics import CONTENT_TYPE, Metrics
+from modelbox.runtime.permissions.gate import Gate
+from modelbox.runtime.permissions.places import Places
+from modelbox.runtime.permissions.table import check_routes
 from modelbox.runtime.replica_ports import Lease
-from modelbox.runtime.rest.app import build_app
+from modelbox.runtime.rest.app import build_app, routes_of
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.artifacts import ArtifactService
@@ -70,6 +73,7 @@ from modelbox.runtime.store.members import SqlMemberStore
 from modelbox.runtime.store.metrics import SqlMetricStore
 from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.opening import open_database
+from modelbox.runtime.store.places import SqlPlaceStore
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.retention import SqlRetentionStore
 from modelbox.runtime.store.space import SqlSpaceStore
@@ -254,6 +258,7 @@ class _Server:
         )
         tasks = await self._stack.enter_async_context(task_group())
 
+        gate = Gate(access, Places(SqlPlaceStore(self._database)))
         self._boundary = Boundary(
             limits=CallLimits(
                 call_timeout_s=config.call_timeout_s,
@@ -262,6 +267,7 @@ class _Server:
             ),
             metrics=metrics,
             health=health,
+            gate=gate,
             rules=rules,
             bytes_address=self._members.http_with_bytes,
         )
@@ -292,6 +298,7 @@ class _Server:
             hello=hello,
             metrics=metrics,
             server_info=info,
+            gate=gate,
             rules=rules,
             loopback=config.loopback,
             send_timeout_s=config.send_timeout_s,
@@ -419,6 +426,7 @@ def _metrics_app(metrics: Metrics, hello: HelloWatch) -> web.Application:
 
     app = web.Application()
     app.add_routes([web.get("/metrics", scrape)])
+    check_routes(routes_of(app))
     return app
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from contextvars import Context, copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,18 +29,21 @@ from modelbox._serving.messages import decode_google
 from modelbox._serving.peers import Peer, peer_of
 from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
-from modelbox.access import ANYBODY, Caller
+from modelbox.access import Caller
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.redaction import redact
-from modelbox.runtime.caller import CALLER
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.permissions.deliveries import screen
+from modelbox.runtime.permissions.gate import Gate, without_hidden
+from modelbox.runtime.permissions.rules import Rule
+from modelbox.runtime.permissions.table import rule_of_call
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
-__all__ = ("Boundary", "CallLimits", "Streaming", "context_of", "failure_of")
+__all__ = ("Boundary", "CallLimits", "Streaming", "failure_of")
 
 _LOG = logging.getLogger(__name__)
-_MAX_ACTOR_CHARS = 128
+_AUTHORIZATION = "authorization"
 _ALL = RoleRules("all")
 
 
@@ -60,12 +63,28 @@ class _SlowReader(Exception):
 class _Guarded:
     """A call's stream as the generated handlers use it, with a deadline on every step that waits for the peer."""
 
-    def __init__(self, stream: Stream[Any, Any], *, send_s: float | None, receive_s: float | None) -> None:
+    def __init__(
+        self,
+        stream: Stream[Any, Any],
+        *,
+        send_s: float | None,
+        receive_s: float | None,
+        admit: Callable[[Any], Awaitable[None]] | None,
+    ) -> None:
         self._stream = stream
         self._send_s = send_s
         self._receive_s = receive_s
+        self._admit = admit
 
     async def recv_message(self) -> Any:
+        message = await self._receive()
+        if self._admit is not None and message is not None:
+            # What a call is about is in its first message; the others carry no names.
+            admit, self._admit = self._admit, None
+            await admit(message)
+        return message
+
+    async def _receive(self) -> Any:
         try:
             with anyio.fail_after(self._receive_s):
                 message = await self._stream.recv_message()
@@ -94,8 +113,8 @@ class _Guarded:
 
 
 class _Unary(_Guarded):
-    async def recv_message(self) -> Any:
-        message = await super().recv_message()
+    async def _receive(self) -> Any:
+        message = await super()._receive()
         if message is None:
             raise InvalidError("the call has no message")
         return message
@@ -119,6 +138,7 @@ class Boundary:
         limits: How long to wait for peers.
         metrics: Where calls are counted.
         health: While it accepts none, calls are refused as busy; those of ``always`` are not.
+        gate: Which calls pass, and whose.
         rules: Which calls are for servers of another role.
         bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
     """
@@ -129,15 +149,35 @@ class Boundary:
         limits: CallLimits,
         metrics: Metrics,
         health: Health,
+        gate: Gate,
         rules: RoleRules = _ALL,
         bytes_address: Callable[[], str] = str,
     ) -> None:
         self._limits = limits
         self._metrics = metrics
         self._health = health
+        self._gate = gate
         self._rules = rules
         self._bytes_address = bytes_address
         self._ambient: set[anyio.CancelScope] = set()
+
+    def context_of(self, headers: Mapping[str, str], peer: Peer) -> Context:
+        """The context of the calls that ``peer`` makes with these headers, for methods that are answered directly."""
+        context = copy_context()
+        context.run(self._know, headers, peer)
+        return context
+
+    def _know(self, headers: Mapping[str, Any], peer: Peer) -> None:
+        several = getattr(headers, "getall", None)
+        authorization = (
+            [str(one) for one in several(_AUTHORIZATION, ())] if several else [headers.get(_AUTHORIZATION, "")]
+        )
+        self._gate.know(
+            authorization,
+            declared=str(headers.get(ACTOR_KEY, "")),
+            address=peer.address,
+            certificate_names=peer.certificate_names,
+        )
 
     def end_ambient(self) -> None:
         """Ends the streams of ``always`` services, which would otherwise last as long as their readers."""
@@ -168,8 +208,7 @@ class Boundary:
         begun = time.monotonic()
         status = "CANCELLED"
         name = path.removeprefix("/")
-        if stream.metadata is not None:
-            CALLER.set(_caller_of(str(stream.metadata.get(ACTOR_KEY, "")), peer_of(stream._stream._transport)))
+        self._know(stream.metadata or {}, peer_of(stream._stream._transport))
         scope = anyio.CancelScope()
         try:
             with self._metrics.running("grpc"), scope:
@@ -211,6 +250,8 @@ class Boundary:
         name = path.removeprefix("/")
         metrics, health = self._metrics, self._health
         refused = self._rules.refuses_call(name)
+        rule = rule_of_call(path)
+        gate = self._gate if self._gate.on else None
         call_timeout_s = self._limits.call_timeout_s
         loop: asyncio.AbstractEventLoop | None = None
 
@@ -246,7 +287,8 @@ class Boundary:
                 finish(DeadlineExceeded(f"the call took longer than {limit_s:g} s"))
 
             try:
-                if not begin(decode_google(request, message), finish):
+                asked = decode_google(request, message)
+                if (gate is not None and not gate.passes_at_once(rule, asked)) or not begin(asked, finish):
                     return False
             except Exception:
                 return False
@@ -266,8 +308,13 @@ class Boundary:
         encode: Callable[[Any], bytes],
     ) -> DirectMethod:
         name = path.removeprefix("/")
+        rule = rule_of_call(path)
+        gate = self._gate if self._gate.on and rule.token else None
         refused = self._rules.refuses_call(name)
         call_timeout_s = self._limits.call_timeout_s
+        if gate is not None:
+            call = self._gated(name, rule, call, refused=refused)
+            refused = False
 
         async def answer(message: bytes | memoryview, remaining_s: float | None) -> bytes:
             begun = time.monotonic()
@@ -299,17 +346,52 @@ class Boundary:
 
         return answer
 
+    def _gated(
+        self, name: str, rule: Rule, call: Callable[[Any], Awaitable[Any]], *, refused: bool
+    ) -> Callable[[Any], Awaitable[Any]]:
+        """``call``, behind the gate; what is ``refused`` by this server's role, too."""
+        gate = self._gate
+
+        async def pass_gate(message: Any) -> Any:
+            caller = await gate.enter()
+            try:
+                # What was made says afterwards whether it is what was to be made: that saves looking for its id before.
+                await self._admit(name, rule, caller, message, fresh=rule.made is None)
+                if refused:
+                    raise self._rules.refusal(name, bytes_address=self._bytes_address())
+                answer = await call(message)
+                if rule.made is not None:
+                    await gate.check_made(rule, caller, answer)
+            except ModelBoxError as exc:
+                raise without_hidden(exc, caller) from exc
+            return answer
+
+        return pass_gate
+
+    async def _admit(self, name: str, rule: Rule, caller: Caller, message: Any, *, fresh: bool = True) -> None:
+        await self._gate.check(name, rule, caller, message, fresh=fresh)
+        if rule.screened:
+            await screen(self._gate, name, caller, message)
+
     async def _guard(self, name: str, method: Handler, stream: Stream[Any, Any], *, always: bool) -> str:
         limits = self._limits
+        caller: Caller | None = None
+        admit: Callable[[Any], Awaitable[None]] | None = None
         try:
             if not always and not self._health.accepting:
                 raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
+            rule = rule_of_call(name)
+            if self._gate.on and rule.token:
+                caller = await self._gate.enter(lasting=True)
+                admit = partial(self._admit, name, rule, caller)
             if not always and self._rules.refuses_call(name):
+                if admit is not None:
+                    await _Unary(stream, send_s=None, receive_s=limits.stall_timeout_s, admit=admit).recv_message()
                 raise self._rules.refusal(name, bytes_address=self._bytes_address())
             if method.cardinality is Cardinality.UNARY_UNARY:
                 try:
                     with anyio.fail_after(limits.call_timeout_s):
-                        await method.func(_Unary(stream, send_s=None, receive_s=None))
+                        await method.func(_Unary(stream, send_s=None, receive_s=None, admit=admit))
                 except TimeoutError as exc:
                     raise DeadlineExceeded(f"the call took longer than {limits.call_timeout_s} s") from exc
             else:
@@ -320,6 +402,7 @@ class Boundary:
                         stream,
                         send_s=limits.send_timeout_s if follows else limits.stall_timeout_s,
                         receive_s=limits.stall_timeout_s if not always else None,
+                        admit=admit,
                     )
                 )
         except _SlowReader:
@@ -328,7 +411,7 @@ class Boundary:
             _cut_off(stream)
             return "SLOW"
         except ModelBoxError as exc:
-            return await self._fail(stream, exc)
+            return await self._fail(stream, exc if caller is None else without_hidden(exc, caller))
         except StreamTerminatedError:
             # The peer went away or reset the stream; grpclib ends the call.
             raise
@@ -393,17 +476,6 @@ def failure_of(error: Exception) -> Failure:
     return Failure(
         status=int(statuses_of(error).grpc), text=redact(error.message)[:500], metadata={ERROR_KEY: pack_error(error)}
     )
-
-
-def context_of(headers: Mapping[str, str], peer: Peer) -> Context:
-    """The context of the calls that ``peer`` makes with these headers: `current_caller` is who makes them."""
-    context = copy_context()
-    context.run(CALLER.set, _caller_of(headers.get(ACTOR_KEY, ""), peer))
-    return context
-
-
-def _caller_of(name: str, peer: Peer) -> Caller:
-    return replace(ANYBODY, name=name[:_MAX_ACTOR_CHARS], address=peer.address)
 
 
 def _cut_off(stream: Stream[Any, Any]) -> None:

@@ -10,22 +10,25 @@ Invariants: nothing of a request is carried out before all that it needs is gran
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from modelbox.access import Caller, Permission, Role
 from modelbox.errors import AuthError, ConflictError, ModelBoxError, NotFoundError
 from modelbox.refs import shown
+from modelbox.runtime.absence import hide
 from modelbox.runtime.caller import CALLER, RENEWAL
 from modelbox.runtime.permissions.places import Places
 from modelbox.runtime.permissions.rules import Need, Rule
 from modelbox.runtime.permissions.targets import SERVER, Place, Target
 from modelbox.runtime.services.access import AccessService, Credentials
 
-__all__ = ("Denial", "Gate")
+__all__ = ("Denial", "Gate", "reads_all", "without_hidden")
 
 _ROLES = dict(zip(Permission, Role, strict=True))
+_NOBODY = Caller(name="")
+"""Until it is known who calls: may do nothing."""
 _CREDENTIALS: ContextVar[Credentials] = ContextVar("modelbox_credentials")
 
 
@@ -89,11 +92,13 @@ class Gate:
             certificate_names=certificate_names,
         )
         _CREDENTIALS.set(credentials)
-        if not self._access.on:
-            CALLER.set(self._access.caller(credentials))
+        CALLER.set(_NOBODY if self._access.on else self._access.caller(credentials))
 
-    async def enter(self) -> Caller:
+    async def enter(self, *, lasting: bool = False) -> Caller:
         """Finds out who calls; from here on `current_caller` says so.
+
+        Args:
+            lasting: The call may go on for long, and will ask `current_renewal` whether it still may.
 
         Raises:
             NotAuthenticated: Nobody, as far as the credentials go.
@@ -101,7 +106,7 @@ class Gate:
         """
         caller = await self._access.admit(_CREDENTIALS.get())
         CALLER.set(caller)
-        if self._access.on:
+        if lasting:
             RENEWAL.set(lambda: self._access.renewed(caller))
         return caller
 
@@ -139,16 +144,10 @@ class Gate:
                 for target in need.on.find(source):
                     yield need, target
 
-    def passes_at_once(self, rule: Rule, context: Context, source: Any) -> bool:
-        """Whether a call passes that needs nothing looked up; one that does not may pass `check` all the same.
-
-        Args:
-            rule: Its row.
-            context: Where `know` has kept what came with it.
-            source: Its message.
-        """
+    def passes_at_once(self, rule: Rule, source: Any) -> bool:
+        """Whether a call passes that needs nothing looked up; one that does not may pass `check` all the same."""
         try:
-            caller = self._access.caller(context[_CREDENTIALS])
+            caller = self._access.caller(_CREDENTIALS.get())
         except ModelBoxError:
             return False
         for need, target in self.pending(rule, caller, source):
@@ -156,6 +155,10 @@ class Gate:
             if place is None or not caller.may(need.permission, *place):
                 return False
         return True
+
+    def settles(self, rule: Rule, caller: Caller) -> bool:
+        """Whether a call passes whatever it is about."""
+        return all(caller.may(need.permission) for need in rule.needs) and (rule.fresh is None or reads_all(caller))
 
     def judge(self, call: str, caller: Caller, need: Need, target: Target, place: Place | None) -> None:
         """Lets pass what a caller may do with something.
@@ -225,7 +228,8 @@ def reads_all(caller: Caller) -> bool:
 
 
 def without_hidden(error: ModelBoxError, caller: Caller) -> ModelBoxError:
-    """An error as a caller may read it: of a conflict with something that they may not see, not what that is."""
+    """An error as a caller may read it: what there is instead, or in the way, only if it is for them to see."""
+    error = hide(error, caller.scope)
     current = error.fields.get("current")
     if isinstance(error, ConflictError) and isinstance(current, dict) and "namespace" in current:
         namespace, model = str(current["namespace"]), str(current.get("model", ""))

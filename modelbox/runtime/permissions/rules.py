@@ -207,6 +207,7 @@ class Rule:
     Attributes:
         needs: All of these.
         token: Whether the caller has to be somebody; what needs no token says nothing that anybody could not know.
+        screened: It is a delivery of operations, each of which is judged by the row of its own call.
         fresh: Ids that the caller made for what is to be made. One that is taken is answered with what has it, so it
             must not lie where the caller may not look.
         made: Gives id and place of what is in an answer of gRPC; for where ``fresh`` is checked afterwards.
@@ -214,6 +215,7 @@ class Rule:
 
     needs: tuple[Need, ...] = ()
     token: bool = True
+    screened: bool = False
     fresh: Finder | None = None
     made: Callable[[Any], Iterable[tuple[str, str]]] | None = None
 

@@ -11,9 +11,9 @@ from modelbox._serving.hello import HelloWatch
 from modelbox.objects import to_json
 from modelbox.runtime.caller import current_scope
 from modelbox.runtime.metrics import Metrics
-from modelbox.runtime.rest.audit import AuditRoutes
 from modelbox.runtime.permissions.gate import Gate
 from modelbox.runtime.permissions.table import check_routes
+from modelbox.runtime.rest.audit import AuditRoutes
 from modelbox.runtime.rest.boundary import boundary, json_response
 from modelbox.runtime.rest.changes import ChangeRoutes
 from modelbox.runtime.rest.files import FileRoutes, ref_of
@@ -124,5 +124,5 @@ def build_app(
 
 
 def routes_of(app: web.Application) -> list[str]:
-    """All routes, as ``METHOD /path/{part}``; one that is below no path of ours, as that of a directory, by its name."""
+    """All routes, as ``METHOD /path/{part}``; those without a path as whatever they say of themselves."""
     return [f"{route.method} {route.resource.canonical if route.resource else route}" for route in app.router.routes()]

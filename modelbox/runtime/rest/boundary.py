@@ -12,7 +12,6 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -22,26 +21,32 @@ from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.peers import peer_of
 from modelbox._wire import ACTOR_KEY
-from modelbox.access import ANYBODY, Caller
-from modelbox.errors import AuthError, InvalidError, LimitError, ModelBoxError, NotFoundError, ServerBusy
+from modelbox._wire.values import loads
+from modelbox.errors import (
+    AuthError,
+    InvalidError,
+    LimitError,
+    ModelBoxError,
+    NotAuthenticated,
+    NotFoundError,
+    ServerBusy,
+)
+from modelbox.objects import JsonValue
 from modelbox.refs import shown
-from modelbox.runtime.caller import CALLER
+from modelbox.runtime.caller import current_caller
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.permissions.gate import Gate, without_hidden
+from modelbox.runtime.permissions.rules import Asked
+from modelbox.runtime.permissions.table import rule_of_route
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
 __all__ = ("boundary", "json_response")
 
 _LOG = logging.getLogger(__name__)
-_MAX_ACTOR_CHARS = 128
 _ALWAYS = ("/healthz", "/readyz")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def _caller_of(request: web.Request) -> Caller:
-    name = request.headers.get(ACTOR_KEY, "")[:_MAX_ACTOR_CHARS]
-    return replace(ANYBODY, name=name, address=peer_of(request.transport).address)
 
 
 def json_response(data: object, *, status: int = 200) -> web.Response:
@@ -56,6 +61,7 @@ def boundary(
     health: Health,
     hello: HelloWatch,
     loopback: bool,
+    gate: Gate,
     rules: RoleRules,
     bytes_address: Callable[[], str],
 ) -> Middleware:
@@ -67,6 +73,7 @@ def boundary(
         hello: Told of every request.
         loopback: The server listens on loopback only, so a host name that is not this machine's own comes from a page
             of another site that made its name point here (DNS rebinding).
+        gate: Which requests pass, and whose.
         rules: Which routes are for servers of another role.
         bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
     """
@@ -75,7 +82,13 @@ def boundary(
     async def pass_boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = time.monotonic()
         hello.greet(request)
-        CALLER.set(_caller_of(request))
+        peer = peer_of(request.transport)
+        gate.know(
+            request.headers.getall("Authorization", ()),
+            declared=request.headers.get(ACTOR_KEY, ""),
+            address=peer.address,
+            certificate_names=peer.certificate_names,
+        )
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical}" if resource is not None else "unknown"
         status = "CANCELLED"
@@ -92,11 +105,13 @@ def boundary(
             _check_origin(request, loopback=loopback)
             if not health.accepting and request.path not in _ALWAYS:
                 raise ServerBusy(f"the server is {health.reason}: try again", retry_after_s=1.0)
+            if gate.on and route != "unknown":
+                await _pass_gate(gate, request, route)
             if rules.refuses_route(route):
                 return _elsewhere(request, rules.refusal(route, bytes_address=bytes_address()))
             response = await handler(request)
         except ModelBoxError as exc:
-            response = _failed(request, exc)
+            response = _failed(request, without_hidden(exc, current_caller()) if gate.on else exc)
         except web.HTTPException as exc:
             response = _failed(request, _translated(request, exc), status=exc.status)
             if "Allow" in exc.headers:
@@ -119,10 +134,28 @@ def boundary(
     return pass_boundary
 
 
+async def _pass_gate(gate: Gate, request: web.Request, route: str) -> None:
+    rule = rule_of_route(route)
+    if not rule.token:
+        return
+    caller = await gate.enter(lasting=True)
+    if gate.settles(rule, caller):
+        return
+    body: JsonValue = {}
+    if rule.reads_body and request.can_read_body:
+        body = loads(await request.read(), "the body")
+        if not isinstance(body, dict):
+            raise InvalidError("the body must be one JSON object")
+    asked = Asked(request.match_info, lambda name: request.query.getall(name, []), body)
+    await gate.check(route, rule, caller, asked)
+
+
 def _failed(request: web.Request, error: ModelBoxError, *, status: int | None = None) -> web.Response:
     response = json_response(error.to_dict(), status=status or statuses_of(error).http)
     if isinstance(error, ServerBusy):
         response.headers["Retry-After"] = "1"
+    if isinstance(error, NotAuthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if request.can_read_body and not request.content.is_eof():
         # What is still on its way could be gigabytes; nobody will read it.
         response.force_close()
