@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 
 from modelbox.errors import ConfigError
 from modelbox.refs import shown
+from modelbox.signing.policy import SignaturePolicy, parse_modes, parse_trusted
+from modelbox.signing.trust import Trust
 
 __all__ = (
     "ClientConfig",
@@ -122,6 +124,27 @@ def _delay(value: object) -> float:
         raise ValueError("expected 0, or 0.01 to 86400 seconds") from None
 
 
+def _listed(value: object) -> str:
+    """Text with commas, or the same as a list in a file."""
+    if isinstance(value, list | tuple):
+        if any(not isinstance(item, str) or "," in item for item in value):
+            raise ValueError("expected a list of texts")
+        value = ",".join(value)
+    return "" if value == "" else _text(value)
+
+
+def _modes(value: object) -> str:
+    text = _listed(value)
+    parse_modes(text)
+    return text
+
+
+def _trusted(value: object) -> str:
+    text = _listed(value)
+    parse_trusted(text)
+    return text
+
+
 def _default_cache_dir(env: Mapping[str, str]) -> Path:
     base = env.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else _home(env) / ".cache") / "modelbox"
@@ -175,6 +198,12 @@ class ClientConfig:
         instance_id: Name of this process in ``modelbox fleet``; empty: see `process_instance_id`.
         swap_jitter_s: A model whose alias was moved is swapped up to so much later, drawn evenly, so that a large fleet
             does not ask and download at once.
+        signatures: What becomes of a version that nobody trusted has signed: ``off``, ``warn`` or ``require``, or by
+            pattern (``langtech/*=require,*=warn``, the first that fits counts). Empty: ``warn`` where somebody is
+            trusted, else ``off``.
+        trusted_keys: Absolute paths of public keys (PEM), separated by commas; ``PATTERN=/path`` trusts one for the
+            models of a pattern only. Read anew with each verification.
+        trusted_roots: The same for root certificates.
         sidecar: ``unix:///path`` of the sidecar's socket; then `Client.load` has models run there. Empty: they run in
             this process.
     """
@@ -243,6 +272,29 @@ class ClientConfig:
             "Name of the process in `modelbox fleet`, unique per process. Default: made from host and process id.",
         ),
     )
+    signatures: str = field(
+        default="",
+        metadata=_about(
+            _modes,
+            "Versions that nobody trusted has signed: off, warn or require; or by pattern, such as"
+            " 'langtech/*=require,*=warn'. Default: warn where somebody is trusted, else off.",
+        ),
+    )
+    trusted_keys: str = field(
+        default="",
+        metadata=_about(
+            _trusted,
+            "Public keys whose signatures count: absolute paths of PEM files, or PATTERN=/path, separated by commas.",
+        ),
+    )
+    trusted_roots: str = field(
+        default="",
+        metadata=_about(
+            _trusted,
+            "Root certificates that vouch for signers: absolute paths of PEM files, or PATTERN=/path, separated by"
+            " commas.",
+        ),
+    )
     sidecar: str = field(
         default="",
         metadata=_about(
@@ -250,6 +302,11 @@ class ClientConfig:
             "Socket of a sidecar in which models run: unix:///path. Empty: they run in this process.",
         ),
     )
+
+    def signature_policy(self) -> SignaturePolicy:
+        """What the settings of signatures ask for; nothing is read yet, see `SignaturePolicy.open`."""
+        trust = Trust(keys=parse_trusted(self.trusted_keys), roots=parse_trusted(self.trusted_roots))
+        return SignaturePolicy(parse_modes(self.signatures or ("off" if trust.empty else "warn")), trust)
 
 
 def client_config_path(env: Mapping[str, str] | None = None) -> Path:

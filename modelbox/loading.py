@@ -144,6 +144,8 @@ class LoaderHost:
             config = self._config()
             cache = Cache(config.cache_dir, max_bytes=config.cache_max_bytes)
             await to_thread.run_sync(cache.open)
+            policy = config.signature_policy()
+            await to_thread.run_sync(policy.open)
             telemetry = Telemetry()
             informer = replace(self._settings.informer, jitter_s=config.swap_jitter_s)
             loader = Loader(
@@ -154,6 +156,7 @@ class LoaderHost:
                 settings=replace(self._settings, informer=informer),
                 observe=telemetry,
                 ledger=telemetry.ledger,
+                policy=policy,
             )
             async with loader:
                 life.loader = loader

@@ -33,6 +33,7 @@ from modelbox.loader.watch import Informer
 from modelbox.objects import Resolved
 from modelbox.ports import ModelSource
 from modelbox.refs import ModelRef
+from modelbox.signing.policy import SignaturePolicy
 
 __all__ = ("Loader",)
 
@@ -66,6 +67,7 @@ class Loader(AsyncContextManagerMixin):
         settings: Timeouts and pauses.
         observe: Hears every event of every reference.
         ledger: Takes the statistics of all calls.
+        policy: What has to be signed, and by whom; nothing by default.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Loader(AsyncContextManagerMixin):
         settings: LoaderSettings | None = None,
         observe: Observer = lambda _: None,
         ledger: Ledger | None = None,
+        policy: SignaturePolicy | None = None,
     ) -> None:
         self._source = source
         self._cache = cache
@@ -86,6 +89,7 @@ class Loader(AsyncContextManagerMixin):
         self._settings = settings or LoaderSettings()
         self._observe = observe
         self._ledger = ledger or Ledger()
+        self._policy = policy
         self._entries: dict[ModelRef, _Entry] = {}
         self._tasks: TaskGroup | None = None
         self._reporter = Reporter(source, heartbeat_s=self._settings.heartbeat_s)
@@ -94,7 +98,9 @@ class Loader(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Loader]:
         async with Downloader(self._source, self._cache) as downloader:
-            self._preparer = Preparer(cache=self._cache, downloader=downloader, settings=self._settings)
+            self._preparer = Preparer(
+                cache=self._cache, downloader=downloader, settings=self._settings, policy=self._policy
+            )
             async with anyio.create_task_group() as tg:
                 self._tasks = tg
                 tg.start_soon(_kept_up, self._reporter.run, name="modelbox reporter")

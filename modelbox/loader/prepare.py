@@ -30,7 +30,9 @@ from modelbox.loader.session import Session
 from modelbox.loader.settings import LoaderSettings, LoadOptions
 from modelbox.manifest import Manifest
 from modelbox.objects import ModelVersion
+from modelbox.refs import ModelRef
 from modelbox.signature import Signature, find_incompatibilities
+from modelbox.signing.policy import SignaturePolicy
 
 __all__ = ("Prepared", "Preparer", "find_entrypoint")
 
@@ -90,23 +92,43 @@ class Preparer:
     Concurrency: `prepare` may run for several versions at once; openings queue.
     """
 
-    def __init__(self, *, cache: Cache, downloader: Downloader, settings: LoaderSettings) -> None:
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        downloader: Downloader,
+        settings: LoaderSettings,
+        policy: SignaturePolicy | None = None,
+    ) -> None:
         self._cache = cache
         self._downloader = downloader
         self._settings = settings
+        self._policy = policy or SignaturePolicy()
         self._opening = CapacityLimiter(1)
+
+    async def check(self, ref: ModelRef, version: ModelVersion) -> None:
+        """Whether ``version`` may be used for ``ref``.
+
+        Raises:
+            SignatureRefused: It has no signature that counts, and has to have one.
+            IntegrityError: It is another version than the one that was asked for.
+            ConfigError: A file of trusted keys cannot be used.
+        """
+        await to_thread.run_sync(self._policy.check, ref, version)
 
     async def prepare(
         self,
+        ref: ModelRef,
         version: ModelVersion,
         options: LoadOptions,
         *,
         replaces: Signature | None,
         on_progress: Callable[[int, int], None],
     ) -> Prepared:
-        """Fetches, opens and warms ``version``.
+        """Fetches, opens and warms ``version``, after a look at who signed it: nothing of it is kept before.
 
         Args:
+            ref: What it is to serve.
             version: What to open.
             options: How.
             replaces: The interface that running callers rely on; None for a first load.
@@ -119,6 +141,7 @@ class Preparer:
         """
         stage_s: dict[str, float] = {}
         with _stage("verify", stage_s):
+            await self.check(ref, version)
             entry = find_entrypoint(version.manifest)
         lease = await to_thread.run_sync(self._cache.lease, version.digest)
         try:

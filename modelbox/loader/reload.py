@@ -22,6 +22,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ import anyio
 from anyio import CancelScope, to_thread
 
 from modelbox._loops import current_loop
-from modelbox.errors import IntegrityError, InvalidError, LoadError, ModelBoxError, NotFoundError, ProtocolError
+from modelbox.errors import IntegrityError, InvalidError, LoadError, ModelBoxError, NotFoundError, ProtocolError, SignatureRefused
 from modelbox.events import (
     DownloadProgress,
     ModelEvent,
@@ -144,6 +145,8 @@ class Reloader:
             self._adopt_edits(resolved)
             return
         if self._target is not None and _same_content(resolved, self._target):
+            if resolved.version.bundle != self._target.version.bundle:
+                self._supersede(resolved)  # a signature may be what it waited for
             self._target = resolved
             return
         self._supersede(resolved)
@@ -203,11 +206,12 @@ class Reloader:
         try:
             await self._bring(resolved)
         except ModelBoxError as exc:
-            if fallback is None or same:
+            # The same content as it was signed before is as good as it was then.
+            if fallback is None or (same and not isinstance(exc, SignatureRefused)):
                 raise
             self._refused(resolved, exc)
             await self._bring(fallback)
-            if not _is_permanent(exc):
+            if not _is_permanent(exc) and not same:
                 self._supersede(resolved)
 
     def adopt(self, other: Reloader) -> None:
@@ -289,6 +293,7 @@ class Reloader:
             self._emit(DownloadProgress(ref=str(self.ref), version=version.version, done_bytes=done, total_bytes=total))
 
         prepared = await self._preparer.prepare(
+            self.ref,
             version,
             self.options,
             replaces=self._active.session.signature if self._active is not None else None,
@@ -375,6 +380,25 @@ class Reloader:
 
     def _adopt_edits(self, resolved: Resolved) -> None:
         """The same version under newer labels, metadata or alias state."""
+        if self._current is not None and resolved.version.bundle != self._current.version.bundle:
+            self._spawn(self._adopt_signature, resolved, name=f"modelbox signature {self.ref}")
+            return
+        self._take_edits(resolved)
+
+    async def _adopt_signature(self, resolved: Resolved) -> None:
+        """The same version with another signature, which is remembered only if it counts: a start needs it again."""
+        held = self._current
+        try:
+            await self._preparer.check(self.ref, resolved.version)
+        except ModelBoxError as exc:
+            if held is None:
+                return
+            _log.warning("%s: version %d keeps the signature it had: %s", self.ref, self.version_number, exc)
+            resolved = replace(resolved, version=replace(resolved.version, bundle=held.version.bundle))
+        if self._current is held and held is not None and _same_content(resolved, held):
+            self._take_edits(resolved)
+
+    def _take_edits(self, resolved: Resolved) -> None:
         self._current = resolved
         active = self.runner.active
         if active is not None:
@@ -461,7 +485,8 @@ class Reloader:
 
 
 def _is_permanent(error: ModelBoxError) -> bool:
-    return isinstance(error, LoadError | InvalidError | IntegrityError)
+    # A signature may still come, or a key be trusted that was not.
+    return isinstance(error, LoadError | InvalidError | IntegrityError) and not isinstance(error, SignatureRefused)
 
 
 def _order(resolved: Resolved) -> tuple[int, int]:
