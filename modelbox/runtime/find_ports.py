@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from modelbox.access import ALL
+from modelbox.access import Scope as Visible
 from modelbox.find import Expression, Field, Order, Scope
 
 __all__ = ("FindKey", "FindQuery", "FindStore", "FoundColumns")
@@ -20,6 +22,7 @@ class FindQuery:
     Attributes:
         within: A namespace, or an object's id or path; empty for all.
         columns: Of the answer, as `modelbox.find.parse_columns` tells them.
+        visible: What the caller may see; the rest is as if it were not there.
     """
 
     collection: str
@@ -28,6 +31,7 @@ class FindQuery:
     within: str
     columns: tuple[Field | Scope, ...]
     include_deleted: bool
+    visible: Visible = ALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import ConflictError, InvalidError
 from modelbox.refs import ModelRef
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.services.artifacts import ArtifactService
@@ -89,6 +89,7 @@ class ArtifactAdapter(Streaming, pb.ArtifactServiceBase):
             namespace=message.namespace,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListArtifactsResponse(
             artifacts=[wire.pack_artifact(item) for item in page.items], next_page_token=page.next_token

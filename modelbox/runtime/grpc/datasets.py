@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import datasets as wire
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.services.datasets import DatasetService
 
 __all__ = ("DatasetAdapter",)
@@ -32,6 +32,7 @@ class DatasetAdapter(pb.DatasetServiceBase):
             include_deleted=message.include_deleted,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListDatasetsResponse(
             datasets=[wire.pack_dataset(item) for item in page.items], next_page_token=page.next_token
@@ -53,6 +54,7 @@ class DatasetAdapter(pb.DatasetServiceBase):
             include_deleted=message.include_deleted,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListDatasetVersionsResponse(
             versions=[wire.pack_dataset_version(item) for item in page.items], next_page_token=page.next_token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import find as wire
+from modelbox.runtime.caller import current_scope
 from modelbox.runtime.services.find import FindService
 
 __all__ = ("FindAdapter",)
@@ -27,5 +28,6 @@ class FindAdapter(pb.FindServiceBase):
                 include_deleted=message.include_deleted,
                 page_size=message.page_size,
                 page_token=message.page_token,
+                scope=current_scope(),
             )
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
+from modelbox.runtime.caller import current_scope
 from modelbox.runtime.services.fleet import FleetService
 
 __all__ = ("FleetAdapter",)
@@ -27,6 +28,7 @@ class FleetAdapter(pb.FleetServiceBase):
             include_lost=message.include_lost,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListInstancesResponse(
             instances=[wire.pack_instance(item) for item in page.items], next_page_token=page.next_token

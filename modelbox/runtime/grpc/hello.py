@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
+from modelbox.runtime.caller import current_scope
 from modelbox.runtime.services.members import MemberService
 
 __all__ = ("ServerAdapter",)
@@ -24,4 +25,6 @@ class ServerAdapter(pb.ServerServiceBase):
 
     async def list_members(self, message: pb.ListMembersRequest) -> pb.ListMembersResponse:
         """See the proto."""
-        return pb.ListMembersResponse(members=[wire.pack_member(one) for one in await self._members.list_members()])
+        return pb.ListMembersResponse(
+            members=[wire.pack_member(one) for one in await self._members.list_members(scope=current_scope())]
+        )

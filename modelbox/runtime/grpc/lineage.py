@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import lineage as wire
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.services.lineage import LineageService
 
 __all__ = ("LineageAdapter",)
@@ -19,7 +19,9 @@ class LineageAdapter(pb.LineageServiceBase):
     async def add_edges(self, message: pb.AddEdgesRequest) -> pb.AddEdgesResponse:
         """See the proto."""
         return pb.AddEdgesResponse(
-            added=await self._lineage.add_edges(wire.unpack_new_edges(message), actor=current_actor())
+            added=await self._lineage.add_edges(
+                wire.unpack_new_edges(message), actor=current_actor(), scope=current_scope()
+            )
         )
 
     async def remove_edges(self, message: pb.RemoveEdgesRequest) -> pb.RemoveEdgesResponse:
@@ -31,6 +33,9 @@ class LineageAdapter(pb.LineageServiceBase):
         """See the proto."""
         return wire.pack_lineage(
             await self._lineage.get_lineage(
-                message.objects, direction=message.direction or "both", max_depth=message.max_depth
+                message.objects,
+                direction=message.direction or "both",
+                max_depth=message.max_depth,
+                scope=current_scope(),
             )
         )

@@ -7,7 +7,7 @@ from typing import Any
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import notes as wire
 from modelbox._wire.values import unpack_optional_time
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.services.notes import NoteService
 
 __all__ = ("NoteAdapter",)
@@ -40,6 +40,7 @@ class NoteAdapter(pb.NoteServiceBase):
             source=message.source,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListEventsResponse(
             events=[wire.pack_event(item) for item in page.items], next_page_token=page.next_token
@@ -60,6 +61,7 @@ class NoteAdapter(pb.NoteServiceBase):
             include_deleted=message.include_deleted,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListCommentsResponse(
             comments=[wire.pack_comment(item) for item in page.items], next_page_token=page.next_token

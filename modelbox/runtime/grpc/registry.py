@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.refs import ModelRef
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.services.registry import RegistryService
 
 __all__ = ("RegistryAdapter",)
@@ -41,7 +41,10 @@ class RegistryAdapter(pb.RegistryServiceBase):
     async def list_models(self, message: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """See the proto."""
         page = await self._registry.list_models(
-            namespace=message.namespace, page_size=message.page_size, page_token=message.page_token
+            namespace=message.namespace,
+            page_size=message.page_size,
+            page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListModelsResponse(
             models=[wire.pack_model(item) for item in page.items], next_page_token=page.next_token
@@ -49,7 +52,9 @@ class RegistryAdapter(pb.RegistryServiceBase):
 
     async def list_namespaces(self, message: pb.ListNamespacesRequest) -> pb.ListNamespacesResponse:
         """See the proto."""
-        page = await self._registry.list_namespaces(page_size=message.page_size, page_token=message.page_token)
+        page = await self._registry.list_namespaces(
+            page_size=message.page_size, page_token=message.page_token, scope=current_scope()
+        )
         return pb.ListNamespacesResponse(
             namespaces=[wire.pack_namespace(item) for item in page.items], next_page_token=page.next_token
         )
@@ -88,7 +93,7 @@ class RegistryAdapter(pb.RegistryServiceBase):
 
     async def resolve(self, message: pb.ResolveRequest) -> pb.ResolveResponse:
         """See the proto."""
-        return wire.pack_resolved(await self._registry.resolve(ModelRef.parse(message.ref)))
+        return wire.pack_resolved(await self._registry.resolve(ModelRef.parse(message.ref), scope=current_scope()))
 
     async def move_alias(self, message: pb.MoveAliasRequest) -> pb.Alias:
         """See the proto."""

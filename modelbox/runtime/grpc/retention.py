@@ -5,7 +5,7 @@ from __future__ import annotations
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import retention as wire
 from modelbox._wire.values import present
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.services.retention import RetentionService
 
 __all__ = ("RetentionAdapter",)
@@ -28,7 +28,7 @@ class RetentionAdapter(pb.RetentionServiceBase):
 
     async def list_policies(self, message: pb.ListPoliciesRequest) -> pb.ListPoliciesResponse:
         """See the proto."""
-        found = await self._retention.list_policies(message.namespace)
+        found = await self._retention.list_policies(message.namespace, visible=current_scope())
         return pb.ListPoliciesResponse(policies=[wire.pack_policy(one) for one in found])
 
     async def delete_policy(self, message: pb.DeletePolicyRequest) -> pb.DeletePolicyResponse:
@@ -44,6 +44,7 @@ class RetentionAdapter(pb.RetentionServiceBase):
             policy=None if message.policy is None else wire.unpack_policy(message.policy),
             page_size=message.page_size,
             page_token=message.page_token,
+            visible=current_scope(),
         )
         return pb.PlanResponse(items=[wire.pack_planned(one) for one in page.items], next_page_token=page.next_token)
 
@@ -67,5 +68,7 @@ class RetentionAdapter(pb.RetentionServiceBase):
     async def list_locks(self, message: pb.ListLocksRequest) -> pb.ListLocksResponse:
         """See the proto."""
         return pb.ListLocksResponse(
-            locks=[wire.pack_lock(one) for one in await self._retention.list_locks(message.scope)]
+            locks=[
+                wire.pack_lock(one) for one in await self._retention.list_locks(message.scope, visible=current_scope())
+            ]
         )

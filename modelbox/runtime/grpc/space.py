@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import space as wire
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.services.space import SpaceService
 
@@ -33,13 +33,15 @@ class SpaceAdapter(Streaming, pb.SpaceServiceBase):
     async def list_quotas(self, message: pb.ListQuotasRequest) -> pb.ListQuotasResponse:
         """See the proto."""
         return pb.ListQuotasResponse(
-            quotas=[wire.pack_quota(one) for one in await self._space.list_quotas(message.namespace)]
+            quotas=[
+                wire.pack_quota(one) for one in await self._space.list_quotas(message.namespace, scope=current_scope())
+            ]
         )
 
     async def list_usage(self, message: pb.ListUsageRequest) -> pb.ListUsageResponse:
         """See the proto."""
         page = await self._space.list_usage(
-            message.namespace, page_size=message.page_size, page_token=message.page_token
+            message.namespace, page_size=message.page_size, page_token=message.page_token, scope=current_scope()
         )
         return pb.ListUsageResponse(usage=[wire.pack_usage(one) for one in page.items], next_page_token=page.next_token)
 

@@ -8,7 +8,8 @@ from modelbox._proto.modelbox import v1 as pb
 from modelbox._wire import tracking as wire
 from modelbox._wire.values import unpack_time
 from modelbox.errors import InvalidError
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
+from modelbox.runtime.permissions.deliveries import refused_operations
 from modelbox.runtime.services.tracking import TrackingService
 from modelbox.tracking import Delivered, Operation, Rejection
 
@@ -50,6 +51,7 @@ class TrackingAdapter(pb.TrackingServiceBase):
             include_deleted=message.include_deleted,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListExperimentsResponse(
             experiments=[wire.pack_experiment(item) for item in page.items], next_page_token=page.next_token
@@ -80,6 +82,7 @@ class TrackingAdapter(pb.TrackingServiceBase):
             include_deleted=message.include_deleted,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListRunsResponse(runs=[wire.pack_run(item) for item in page.items], next_page_token=page.next_token)
 
@@ -110,6 +113,7 @@ class TrackingAdapter(pb.TrackingServiceBase):
             include_deleted=message.include_deleted,
             page_size=message.page_size,
             page_token=message.page_token,
+            scope=current_scope(),
         )
         return pb.ListCheckpointsResponse(
             checkpoints=[wire.pack_checkpoint(item) for item in page.items], next_page_token=page.next_token
@@ -161,7 +165,7 @@ class TrackingAdapter(pb.TrackingServiceBase):
     async def deliver(self, message: pb.DeliverRequest) -> pb.DeliverResponse:
         """See the proto. An operation that cannot be read is refused for good, like one that cannot be carried out."""
         operations: list[Operation] = []
-        unread: list[Rejection] = []
+        unread: list[Rejection] = [*refused_operations()]
         for one in message.operations:
             try:
                 operations.append(wire.unpack_operation(one))
@@ -169,8 +173,10 @@ class TrackingAdapter(pb.TrackingServiceBase):
                 unread.append(Rejection(seq=one.seq, code=exc.code, message=exc.message))
         delivered = Delivered(seq=0)
         if operations or not unread:
-            delivered = await self._tracking.deliver(message.spool, operations, actor=current_actor())
+            delivered = await self._tracking.deliver(
+                message.spool, operations, actor=current_actor(), scope=current_scope()
+            )
         if unread:
             rejections = sorted([*delivered.rejections, *unread], key=lambda one: one.seq)
-            delivered = Delivered(seq=max(delivered.seq, unread[-1].seq), rejections=tuple(rejections))
+            delivered = Delivered(seq=max(delivered.seq, *(one.seq for one in unread)), rejections=tuple(rejections))
         return wire.pack_delivered(delivered, self._messages)

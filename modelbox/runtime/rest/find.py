@@ -14,6 +14,7 @@ from aiohttp import web
 from modelbox.errors import InvalidError
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
+from modelbox.runtime.caller import current_scope
 from modelbox.runtime.rest.bodies import flag_of, int_of, read_exactly, text_of, texts_of
 from modelbox.runtime.services.find import FindService
 from modelbox.tracking import Found
@@ -82,6 +83,7 @@ class FindRoutes:
             include_deleted=query.include_deleted,
             page_size=query.page_size,
             page_token=query.page_token,
+            scope=current_scope(),
         )
         if query.format == "csv":
             body = await anyio.to_thread.run_sync(_csv, found)

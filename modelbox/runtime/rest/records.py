@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from modelbox.errors import InvalidError
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.rest.bodies import (
     body_of,
     created,
@@ -72,6 +72,7 @@ class RecordRoutes:
                 source=text_of(request, "source"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 
@@ -89,6 +90,7 @@ class RecordRoutes:
                 include_deleted=flag_of(request, "include_deleted"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 
@@ -125,6 +127,7 @@ class RecordRoutes:
                 include_deleted=flag_of(request, "include_deleted"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 
@@ -146,6 +149,7 @@ class RecordRoutes:
                 include_deleted=flag_of(request, "include_deleted"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 
@@ -167,13 +171,14 @@ class RecordRoutes:
                 texts_of(request, "object", required=True),
                 direction=text_of(request, "direction") or "both",
                 max_depth=int_of(request, "max_depth", 0),
+                scope=current_scope(),
             )
         )
 
     async def add_edges(self, request: web.Request) -> web.StreamResponse:
         """POST ``{"edges": [{"source", "target", "type"}, ...]}``."""
         new = await read_body(request, NewEdges)
-        return item_of({"added": await self._lineage.add_edges(new, actor=current_actor())})
+        return item_of({"added": await self._lineage.add_edges(new, actor=current_actor(), scope=current_scope())})
 
     async def remove_edges(self, request: web.Request) -> web.StreamResponse:
         """POST as to add them."""

@@ -8,7 +8,7 @@ from modelbox._wire.retention import unpack_kind
 from modelbox.errors import InvalidError
 from modelbox.refs import shown
 from modelbox.retention import RetentionPolicy
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.rest.bodies import body_of, item_of, page_of, paging_of, read_body, text_of
 from modelbox.runtime.services.retention import RetentionService
 from modelbox.runtime.services.space import SpaceService
@@ -47,7 +47,7 @@ class SpaceRoutes:
 
     async def list_policies(self, request: web.Request) -> web.StreamResponse:
         """GET ?namespace=."""
-        return item_of(await self._retention.list_policies(text_of(request, "namespace")))
+        return item_of(await self._retention.list_policies(text_of(request, "namespace"), visible=current_scope()))
 
     async def set_policy(self, request: web.Request) -> web.StreamResponse:
         """PUT a `RetentionPolicy`."""
@@ -63,7 +63,11 @@ class SpaceRoutes:
         """GET ?scope=&kind=."""
         size, token = paging_of(request)
         kind = unpack_kind(text_of(request, "kind"))
-        return page_of(await self._retention.plan(text_of(request, "scope"), kind, page_size=size, page_token=token))
+        return page_of(
+            await self._retention.plan(
+                text_of(request, "scope"), kind, page_size=size, page_token=token, visible=current_scope()
+            )
+        )
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         """POST ?scope=; again while ``more`` is true."""
@@ -73,7 +77,7 @@ class SpaceRoutes:
 
     async def list_locks(self, request: web.Request) -> web.StreamResponse:
         """GET ?scope=."""
-        return item_of(await self._retention.list_locks(text_of(request, "scope")))
+        return item_of(await self._retention.list_locks(text_of(request, "scope"), visible=current_scope()))
 
     async def lock_version(self, request: web.Request) -> web.StreamResponse:
         """PUT ``{"reason"}``."""
@@ -93,7 +97,7 @@ class SpaceRoutes:
 
     async def list_quotas(self, request: web.Request) -> web.StreamResponse:
         """GET ?namespace=."""
-        return item_of(await self._space.list_quotas(text_of(request, "namespace")))
+        return item_of(await self._space.list_quotas(text_of(request, "namespace"), scope=current_scope()))
 
     async def set_quota(self, request: web.Request) -> web.StreamResponse:
         """PUT ``{"limit_bytes"}``."""
@@ -111,7 +115,11 @@ class SpaceRoutes:
     async def list_usage(self, request: web.Request) -> web.StreamResponse:
         """GET ?namespace=."""
         size, token = paging_of(request)
-        return page_of(await self._space.list_usage(text_of(request, "namespace"), page_size=size, page_token=token))
+        return page_of(
+            await self._space.list_usage(
+                text_of(request, "namespace"), page_size=size, page_token=token, scope=current_scope()
+            )
+        )
 
     async def totals(self, request: web.Request) -> web.StreamResponse:
         """GET."""

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from modelbox._wire.tracking import attribute_kind
 from modelbox.objects import from_json
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_scope
 from modelbox.runtime.rest.bodies import (
     body_of,
     created,
@@ -74,6 +74,7 @@ class TrackingRoutes:
                 include_deleted=flag_of(request, "include_deleted"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 
@@ -104,6 +105,7 @@ class TrackingRoutes:
                 include_deleted=flag_of(request, "include_deleted"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 
@@ -143,6 +145,7 @@ class TrackingRoutes:
                 include_deleted=flag_of(request, "include_deleted"),
                 page_size=size,
                 page_token=token,
+                scope=current_scope(),
             )
         )
 

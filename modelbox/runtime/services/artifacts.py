@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, IntegrityError, InvalidError, LimitError, NotFoundError, StorageError
 from modelbox.manifest import MAX_FILES, check_path
 from modelbox.objects import Artifact, Created, Download, NewArtifact, Page
@@ -366,7 +367,7 @@ class ArtifactService:
         return await self._store.get_artifact(_artifact_id(artifact_id))
 
     async def list_artifacts(
-        self, *, parent: str = "", namespace: str = "", page_size: int = 0, page_token: str = ""
+        self, *, parent: str = "", namespace: str = "", page_size: int = 0, page_token: str = "", scope: Scope = ALL
     ) -> Page[Artifact]:
         """Artifacts of one object, or of a whole namespace, oldest first.
 
@@ -382,14 +383,15 @@ class ArtifactService:
             check_name(namespace, "namespace")
         if not parent and not namespace:
             raise InvalidError("a list of artifacts needs a parent or a namespace")
-        scope = f"artifacts:{namespace}:{parent}"
+        listing = f"artifacts:{namespace}:{parent}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_artifacts(
                 parent=parent,
                 namespace=namespace,
                 limit=page_size_of(page_size),
-                after=decode_key(scope, page_token, int),
+                after=decode_key(listing, page_token, int),
+                scope=scope,
             ),
         )
 

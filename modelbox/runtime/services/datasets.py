@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import Created, Page, to_json
 from modelbox.refs import check_name, shown
@@ -125,19 +126,26 @@ class DatasetService:
         return await self._store.get_dataset(check_dataset(text))
 
     async def list_datasets(
-        self, *, namespace: str = "", include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        namespace: str = "",
+        include_deleted: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Dataset]:
         """Datasets by namespace and name; of all namespaces for an empty one."""
         if namespace:
             check_name(namespace, "namespace")
-        scope = f"datasets:{namespace}:{include_deleted}"
+        listing = f"datasets:{namespace}:{include_deleted}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_datasets(
                 namespace=namespace,
                 include_deleted=include_deleted,
                 limit=page_size_of(page_size),
-                after=decode_key(scope, page_token, str, str),
+                after=decode_key(listing, page_token, str, str),
+                scope=scope,
             ),
         )
 
@@ -162,7 +170,13 @@ class DatasetService:
         return await self._store.get_version(check_dataset_version(text))
 
     async def list_versions(
-        self, dataset: str, *, include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        dataset: str,
+        *,
+        include_deleted: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[DatasetVersion]:
         """Versions of a dataset (its id, or ``namespace/name``), newest first.
 
@@ -170,13 +184,14 @@ class DatasetService:
             NotFoundError: There is no such dataset.
         """
         check_dataset(dataset)
-        scope = f"dataset versions:{dataset}:{include_deleted}"
+        listing = f"dataset versions:{dataset}:{include_deleted}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_versions(
                 dataset,
                 include_deleted=include_deleted,
                 limit=page_size_of(page_size),
-                after=decode_key(scope, page_token, int),
+                after=decode_key(listing, page_token, int),
+                scope=scope,
             ),
         )

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError
 from modelbox.find import parse_columns, parse_order, parse_where
 from modelbox.refs import shown
@@ -58,6 +59,7 @@ class FindService:
         include_deleted: bool = False,
         page_size: int = 0,
         page_token: str = "",
+        scope: Scope = ALL,
     ) -> Found:
         """One page of the objects that ``where`` lets through; see ``docs/find.md``.
 
@@ -70,6 +72,7 @@ class FindService:
             include_deleted: Also what is in the bin.
             page_size: 1 to 1000, 0 for 100.
             page_token: Where the page before ended.
+            scope: What the caller may see.
 
         Raises:
             FindError: The query does not parse.
@@ -82,8 +85,8 @@ class FindService:
         """
         check_text(within, "object to look within", max_chars=255)
         limit = page_size_of(page_size)
-        scope = _scope(collection, where, order_by, within, include_deleted)
-        now_us, after = _read_token(scope, page_token) if page_token else ((self._clock() - _EPOCH) // _US, None)
+        listing = _listing(collection, where, order_by, within, include_deleted)
+        now_us, after = _read_token(listing, page_token) if page_token else ((self._clock() - _EPOCH) // _US, None)
         page = await self._store.find(
             FindQuery(
                 collection=collection,
@@ -92,6 +95,7 @@ class FindService:
                 within=within,
                 columns=parse_columns(collection, columns),
                 include_deleted=include_deleted,
+                visible=scope,
             ),
             limit=limit,
             after=after,
@@ -101,26 +105,26 @@ class FindService:
             time_columns=page.time_columns,
             number_columns=page.number_columns,
             count=page.count,
-            next_token="" if page.next_key is None else _token(scope, now_us, page.next_key),
+            next_token="" if page.next_key is None else _token(listing, now_us, page.next_key),
         )
 
 
-def _scope(collection: str, where: str, order_by: Sequence[str], within: str, include_deleted: bool) -> str:
+def _listing(collection: str, where: str, order_by: Sequence[str], within: str, include_deleted: bool) -> str:
     text = json.dumps([collection, where, list(order_by), within, include_deleted])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _token(scope: str, now_us: int, key: FindKey) -> str:
-    raw = json.dumps([scope, now_us, *key], separators=(",", ":"))
+def _token(listing: str, now_us: int, key: FindKey) -> str:
+    raw = json.dumps([listing, now_us, *key], separators=(",", ":"))
     return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
 
 
-def _read_token(scope: str, token: str) -> tuple[int, FindKey]:
+def _read_token(listing: str, token: str) -> tuple[int, FindKey]:
     try:
         if len(token) > _MAX_TOKEN_CHARS:
             raise ValueError("too long")
         found, now_us, *key = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        if found != scope or type(now_us) is not int or not 0 <= now_us < 2**57 or not key:
+        if found != listing or type(now_us) is not int or not 0 <= now_us < 2**57 or not key:
             raise ValueError("made for another query")
         for part in key:
             if type(part) is int and not -(2**63) <= part < 2**63:

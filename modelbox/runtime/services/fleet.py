@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError, LimitError
 from modelbox.objects import Instance, InstanceReport, Page
 from modelbox.refs import ModelRef, check_name, shown
@@ -60,7 +61,13 @@ class FleetService:
         return HEARTBEAT_S
 
     async def list_instances(
-        self, *, path: str = "", include_lost: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        path: str = "",
+        include_lost: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Instance]:
         """Instances of all models, of a namespace, or of a model (``namespace/model``).
 
@@ -69,16 +76,17 @@ class FleetService:
             include_lost: Also those that said good-bye or are silent for longer than their lease.
             page_size: 1 to 1000; 0 means 100.
             page_token: From the page before.
+            scope: What the caller may see.
         """
         namespace, slash, model = path.partition("/")
         if namespace or slash:
             check_name(namespace, "namespace")
         if slash:
             check_name(model, "model")
-        scope = f"instances:{path}:{int(include_lost)}"
+        listing = f"instances:{path}:{int(include_lost)}"
         at = self._clock()
         return page_of(
-            scope,
+            listing,
             await self._store.list_instances(
                 namespace=namespace,
                 model=model,
@@ -86,7 +94,8 @@ class FleetService:
                 lease_s=LEASE_S,
                 at=at,
                 limit=page_size_of(page_size),
-                after=decode_key(scope, page_token, int),
+                after=decode_key(listing, page_token, int),
+                scope=scope,
             ),
         )
 

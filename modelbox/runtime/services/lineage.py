@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError, LimitError
 from modelbox.refs import shown
 from modelbox.runtime.limits import check_text
@@ -67,15 +68,15 @@ class LineageService:
         self._store = store
         self._clock = clock
 
-    async def add_edges(self, new: NewEdges, *, actor: str) -> int:
+    async def add_edges(self, new: NewEdges, *, actor: str, scope: Scope = ALL) -> int:
         """Adds edges, all or none; returns how many were not there before.
 
         Raises:
             NotFoundError: An object does not exist.
-            ConflictError: The edges would close a cycle; ``cycle`` lists the ids along it.
+            ConflictError: The edges would close a cycle; ``cycle`` lists the ids along it, of what ``scope`` shows.
         """
         check_edges(new.edges)
-        return await self._store.add_edges(new, actor=check_actor(actor), at=self._clock())
+        return await self._store.add_edges(new, actor=check_actor(actor), at=self._clock(), scope=scope)
 
     async def remove_edges(self, edges: Sequence[NewEdge], *, actor: str) -> int:
         """Removes edges; returns how many there were. Those that are not there change nothing.
@@ -86,13 +87,16 @@ class LineageService:
         check_edges(edges)
         return await self._store.remove_edges(edges, actor=check_actor(actor), at=self._clock())
 
-    async def get_lineage(self, objects: Sequence[str], *, direction: str = "ancestors", max_depth: int = 0) -> Lineage:
+    async def get_lineage(
+        self, objects: Sequence[str], *, direction: str = "ancestors", max_depth: int = 0, scope: Scope = ALL
+    ) -> Lineage:
         """What some objects came of, or what came of them.
 
         Args:
             objects: 1 to 100 of them.
             direction: ``ancestors``, ``descendants`` or ``both``.
             max_depth: How many edges away at most; 0 for no bound.
+            scope: What the caller may see; the rest is as if it were not there, with what lies only behind it.
 
         Returns:
             At most 10,000 nodes, the nearest first; ``truncated`` says that there are more.
@@ -111,4 +115,6 @@ class LineageService:
         for text in objects:
             check_object(text)
         up, down = _DIRECTIONS[direction]
-        return await self._store.get_lineage(tuple(objects), up=up, down=down, max_depth=max_depth, max_nodes=MAX_NODES)
+        return await self._store.get_lineage(
+            tuple(objects), up=up, down=down, max_depth=max_depth, max_nodes=MAX_NODES, scope=scope
+        )

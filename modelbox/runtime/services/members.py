@@ -19,6 +19,7 @@ from typing import Self
 import anyio
 from anyio.abc import TaskStatus
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ModelBoxError
 from modelbox.objects import Member
 from modelbox.runtime.replica_ports import Beat, MemberStore
@@ -127,8 +128,13 @@ class MemberService:
         """The time by the database's clock, as far as it is known: what all servers agree on."""
         return self._clock() - timedelta(seconds=self._clock_ahead_s)
 
-    async def list_members(self) -> tuple[Member, ...]:
-        """All servers of this database, those that were lost within the last hour too."""
+    async def list_members(self, *, scope: Scope = ALL) -> tuple[Member, ...]:
+        """All servers of this database, those that were lost within the last hour too.
+
+        They belong to no namespace: whoever may not see everything sees none.
+        """
+        if not scope.everything:
+            return ()
         return tuple(await self._store.list_members())
 
     def http_with_bytes(self) -> str:

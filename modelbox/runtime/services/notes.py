@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError
 from modelbox.objects import Created, Page
 from modelbox.refs import shown
@@ -109,6 +110,7 @@ class NoteService:
         source: str = "",
         page_size: int = 0,
         page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Event]:
         """Events, newest first by the reporter's clock; of a namespace, those of everything in it.
 
@@ -121,6 +123,7 @@ class NoteService:
             page_size: 1 to 1000, 0 for 100.
             page_token: Where the page before ended. An event that comes late is on its own place: pages that were
                 read do not move.
+            scope: What the caller may see.
         """
         check_object(object)
         for at, what in ((since, "since"), (until, "until")):
@@ -128,9 +131,9 @@ class NoteService:
                 check_time(at, what)
         check_text(name, "name", max_chars=255)
         check_text(source, "source", max_chars=255)
-        scope = f"events:{[object, _text(since), _text(until), name, source]}"
+        listing = f"events:{[object, _text(since), _text(until), name, source]}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_events(
                 object,
                 since=since,
@@ -138,7 +141,8 @@ class NoteService:
                 name=name,
                 source=source,
                 limit=page_size_of(page_size),
-                after=decode_key(scope, page_token, int, int),
+                after=decode_key(listing, page_token, int, int),
+                scope=scope,
             ),
         )
 
@@ -182,18 +186,25 @@ class NoteService:
         )
 
     async def list_comments(
-        self, object: str, *, include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        object: str,
+        *,
+        include_deleted: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Comment]:
         """Comments of an object, oldest first."""
         check_object(object)
-        scope = f"comments:{object}:{include_deleted}"
+        listing = f"comments:{object}:{include_deleted}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_comments(
                 object,
                 include_deleted=include_deleted,
                 limit=page_size_of(page_size),
-                after=decode_key(scope, page_token, int),
+                after=decode_key(listing, page_token, int),
+                scope=scope,
             ),
         )
 

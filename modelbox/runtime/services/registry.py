@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ApprovalNeeded, InvalidError, NotFoundError
 from modelbox.objects import (
     Alias,
@@ -114,24 +115,31 @@ class RegistryService:
         _check_path(namespace, name)
         await self._forget(await self._store.delete_model(namespace, name, actor=_actor(actor), at=self._clock()))
 
-    async def list_models(self, *, namespace: str = "", page_size: int = 0, page_token: str = "") -> Page[Model]:
+    async def list_models(
+        self, *, namespace: str = "", page_size: int = 0, page_token: str = "", scope: Scope = ALL
+    ) -> Page[Model]:
         """Models by namespace and name; of all namespaces for an empty one."""
         if namespace:
             check_name(namespace, "namespace")
-        scope = f"models:{namespace}"
+        listing = f"models:{namespace}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_models(
-                namespace=namespace, limit=page_size_of(page_size), after=decode_key(scope, page_token, str, str)
+                namespace=namespace,
+                limit=page_size_of(page_size),
+                after=decode_key(listing, page_token, str, str),
+                scope=scope,
             ),
         )
 
-    async def list_namespaces(self, *, page_size: int = 0, page_token: str = "") -> Page[Namespace]:
-        """Namespaces by name."""
-        scope = "namespaces"
+    async def list_namespaces(self, *, page_size: int = 0, page_token: str = "", scope: Scope = ALL) -> Page[Namespace]:
+        """Namespaces by name: those with something in them that the caller may see."""
+        listing = "namespaces"
         return page_of(
-            scope,
-            await self._store.list_namespaces(limit=page_size_of(page_size), after=decode_key(scope, page_token, str)),
+            listing,
+            await self._store.list_namespaces(
+                limit=page_size_of(page_size), after=decode_key(listing, page_token, str), scope=scope
+            ),
         )
 
     async def _forget(self, gone: Sequence[str]) -> None:
@@ -247,13 +255,17 @@ class RegistryService:
             ),
         )
 
-    async def resolve(self, ref: ModelRef) -> Resolved:
+    async def resolve(self, ref: ModelRef, *, scope: Scope = ALL) -> Resolved:
         """What a reference points to, with the alias's state and the feed's token of the same snapshot.
+
+        Args:
+            ref: What is asked.
+            scope: What the caller may read; whoever watches from the token is told if that is another one by then.
 
         Raises:
             NotFoundError: No such model, alias or version; ``exists`` lists what there is instead.
         """
-        return await self._store.resolve(ref)
+        return await self._store.resolve(ref, scope=scope)
 
     # -- aliases ---------------------------------------------------------------------------------------------------
 

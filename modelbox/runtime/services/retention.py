@@ -18,6 +18,7 @@ from typing import Protocol
 import anyio
 import anyio.lowlevel
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.objects import Page
 from modelbox.refs import check_name, shown
@@ -128,11 +129,11 @@ class RetentionService:
         if not await self._store.delete_policy(check_scope(scope), check_kind(kind)):
             raise NotFoundError(f"{scope} has no policy for {kind}", what="policy", name=scope)
 
-    async def list_policies(self, namespace: str = "") -> Sequence[RetentionPolicy]:
+    async def list_policies(self, namespace: str = "", *, visible: Scope = ALL) -> Sequence[RetentionPolicy]:
         """Policies of a namespace and its models, or all, by scope and kind."""
         if namespace:
             check_name(namespace, "namespace")
-        return await self._store.list_policies(namespace)
+        return await self._store.list_policies(namespace, visible=visible)
 
     # -- following them --------------------------------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class RetentionService:
         policy: RetentionPolicy | None = None,
         page_size: int = 0,
         page_token: str = "",
+        visible: Scope = ALL,
     ) -> Page[Planned]:
         """What becomes of everything in a scope, and why, without doing it. One line for each candidate.
 
@@ -153,6 +155,7 @@ class RetentionService:
             policy: Instead of the one that is set for its scope: what would it do?
             page_size: Lines, 1 to 1000; 0 for 100.
             page_token: Where the page before ended.
+            visible: What the caller may see.
         """
         if scope:
             check_scope(scope)
@@ -164,7 +167,7 @@ class RetentionService:
         if kind is not Retained.VERSIONS and "/" in scope:
             raise InvalidError(f"{kind} are planned for a namespace, not for {shown(scope)}", what="scope")
         if kind is Retained.BIN:
-            return Page(items=tuple(await self._plan_bin(scope, policy)))
+            return Page(items=tuple(await self._plan_bin(scope, policy, visible)))
         listing = f"plan:{kind}:{scope}"
         return page_of(
             listing,
@@ -174,11 +177,13 @@ class RetentionService:
                 policy,
                 limit=page_size_of(page_size),
                 after=decode_key(listing, page_token, int, int),
+                visible=visible,
             ),
         )
 
-    async def _plan_bin(self, scope: str, override: RetentionPolicy | None) -> list[Planned]:
-        found = {one.scope: one for one in await self._store.list_policies(scope) if one.kind is Retained.BIN}
+    async def _plan_bin(self, scope: str, override: RetentionPolicy | None, visible: Scope) -> list[Planned]:
+        policies = await self._store.list_policies(scope, visible=visible)
+        found = {one.scope: one for one in policies if one.kind is Retained.BIN}
         if override is not None:
             found[override.scope] = override
         lines = []
@@ -285,10 +290,10 @@ class RetentionService:
         _check_version(namespace, model, version)
         return await self._store.unlock_version(namespace, model, version)
 
-    async def list_locks(self, scope: str = "") -> Sequence[VersionLock]:
+    async def list_locks(self, scope: str = "", *, visible: Scope = ALL) -> Sequence[VersionLock]:
         """Locked versions of a namespace or model, or all; at most 10,000."""
         namespace, _, model = check_scope(scope).partition("/") if scope else ("", "", "")
-        return await self._store.list_locks(namespace, model, limit=_MAX_LOCKS)
+        return await self._store.list_locks(namespace, model, limit=_MAX_LOCKS, visible=visible)
 
 
 def _check_version(namespace: str, model: str, version: int) -> None:

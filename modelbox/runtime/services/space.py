@@ -16,6 +16,7 @@ from datetime import timedelta
 import anyio
 from anyio import to_thread
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import InvalidError, StorageError
 from modelbox.objects import Page
 from modelbox.refs import Digest, check_name, shown
@@ -130,21 +131,23 @@ class SpaceService:
         """Lets a namespace hold as much as there is room for; nothing happens if it has no quota."""
         await self._store.set_quota(check_name(namespace, "namespace"), None, actor="")
 
-    async def list_quotas(self, namespace: str = "") -> Sequence[Quota]:
+    async def list_quotas(self, namespace: str = "", *, scope: Scope = ALL) -> Sequence[Quota]:
         """Quotas by namespace, or that of one."""
         if namespace:
             check_name(namespace, "namespace")
-        return await self._store.list_quotas(namespace)
+        return await self._store.list_quotas(namespace, scope=scope)
 
-    async def list_usage(self, namespace: str = "", *, page_size: int = 0, page_token: str = "") -> Page[Usage]:
+    async def list_usage(
+        self, namespace: str = "", *, page_size: int = 0, page_token: str = "", scope: Scope = ALL
+    ) -> Page[Usage]:
         """The space of each namespace, or of each model of one, by name."""
         if namespace:
             check_name(namespace, "namespace")
-        scope = f"usage:{namespace}"
+        listing = f"usage:{namespace}"
         return page_of(
-            scope,
+            listing,
             await self._store.list_usage(
-                namespace, limit=page_size_of(page_size), after=decode_key(scope, page_token, str)
+                namespace, limit=page_size_of(page_size), after=decode_key(listing, page_token, str), scope=scope
             ),
         )
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import ConflictError, IntegrityError, InvalidError, LimitError, ModelBoxError, NotFoundError
 from modelbox.objects import Created, JsonValue, Page
 from modelbox.refs import check_name, shown
@@ -116,19 +117,26 @@ class TrackingService:
         )
 
     async def list_experiments(
-        self, *, namespace: str = "", include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        namespace: str = "",
+        include_deleted: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Experiment]:
         """Experiments by namespace and name; of all namespaces for an empty one."""
         if namespace:
             check_name(namespace, "namespace")
-        scope = f"experiments:{namespace}:{include_deleted:d}"
+        listing = f"experiments:{namespace}:{include_deleted:d}"
         listed = await self._store.list_experiments(
             namespace=namespace,
             include_deleted=include_deleted,
             limit=page_size_of(page_size),
-            after=decode_key(scope, page_token, str, str),
+            after=decode_key(listing, page_token, str, str),
+            scope=scope,
         )
-        return page_of(scope, listed)
+        return page_of(listing, listed)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -153,7 +161,13 @@ class TrackingService:
         return await self._store.update_run(run_id, patch, actor=check_actor(actor), at=self._clock())
 
     async def list_runs(
-        self, parent: str = "", *, include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        parent: str = "",
+        *,
+        include_deleted: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Run]:
         """Runs, newest first: of an experiment (id or ``namespace/name``), of a namespace, below a run, or all."""
         kind = kind_of_id(check_text(parent, "parent", max_chars=255))
@@ -163,14 +177,15 @@ class TrackingService:
             _check_experiment_name(parent)
         elif parent:
             check_name(parent, "namespace")
-        scope = f"runs:{parent}:{include_deleted:d}"
+        listing = f"runs:{parent}:{include_deleted:d}"
         listed = await self._store.list_runs(
             parent,
             include_deleted=include_deleted,
             limit=page_size_of(page_size),
-            after=decode_key(scope, page_token, int),
+            after=decode_key(listing, page_token, int),
+            scope=scope,
         )
-        return page_of(scope, listed)
+        return page_of(listing, listed)
 
     async def clone_run(self, source_id: str, *, id: str, name: str = "", actor: str) -> Created[Run]:
         """Makes a scheduled run in the same experiment, with the params, tags, labels and metadata of another one."""
@@ -191,18 +206,25 @@ class TrackingService:
         return await self._store.get_checkpoint(check_id(checkpoint_id, ObjectKind.CHECKPOINT))
 
     async def list_checkpoints(
-        self, parent_id: str, *, include_deleted: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        parent_id: str,
+        *,
+        include_deleted: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        scope: Scope = ALL,
     ) -> Page[Checkpoint]:
         """Checkpoints of a run or an experiment by epoch."""
         check_id(parent_id, ObjectKind.RUN, ObjectKind.EXPERIMENT)
-        scope = f"checkpoints:{parent_id}:{include_deleted:d}"
+        listing = f"checkpoints:{parent_id}:{include_deleted:d}"
         listed = await self._store.list_checkpoints(
             parent_id,
             include_deleted=include_deleted,
             limit=page_size_of(page_size),
-            after=decode_key(scope, page_token, int),
+            after=decode_key(listing, page_token, int),
+            scope=scope,
         )
-        return page_of(scope, listed)
+        return page_of(listing, listed)
 
     # -- the bin ---------------------------------------------------------------------------------------------------
 
@@ -308,7 +330,9 @@ class TrackingService:
 
     # -- delivery --------------------------------------------------------------------------------------------------
 
-    async def deliver(self, spool: str, operations: Sequence[Operation], *, actor: str) -> Delivered:
+    async def deliver(
+        self, spool: str, operations: Sequence[Operation], *, actor: str, scope: Scope = ALL
+    ) -> Delivered:
         """Takes over the operations of a client's spool, in order; what the spool has had already is skipped.
 
         First everything but metrics, in transactions that each move the mark up to which the spool was taken over; then
@@ -320,6 +344,7 @@ class TrackingService:
             spool: 32 hexadecimal digits that name the spool for ever.
             operations: With growing ``seq``, 1 to 10,000.
             actor: Who.
+            scope: What refusals may tell of.
         """
         if not isinstance(spool, str) or not _SPOOL.fullmatch(spool):
             raise InvalidError(f"{shown(spool)} is not a spool: expected 32 hexadecimal digits", what="spool")
@@ -356,7 +381,9 @@ class TrackingService:
             some = control[start : start + _DELIVER_BATCH]
             upto = last if start + _DELIVER_BATCH >= len(control) else some[-1].seq
             rejections.extend(
-                await self._store.deliver(spool, operations[0].seq, upto, some, actor=actor, at=self._clock())
+                await self._store.deliver(
+                    spool, operations[0].seq, upto, some, actor=actor, at=self._clock(), scope=scope
+                )
             )
         rejections.extend(await self._log(points))
         return Delivered(seq=last, rejections=tuple(sorted(rejections, key=lambda one: one.seq)))

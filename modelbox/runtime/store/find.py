@@ -27,8 +27,9 @@ from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.find_columns import read_columns
 from modelbox.runtime.store.find_sources import SOURCES, Expr, Source
 from modelbox.runtime.store.find_terms import Predicate, Term, TermCompiler, metric_ids, metric_names
-from modelbox.runtime.store.objects import ObjectRow, object_row
+from modelbox.runtime.store.objects import ObjectRow, seen_object
 from modelbox.runtime.store.schema import datasets, experiments, namespaces, objects, runs
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.tracking import ObjectKind
 
 __all__ = ("SqlFindStore", "find_page")
@@ -67,8 +68,11 @@ def find_page(conn: Connection, query: FindQuery, limit: int, after: FindKey | N
     compiler = TermCompiler(source, metrics)
     terms = compiler.terms(query.order)
     conditions = [_condition(compiler, part) for part in _parts(query.where)]
+    visible = find_visible(conn, query.visible)
+    if visible is not None:
+        conditions.append(_seen(source, visible))
     if query.within:
-        conditions.append(_within(conn, source, query.within, include_deleted=query.include_deleted))
+        conditions.append(_within(conn, source, query.within, visible, include_deleted=query.include_deleted))
     if not query.include_deleted:
         conditions.append(_Condition((objects.c.deleted_at_us + 0).is_(None)))
     _check_key(after, len(terms))
@@ -106,11 +110,26 @@ def _check_key(after: FindKey | None, terms: int) -> None:
         )
 
 
+# -- what is seen ----------------------------------------------------------------------------------------------------
+
+
+def _seen(source: Source, visible: Visible) -> _Condition:
+    """What the caller may see."""
+    if source.kind is None:
+        return _Condition(visible.of_object(source.namespace_id + 0, objects.c.uid))
+    if source.model_id is not None and visible.model_ids:
+        return _Condition(visible.of_model(source.namespace_id + 0, source.model_id + 0))
+    begin = and_(visible.of_namespace(objects.c.namespace_id), objects.c.kind == source.kind)
+    return _Condition(visible.of_namespace(source.namespace_id + 0), begin, select(objects.c.id).where(begin))
+
+
 # -- within ----------------------------------------------------------------------------------------------------------
 
 
-def _within(conn: Connection, source: Source, text: str, *, include_deleted: bool) -> _Condition:
-    row = _place(conn, source, text, include_deleted=include_deleted)
+def _within(
+    conn: Connection, source: Source, text: str, visible: Visible | None, *, include_deleted: bool
+) -> _Condition:
+    row = _place(conn, source, text, visible, include_deleted=include_deleted)
     if row.kind is ObjectKind.NAMESPACE:
         begin = and_(objects.c.namespace_id == row.namespace_id, objects.c.kind == (source.kind or ""))
         rows = select(objects.c.id).where(begin)
@@ -131,8 +150,11 @@ def _within(conn: Connection, source: Source, text: str, *, include_deleted: boo
     return _Condition(probe, begin, select(objects.c.id).where(begin))
 
 
-def _place(conn: Connection, source: Source, text: str, *, include_deleted: bool) -> ObjectRow:
-    """The object that ``text`` names: ``namespace/name`` is what the collection's objects belong to."""
+def _place(conn: Connection, source: Source, text: str, visible: Visible | None, *, include_deleted: bool) -> ObjectRow:
+    """The object that ``text`` names: ``namespace/name`` is what the collection's objects belong to.
+
+    What the caller may not see is answered as what is not there.
+    """
     tables = {
         ObjectKind.RUN: experiments,
         ObjectKind.CHECKPOINT: experiments,
@@ -141,17 +163,20 @@ def _place(conn: Connection, source: Source, text: str, *, include_deleted: bool
     table = tables.get(source.kind) if source.kind is not None else None
     if table is not None and "/" in text and "@" not in text:
         namespace, _, name = text.partition("/")
-        uid = conn.execute(
+        query = (
             select(objects.c.uid)
             .join_from(table, objects, objects.c.id == table.c.id)
             .join(namespaces, namespaces.c.id == table.c.namespace_id)
             .where(namespaces.c.name == namespace, table.c.name == name)
-        ).scalar()
+        )
+        if visible is not None:
+            query = query.where(visible.of_namespace(objects.c.namespace_id))
+        uid = conn.execute(query).scalar()
         if uid is None:
             what = table.name[:-1]
             raise NotFoundError(f"no {what} {text!a}: name one that there is, or its id", what=what, name=text)
         text = uid
-    return object_row(conn, text, deleted_ok=include_deleted)
+    return seen_object(conn, text, visible, deleted_ok=include_deleted)
 
 
 # -- pages -----------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class Source:
         uid: The id outside.
         namespace_id: Number of its namespace.
         parent_id: Number of the object that it belongs to.
+        model_id: Number of the model's own row, of what is of a model or may be; None for what never is.
         attributes: By name: an expression, and the join that it needs.
         projects_metrics: Metrics are kept as attributes too.
         same_id: An object has the same number in ``base`` and ``objects``.
@@ -65,6 +66,7 @@ class Source:
     joins: Mapping[str, _Join]
     projects_metrics: bool = False
     same_id: bool = False
+    model_id: Expr | None = None
 
     def tables(self, needs: Iterable[str], *, begin: FromClause | None = None) -> FromClause:
         """The own table, ``objects``, and the joins that ``needs`` names.
@@ -120,6 +122,7 @@ def _source(
     joins: Mapping[str, _Join] | None = None,
     *,
     projects_metrics: bool = False,
+    model_id: Expr | None = None,
 ) -> Source:
     same_id = "uid" not in base.c
     return Source(
@@ -140,6 +143,7 @@ def _source(
         joins={"n": _Join(namespaces, namespaces.c.id == objects.c.namespace_id), **(joins or {})},
         projects_metrics=projects_metrics,
         same_id=same_id,
+        model_id=model_id,
     )
 
 
@@ -223,6 +227,7 @@ SOURCES: Mapping[str, Source] = {
             "description": _optional(models.c.description),
             "latest_version": (cast(func.nullif(models.c.latest_version, 0), BigInteger), ""),
         },
+        model_id=models.c.id,
     ),
     "versions": _source(
         ObjectKind.VERSION,
@@ -235,6 +240,7 @@ SOURCES: Mapping[str, Source] = {
         },
         {"m": _Join(models, models.c.id == versions.c.model_id)},
         projects_metrics=True,
+        model_id=versions.c.model_id,
     ),
     "datasets": _source(
         ObjectKind.DATASET,
@@ -265,6 +271,7 @@ SOURCES: Mapping[str, Source] = {
         ObjectKind.ARTIFACT,
         artifacts,
         {"name": _own(artifacts.c.name), "parent": _own(artifacts.c.parent)},
+        model_id=artifacts.c.model_id,
     ),
     "events": _EVENTS,
 }
