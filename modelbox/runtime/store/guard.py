@@ -162,7 +162,9 @@ def check_promotion(
     model: Any,
     version: Any,
     aliases: Sequence[str],
+    *,
     origins: Sequence[ObjectRow] = (),
+    signed: bool = False,
 ) -> None:
     """Lets aliases move to a version that has all that the rules ask for.
 
@@ -173,6 +175,7 @@ def check_promotion(
         version: The version's row.
         aliases: Which ones.
         origins: What the version will have been made from, beside what lineage says already.
+        signed: The version will have a signature.
 
     Raises:
         RuleError: It lacks something.
@@ -180,6 +183,7 @@ def check_promotion(
     rules = rules_for(conn, model.namespace, model.name)
     if rules and aliases:
         facts = facts_of(model, version_of(version))
+        facts = replace(facts, signed=facts.signed or signed)
         seeds = [object_id(conn, version.uid), *(row.id for row in origins)]
         _check(conn, guard, rules, facts, aliases, seeds)
 

@@ -382,7 +382,7 @@ def _publish_again(
     there = {alias: find_alias_row(conn, row, alias) for alias in new.aliases}
     to_move = {alias: old for alias, old in there.items() if old is None or old.version_id != newest.id}
     check_published_aliases(conn, guard, new.namespace, new.model, list(to_move))
-    check_promotion(conn, guard, row, newest, list(to_move), origins)
+    check_promotion(conn, guard, row, newest, list(to_move), origins=origins, signed=bool(new.bundle))
     links = find_missing(conn, links_from(origins, object_row(conn, newest.uid))) if origins else []
     sign = bool(new.bundle) and not newest.bundle
     if to_move or links or sign:
