@@ -1,0 +1,539 @@
+"""What every database must do about rules and protected aliases. Subclass the suites and give the fixture ``database``.
+
+Callers are given to the stores as the boundary would find them; what is refused must leave nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from modelbox.access import Caller, Grant, Role
+from modelbox.errors import ApprovalNeeded, AuthError, ConflictError, InUseError, LimitError, NotFoundError, RuleError
+from modelbox.objects import Alias, ModelPatch, NewModel, NewVersion, VersionPatch
+from modelbox.rules import AliasProtection, AliasRequest, RequestState, Rule
+from modelbox.runtime.store import alias_requests
+from modelbox.runtime.store.approvals import SqlRuleStore
+from modelbox.runtime.store.database import MainDatabase
+from modelbox.runtime.store.datasets import SqlDatasetStore
+from modelbox.runtime.store.lineage import SqlLineageStore
+from modelbox.runtime.store.registry import SqlRegistryStore
+from modelbox.runtime.store.tracking import SqlTrackingStore
+from modelbox.tracking import (
+    DatasetComponent,
+    NewDatasetVersion,
+    NewEdge,
+    NewEdges,
+    NewExperiment,
+    NewRun,
+)
+
+from .metadata_stores import AT, history, hold, manifest
+
+WAIT = timedelta(days=7)
+
+
+def caller(name: str, role: Role, namespace: str = "ns", model: str = "") -> Caller:
+    return Caller(name=name, grants=(Grant(role=role, namespace=namespace, model=model),))
+
+
+WILL = caller("will", Role.WRITER)
+PAT = caller("pat", Role.PROMOTER)
+PIA = caller("pia", Role.PROMOTER)
+
+
+class World:
+    """A database, and what callers do with it."""
+
+    def __init__(self, database: MainDatabase, *, protected: tuple[str, ...] = ()) -> None:
+        self.database = database
+        self.registry = SqlRegistryStore(database, protected=protected, approval_wait=WAIT)
+        self.rules = SqlRuleStore(database, protected=protected)
+        self.lineage = SqlLineageStore(database)
+
+    async def publish(self, content: str, *, by: Caller = PAT, **parts: Any) -> int:
+        await hold(self.database, "ns", content)
+        new = NewVersion(namespace="ns", model="m", manifest=manifest(content), **parts)
+        made = await self.registry.publish_version(new, actor=by.name, at=AT, caller=by)
+        return made.item.version
+
+    async def move(
+        self, alias: str, version: int, *, by: Caller, expected: int | None = None, model: str = "m"
+    ) -> Alias | AliasRequest:
+        return await self.registry.move_alias(
+            "ns", model, alias, version, expected_mod_rev=expected, reason="why", actor=by.name, at=AT, caller=by
+        )
+
+    async def rollback(self, alias: str, *, by: Caller) -> Alias:
+        return await self.registry.rollback_alias(
+            "ns", "m", alias, expected_mod_rev=None, reason="", actor=by.name, at=AT, caller=by
+        )
+
+    async def delete(self, alias: str, *, by: Caller) -> AliasRequest | None:
+        return await self.registry.delete_alias(
+            "ns", "m", alias, expected_mod_rev=None, reason="", actor=by.name, at=AT, caller=by
+        )
+
+    async def ask(self, alias: str, version: int, *, by: Caller = PAT) -> AliasRequest:
+        asked = await self.move(alias, version, by=by)
+        assert isinstance(asked, AliasRequest)
+        return asked
+
+    async def approve(self, request: AliasRequest, *, by: Caller = PIA, after: timedelta = timedelta()) -> AliasRequest:
+        return await self.rules.approve_request(
+            "ns", "m", request.id, comment="fine", caller=by, actor=by.name, at=AT + after
+        )
+
+    async def reject(self, request: AliasRequest, *, by: Caller) -> AliasRequest:
+        return await self.rules.reject_request("ns", "m", request.id, comment="no", caller=by, actor=by.name, at=AT)
+
+    async def protect(self, scope: str, alias: str, *, approval: bool = False) -> None:
+        protection = AliasProtection(scope=scope, alias=alias, approval=approval)
+        await self.rules.protect_alias(protection, actor="ada", at=AT)
+
+    async def rule(self, scope: str = "ns", **parts: Any) -> Rule:
+        return await self.rules.set_rule(Rule(scope=scope, **parts), actor="ada", at=AT)
+
+    async def requests(self, *, everything: bool = False, after: timedelta = timedelta()) -> tuple[AliasRequest, ...]:
+        return (
+            await self.rules.list_requests(
+                "ns", "m", alias="", everything=everything, at=AT + after, limit=100, after=None
+            )
+        ).items
+
+    async def aliases(self) -> dict[str, int]:
+        return {one.name: one.version for one in await self.registry.list_aliases("ns", "m") if one.name != "latest"}
+
+    async def head(self) -> int:
+        """The newest revision, after a look at the whole chain."""
+        return (await history(self.database)).head.rev
+
+    async def dataset(self, namespace: str = "ns") -> str:
+        """A version of a dataset: its id; ``data@1`` by name."""
+        part = DatasetComponent(type="path", location="/data")
+        new = NewDatasetVersion(namespace=namespace, dataset="data", components=(part,))
+        return (await SqlDatasetStore(self.database).create_version(new, actor="ann", at=AT)).item.id
+
+    async def run(self) -> str:
+        tracking = SqlTrackingStore(self.database)
+        experiment = NewExperiment(namespace="ns", name="e")
+        made = await tracking.create_experiment(experiment, actor="ann", at=AT)
+        run = await tracking.create_run(NewRun(experiment=made.item.id, name="r", started_at=AT), actor="ann", at=AT)
+        return run.item.id
+
+
+def whats(error: RuleError) -> list[tuple[str, str]]:
+    missing = error.fields["missing"]
+    assert isinstance(missing, list)
+    return [(one["what"], one["key"]) for one in missing]
+
+
+class PublicationContract:
+    """Rules for everything that is published."""
+
+    async def test_all_that_is_missing_is_said_at_once_and_nothing_is_published(self, database: MainDatabase) -> None:
+        world = World(database)
+        await world.rule(labels=("team", "stage"), metadata=("license",), owner=True, description=True, dataset=True)
+        await world.rule("ns/m", signed=True)
+        await hold(database, "ns", "one")
+        before = await world.head()
+        with pytest.raises(RuleError) as raised:
+            await world.publish("one", labels={"team": "asr", "stage": ""}, metadata={"license": None})
+        assert whats(raised.value) == [
+            ("label", "stage"),
+            ("metadata", "license"),
+            ("owner", ""),
+            ("description", ""),
+            ("dataset", ""),
+            ("signature", ""),
+        ]
+        assert "rules of ns and ns/m" in str(raised.value)
+        assert "modelbox models create ns/m --owner" in str(raised.value)
+        assert await world.head() == before
+        with pytest.raises(NotFoundError):
+            await world.registry.get_model("ns", "m")
+
+    async def test_what_has_it_all_is_published(self, database: MainDatabase) -> None:
+        world = World(database)
+        await world.rule(labels=("team",), metadata=("n",), owner=True, description=True, dataset=True, signed=True)
+        await world.registry.create_model(NewModel(namespace="ns", name="m", owner="ann"), actor="ann", at=AT)
+        dataset, run = await world.dataset(), await world.run()
+        edges = NewEdges(edges=(NewEdge(source=dataset, target=run, type="used"),))
+        await world.lineage.add_edges(edges, actor="ann", at=AT)
+        parts: dict[str, Any] = {
+            "labels": {"team": "asr"},
+            # Zero is a value.
+            "metadata": {"n": 0},
+            "description": "first",
+            "bundle": "{}",
+        }
+        with pytest.raises(RuleError) as raised:
+            await world.publish("one", **parts)
+        assert whats(raised.value) == [("dataset", "")]
+        assert await world.publish("one", run=run, **parts) == 1
+
+    async def test_a_dataset_counts_by_its_name_if_it_is_there_and_may_be_seen(self, database: MainDatabase) -> None:
+        world = World(database)
+        await world.rule(dataset=True)
+        await world.dataset()
+        await world.dataset("other")
+        for number, named in enumerate(("ns/data@2", "ns/data", "ns/data@01x", "data@1", 7, None, ["other/data@1"])):
+            with pytest.raises(RuleError):
+                await world.publish(f"no {number}", metadata={"dataset": named})
+        assert await world.publish("one", metadata={"dataset": ["nobody/data@1", "ns/data@1"]}) == 1
+        both = Caller(
+            name="bo", grants=(Grant(role=Role.WRITER, namespace="ns"), Grant(role=Role.READER, namespace="other"))
+        )
+        assert await world.publish("two", metadata={"dataset": "other/data@1"}, by=both) == 2
+
+    async def test_rules_of_others_do_not_hold(self, database: MainDatabase) -> None:
+        world = World(database)
+        for scope in ("n", "ns2", "ns/mm", "ns2/m"):
+            await world.rule(scope, labels=("never",))
+        await world.rule(alias="prod*", labels=("never",))
+        assert await world.publish("one", aliases=("staging",)) == 1
+
+    async def test_a_rule_is_set_replaced_listed_and_removed_as_revisions_of_its_namespace(
+        self, database: MainDatabase
+    ) -> None:
+        world = World(database)
+        first = await world.rule(labels=("a",))
+        assert (first.updated_by, first.updated_at) == ("ada", AT)
+        assert await world.rule(labels=("a",)) == first
+        second = await world.rule(labels=("b", "a"), signed=True)
+        other = await world.rule("ns/m", alias="prod*", owner=True)
+        await world.rule("other", owner=True)
+        assert list(await world.rules.list_rules("ns")) == [second, other]
+        assert list(await world.rules.list_rules("ns/m")) == [second, other]
+        assert list(await world.rules.list_rules("ns/x")) == [second]
+        assert len(await world.rules.list_rules("")) == 3
+        await world.rules.delete_rule("ns/m", "prod*", actor="ada", at=AT)
+        with pytest.raises(NotFoundError) as raised:
+            await world.rules.delete_rule("ns", "prod*", actor="ada", at=AT)
+        assert raised.value.fields["exists"] == ["ns"]
+        changes = [one for revision in (await history(database)).revisions for one in revision.changes]
+        assert [(one.kind, one.namespace, one.object, one.action) for one in changes] == [
+            ("rule", "ns", "rules/ns", "created"),
+            ("rule", "ns", "rules/ns", "updated"),
+            ("rule", "ns", "rules/ns/m@prod*", "created"),
+            ("rule", "other", "rules/other", "created"),
+            ("rule", "ns", "rules/ns/m@prod*", "deleted"),
+        ]
+        state = changes[1].state
+        assert isinstance(state, dict)
+        assert (state["labels"], state["signed"]) == (["b", "a"], True)
+
+
+class PromotionContract:
+    """Rules for what aliases point to."""
+
+    async def test_an_alias_moves_once_the_version_has_what_it_must_have(self, database: MainDatabase) -> None:
+        world = World(database)
+        await world.publish("one", aliases=("prod", "staging"))
+        await world.publish("two")
+        await world.rule(alias="prod*", labels=("review",), description=True, owner=True)
+        before = await world.head()
+        for move in (lambda: world.move("prod", 2, by=PAT), lambda: world.move("prod-eu", 1, by=PAT)):
+            with pytest.raises(RuleError) as raised:
+                await move()
+            assert whats(raised.value) == [("label", "review"), ("owner", ""), ("description", "")]
+        assert await world.head() == before
+        missing = await world.rules.check_rules("ns", "m", 2, "prod", caller=PAT)
+        assert [one.fix.partition(" --")[0] for one in missing] == [
+            "modelbox labels set ns/m@2 review=TEXT",
+            "modelbox models update ns/m",
+            "modelbox models update ns/m@2",
+        ]
+        assert await world.rules.check_rules("ns", "m", 2, "staging", caller=PAT) == ()
+        assert await world.rules.check_rules("ns", "m", 2, "", caller=PAT) == ()
+        # Where it points already it stays, whatever the rules say by now.
+        assert isinstance(await world.move("prod", 1, by=PAT), Alias)
+        await world.move("staging", 2, by=PAT)
+        patch = VersionPatch(labels={"review": "ok"}, description="second")
+        await world.registry.update_version("ns", "m", 2, patch, actor="pat", at=AT)
+        await world.registry.update_model("ns", "m", ModelPatch(owner="ann"), actor="pat", at=AT)
+        await world.move("prod", 2, by=PAT)
+        assert await world.aliases() == {"prod": 2, "staging": 2}
+        # Back at once, although that version still lacks everything.
+        await world.rollback("prod", by=PAT)
+        assert (await world.aliases())["prod"] == 1
+
+    async def test_a_publication_moves_no_alias_that_its_version_must_not_have(self, database: MainDatabase) -> None:
+        world = World(database)
+        await world.rule("ns/m", alias="prod", labels=("review",), signed=True)
+        await hold(database, "ns", "one")
+        before = await world.head()
+        with pytest.raises(RuleError, match="cannot be prod"):
+            await world.publish("one", aliases=("staging", "prod"), labels={"review": "ok"})
+        assert await world.head() == before
+        await world.publish("one", aliases=("staging",), labels={"review": "ok"})
+        # The same files again: the version is there, and its signature comes now.
+        with pytest.raises(RuleError):
+            await world.publish("one", aliases=("prod",))
+        assert await world.publish("one", aliases=("prod",), bundle="{}") == 1
+        assert await world.aliases() == {"prod": 1, "staging": 1}
+
+
+class ProtectionContract:
+    """Aliases that only promoters move."""
+
+    async def test_a_writer_changes_no_protected_alias_in_any_way(self, database: MainDatabase) -> None:
+        world = World(database, protected=("prod*",))
+        await world.publish("one", aliases=("prod", "staging"))
+        await world.publish("two", by=WILL, aliases=("staging",))
+        await world.move("prod", 2, by=PAT)
+        await world.protect("ns/m", "blue")
+        await hold(database, "ns", "three")
+        before = await world.head()
+        tries: list[Callable[[], Any]] = [
+            lambda: world.move("prod", 1, by=WILL),
+            lambda: world.move("prod", 2, by=WILL),
+            lambda: world.move("prod-new", 1, by=WILL),
+            lambda: world.move("blue", 1, by=WILL),
+            lambda: world.rollback("prod", by=WILL),
+            lambda: world.delete("prod", by=WILL),
+            lambda: world.publish("three", by=WILL, aliases=("staging", "prod")),
+            lambda: world.publish("two", by=WILL, aliases=("blue",)),
+            lambda: world.move("prod", 1, by=caller("eve", Role.ADMIN, "other")),
+            lambda: world.move("prod", 1, by=caller("eve", Role.PROMOTER, "ns", "other")),
+        ]
+        for one in tries:
+            with pytest.raises(AuthError) as raised:
+                await one()
+            assert raised.value.fields["role"] == "promoter"
+            assert type(raised.value) is AuthError
+        assert await world.head() == before
+        assert await world.aliases() == {"prod": 2, "staging": 2}
+        # What is not protected is the writer's, and `latest` moves by itself.
+        await world.protect("ns", "*")
+        assert await world.publish("three", by=WILL) == 3
+        await world.rules.unprotect_alias("ns", "*", actor="ada", at=AT)
+        await world.rules.unprotect_alias("ns/m", "blue", actor="ada", at=AT)
+        await world.move("blue", 1, by=WILL)
+
+    async def test_a_promoter_of_the_model_alone_is_enough(self, database: MainDatabase) -> None:
+        world = World(database, protected=("prod*",))
+        await world.publish("one")
+        moved = await world.move("prod", 1, by=caller("pat", Role.PROMOTER, "ns", "m"))
+        assert isinstance(moved, Alias)
+        assert moved.moved_by == "pat"
+
+    async def test_what_the_settings_protect_only_they_let_go(self, database: MainDatabase) -> None:
+        world = World(database, protected=("prod*",))
+        await world.protect("ns", "prod*", approval=True)
+        assert [(one.scope, one.alias, one.approval) for one in await world.rules.list_protections("ns/m")] == [
+            ("", "prod*", False),
+            ("ns", "prod*", True),
+        ]
+        await world.rules.unprotect_alias("ns", "prod*", actor="ada", at=AT)
+        with pytest.raises(ConflictError, match="protected_aliases"):
+            await world.rules.unprotect_alias("ns", "prod*", actor="ada", at=AT)
+        with pytest.raises(NotFoundError):
+            await world.rules.unprotect_alias("ns", "blue", actor="ada", at=AT)
+        assert [(one.object, one.action) for r in (await history(database)).revisions for one in r.changes] == [
+            ("protections/ns@prod*", "created"),
+            ("protections/ns@prod*", "deleted"),
+        ]
+
+
+class ApprovalContract:
+    """Moves that wait for a second person."""
+
+    async def world(self, database: MainDatabase) -> World:
+        world = World(database)
+        for content in ("one", "two", "three"):
+            await world.publish(content)
+        await world.move("prod", 1, by=PAT)
+        await world.protect("ns", "prod*", approval=True)
+        return world
+
+    async def test_a_move_is_made_in_the_revision_in_which_somebody_else_approves_it(
+        self, database: MainDatabase
+    ) -> None:
+        world = await self.world(database)
+        with pytest.raises(AuthError):
+            await world.move("prod", 2, by=WILL)
+        request = await world.ask("prod", 2)
+        assert (request.from_version, request.to_version, request.state) == (1, 2, RequestState.PENDING)
+        assert (request.requested_by, request.reason, request.expires_at) == ("pat", "why", AT + WAIT)
+        before = await world.head()
+        assert await world.ask("prod", 2) == request
+        assert await world.requests() == (request,)
+        for nobody in (PAT, WILL, caller("", Role.ADMIN)):
+            with pytest.raises(AuthError):
+                await world.approve(request, by=nobody)
+        assert await world.head() == before
+        assert await world.aliases() == {"prod": 1}
+        approved = await world.approve(request)
+        assert (approved.state, approved.decided_by, approved.comment) == (RequestState.APPROVED, "pia", "fine")
+        assert await world.aliases() == {"prod": 2}
+        assert await world.requests() == ()
+        (revision,) = [one for one in (await history(database)).revisions if one.rev == before + 1]
+        assert [(one.kind, one.action, one.actor) for one in revision.changes] == [
+            ("rule", "updated", "pia"),
+            ("alias", "moved", "pia"),
+        ]
+        moves = await world.registry.list_alias_moves("ns", "m", alias="prod", at=None, limit=1, after=None)
+        assert moves.items[0].reason == "why (asked for by pat)"
+        with pytest.raises(ConflictError, match="approved by pia already"):
+            await world.approve(request, by=caller("joe", Role.ADMIN))
+
+    async def test_what_moved_meanwhile_is_not_what_was_approved(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        two, three = await world.ask("prod", 2), await world.ask("prod", 3, by=PIA)
+        assert [one.id for one in await world.requests()] == [three.id, two.id]
+        await world.approve(two)
+        with pytest.raises(ConflictError, match="outdated"):
+            await world.approve(three, by=PAT)
+        assert await world.aliases() == {"prod": 2}
+        assert [one.state for one in await world.requests(everything=True)] == ["outdated", "approved"]
+
+    async def test_only_one_of_many_approvals_at_once_moves_the_alias(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        asked = [await world.ask("prod", 2), await world.ask("prod", 3)]
+        outcomes: list[object] = []
+
+        async def approve(request: AliasRequest, name: str) -> None:
+            try:
+                outcomes.append(await world.approve(request, by=caller(name, Role.PROMOTER)))
+            except ConflictError as exc:
+                outcomes.append(exc)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                tasks.start_soon(approve, asked[number % 2], f"p{number}")
+        (won,) = [one for one in outcomes if isinstance(one, AliasRequest)]
+        assert len(outcomes) == 8
+        assert await world.aliases() == {"prod": won.to_version}
+        moves = await world.registry.list_alias_moves("ns", "m", alias="prod", at=None, limit=10, after=None)
+        assert [one.to_version for one in moves.items] == [won.to_version, 1]
+
+    async def test_a_request_expires(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        request = await world.ask("prod", 2)
+        late = await world.ask("prod-eu", 2)
+        assert len(await world.requests(after=WAIT - timedelta(seconds=1))) == 2
+        assert await world.requests(after=WAIT) == ()
+        with pytest.raises(ConflictError, match="expired"):
+            await world.approve(request, after=WAIT)
+        assert (await world.approve(late, after=WAIT - timedelta(seconds=1))).state is RequestState.APPROVED
+        assert await world.aliases() == {"prod": 1, "prod-eu": 2}
+
+    async def test_the_version_must_still_be_there_and_fit(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        gone, unfit = await world.ask("prod", 2), await world.ask("prod", 3)
+        await world.registry.delete_version("ns", "m", 2, actor="ann", at=AT)
+        with pytest.raises(NotFoundError):
+            await world.approve(gone)
+        await world.rule(alias="prod", labels=("review",))
+        with pytest.raises(RuleError):
+            await world.approve(unfit)
+        with pytest.raises(RuleError):
+            await world.move("prod", 3, by=PIA)
+        patch = VersionPatch(labels={"review": "ok"})
+        await world.registry.update_version("ns", "m", 3, patch, actor="ann", at=AT)
+        await world.approve(unfit)
+        assert await world.aliases() == {"prod": 3}
+
+    async def test_a_deletion_waits_too(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        request = await world.delete("prod", by=PAT)
+        assert request is not None
+        assert (request.from_version, request.to_version) == (1, None)
+        assert await world.aliases() == {"prod": 1}
+        await world.approve(request)
+        assert await world.aliases() == {}
+
+    async def test_a_request_is_refused_by_a_promoter_and_taken_back_by_whoever_asked(
+        self, database: MainDatabase
+    ) -> None:
+        world = await self.world(database)
+        one, two = await world.ask("prod", 2), await world.ask("prod", 3)
+        with pytest.raises(AuthError):
+            await world.reject(one, by=WILL)
+        assert (await world.reject(one, by=PIA)).state is RequestState.REJECTED
+        # No promoter any more, but still the one who asked.
+        assert (await world.reject(two, by=caller("pat", Role.WRITER))).decided_by == "pat"
+        for request in (one, two):
+            with pytest.raises(ConflictError, match="rejected"):
+                await world.approve(request)
+        assert await world.aliases() == {"prod": 1}
+        # And asked for anew, it is another one.
+        assert (await world.ask("prod", 2)).id not in (one.id, two.id)
+        with pytest.raises(NotFoundError):
+            await world.rules.approve_request("ns", "m", "req_none", comment="", caller=PIA, actor="pia", at=AT)
+
+    async def test_a_rollback_waits_for_nobody_and_history_says_so(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        await world.approve(await world.ask("prod", 2))
+        waiting = await world.ask("prod", 3)
+        with pytest.raises(AuthError):
+            await world.rollback("prod", by=WILL)
+        assert (await world.rollback("prod", by=PAT)).version == 1
+        newest = (await world.requests(everything=True))[0]
+        assert (newest.state, newest.requested_by, newest.from_version, newest.to_version) == (
+            RequestState.BYPASSED,
+            "pat",
+            2,
+            1,
+        )
+        moves = await world.registry.list_alias_moves("ns", "m", alias="prod", at=None, limit=1, after=None)
+        assert moves.items[0].reason == "rolled back from version 2 (without approval)"
+        last = (await history(database)).revisions[-1]
+        assert [(one.kind, one.action) for one in last.changes] == [("rule", "created"), ("alias", "moved")]
+        with pytest.raises(ConflictError, match="outdated"):
+            await world.approve(waiting)
+
+    async def test_a_publication_waits_for_nobody_and_so_moves_no_such_alias(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        await hold(database, "ns", "four")
+        before = await world.head()
+        for content in ("four", "three"):
+            with pytest.raises(ApprovalNeeded, match="publish without this alias"):
+                await world.publish(content, aliases=("staging", "prod"))
+        assert await world.head() == before
+        # Where it points there already, nothing moves.
+        await world.approve(await world.ask("prod", 3))
+        assert await world.publish("three", aliases=("prod",)) == 3
+
+    async def test_a_compare_that_fails_asks_for_nothing(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        with pytest.raises(ConflictError):
+            await world.move("prod", 2, by=PAT, expected=0)
+        assert await world.requests(everything=True) == ()
+
+    async def test_requests_go_with_their_model_and_are_not_without_end(
+        self, database: MainDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world = await self.world(database)
+        monkeypatch.setattr(alias_requests, "_MAX_PENDING", 2)
+        await world.ask("prod", 2)
+        await world.ask("prod-eu", 2)
+        with pytest.raises(LimitError):
+            await world.ask("prod-us", 2)
+        assert (await world.ask("prod", 2)).state is RequestState.PENDING
+        with pytest.raises(InUseError):
+            await world.registry.delete_model("ns", "m", actor="ann", at=AT)
+        await world.rules.unprotect_alias("ns", "prod*", actor="ada", at=AT)
+        await world.delete("prod", by=WILL)
+        await world.registry.delete_model("ns", "m", actor="ann", at=AT)
+        await world.publish("one")
+        assert await world.requests(everything=True) == ()
+
+    async def test_requests_come_in_pages(self, database: MainDatabase) -> None:
+        world = await self.world(database)
+        asked = [await world.ask(alias, 2) for alias in ("prod", "prod-a", "prod-b")]
+        after = None
+        seen: list[str] = []
+        for size in (2, 1):
+            page = await world.rules.list_requests("ns", "m", alias="", everything=True, at=AT, limit=2, after=after)
+            assert len(page.items) == size
+            seen += [one.id for one in page.items]
+            after = page.next_key
+        assert (seen, after) == ([one.id for one in reversed(asked)], None)
+        only = await world.rules.list_requests("ns", "m", alias="prod-a", everything=False, at=AT, limit=5, after=None)
+        assert [one.id for one in only.items] == [asked[1].id]

@@ -1,0 +1,40 @@
+"""Rules and protected aliases over PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelbox.runtime.store.database import MainDatabase
+from modelbox.runtime.store.opening import open_database
+
+from .rule_stores import ApprovalContract, PromotionContract, ProtectionContract, PublicationContract
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def database(postgres_migrated_url: str, tmp_path: Path) -> AsyncIterator[MainDatabase]:
+    async with open_database(postgres_migrated_url, data_dir=tmp_path) as opened:
+        yield opened
+
+
+class TestPublications(PublicationContract):
+    pass
+
+
+class TestPromotions(PromotionContract):
+    pass
+
+
+class TestProtections(ProtectionContract):
+    pass
+
+
+class TestApprovals(ApprovalContract):
+    pass
