@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from modelbox._blocking import BlockingClient, finish, iterate
 from modelbox._local_files import FilesArgument, Progress
+from modelbox.accounts import Account, AccountGrant, CreatedToken, TokenInfo, WhoAmI
 from modelbox.audit import AuditEntry
 from modelbox.frames import FindPage
 from modelbox.objects import (
@@ -61,6 +62,154 @@ class SyncCalls:
     """Every call of `modelbox.Client` that waits for an answer."""
 
     _client: BlockingClient
+
+    def whoami(self) -> WhoAmI:
+        """What the server knows of this client: its account, its token and what it may do."""
+        return finish(self._client.whoami())
+
+    def create_account(
+        self, name: str, *, description: str = "", certificate_names: Sequence[str] = ()
+    ) -> Created[Account]:
+        """Makes an account, of a person or a program, without any role; idempotent by name.
+
+        Args:
+            name: As of a model.
+            description: For people.
+            certificate_names: Names in client certificates that mean this account.
+
+        Raises:
+            AuthError: The caller is not an admin everywhere, or the server has no access control.
+            ConflictError: A certificate name is another account's.
+        """
+        return finish(self._client.create_account(name, description=description, certificate_names=certificate_names))
+
+    def iter_accounts(self) -> Iterator[Account]:
+        """Accounts by name, as far as the caller may see them."""
+        return iterate(self._client.iter_accounts())
+
+    def update_account(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        certificate_names: Sequence[str] | None = None,
+        disabled: bool | None = None,
+    ) -> Account:
+        """Changes an account; what is None stays.
+
+        Args:
+            name: Of the account.
+            description: For people.
+            certificate_names: Names in client certificates that mean this account, all of them.
+            disabled: Whether nothing that it has is taken.
+
+        Raises:
+            AuthError: The caller is not an admin everywhere.
+            NotFoundError: There is no such account.
+            ConflictError: A certificate name is another account's, or it is the last admin and would be disabled.
+        """
+        return finish(
+            self._client.update_account(
+                name, description=description, certificate_names=certificate_names, disabled=disabled
+            )
+        )
+
+    def delete_account(self, name: str) -> None:
+        """Removes an account with its roles and tokens.
+
+        Raises:
+            AuthError: The caller is not an admin everywhere.
+            NotFoundError: There is no such account.
+            ConflictError: It is the last admin.
+        """
+        return finish(self._client.delete_account(name))
+
+    def grant_role(self, account: str, role: str, *, namespace: str = "", model: str = "") -> AccountGrant:
+        """Gives an account a role, in the place of the one that it has there.
+
+        Args:
+            account: Of whom.
+            role: ``reader``, ``writer``, ``promoter`` or ``admin``.
+            namespace: Where; empty for everywhere.
+            model: Of this model of the namespace only.
+
+        Raises:
+            AuthError: The caller is not an admin there.
+            NotFoundError: There is no such account.
+            ConflictError: It is the last admin, and would be less.
+        """
+        return finish(self._client.grant_role(account, role, namespace=namespace, model=model))
+
+    def revoke_role(self, account: str, *, namespace: str = "", model: str = "") -> bool:
+        """Takes an account's role in a place away; returns whether it had one.
+
+        Raises:
+            AuthError: The caller is not an admin there.
+            NotFoundError: There is no such account.
+            ConflictError: It is the last admin.
+        """
+        return finish(self._client.revoke_role(account, namespace=namespace, model=model))
+
+    def iter_grants(self, *, account: str = "", namespace: str = "") -> Iterator[AccountGrant]:
+        """Roles by account and place: the caller's own, and those where they are an admin."""
+        return iterate(self._client.iter_grants(account=account, namespace=namespace))
+
+    def create_token(
+        self,
+        account: str = "",
+        *,
+        role: str = "",
+        namespaces: Sequence[str] = (),
+        expires_in_s: float | None = None,
+        description: str = "",
+        create_account: bool = False,
+    ) -> CreatedToken:
+        """Makes a token; its text is in the answer and nowhere else.
+
+        Args:
+            account: Whose; empty for the caller's own.
+            role: The most that it lets do; empty for all that its account may.
+            namespaces: Where alone it holds; empty for wherever its account has a role.
+            expires_in_s: How long it holds, in seconds; None for 90 days, at most a year.
+            description: For people.
+            create_account: Make the account, with just this role in just these namespaces, if there is none.
+
+        Raises:
+            AuthError: The caller may not make it: it would be wider than what they call with, or hold elsewhere than
+                where they are an admin.
+            NotFoundError: There is no such account, and it is not to be made.
+        """
+        return finish(
+            self._client.create_token(
+                account,
+                role=role,
+                namespaces=namespaces,
+                expires_in_s=expires_in_s,
+                description=description,
+                create_account=create_account,
+            )
+        )
+
+    def iter_tokens(self, *, account: str = "", include_ended: bool = False) -> Iterator[TokenInfo]:
+        """Tokens, newest first: of the caller's account, and those that they may revoke.
+
+        Args:
+            account: Whose; empty for all.
+            include_ended: Revoked and expired ones, too.
+        """
+        return iterate(self._client.iter_tokens(account=account, include_ended=include_ended))
+
+    def revoke_token(self, token_id: str) -> TokenInfo:
+        """Ends a token, with the watches that it opened; one that was revoked stays as it is.
+
+        Args:
+            token_id: Its public part, as lists show it.
+
+        Raises:
+            NotFoundError: There is none that the caller may see.
+            AuthError: It lets do more than the one that the caller has.
+        """
+        return finish(self._client.revoke_token(token_id))
 
     def set_params(self, object: str, values: Mapping[str, JsonValue], *, overwrite: bool = False) -> None:
         """Sets hyperparameters, JSON by key.

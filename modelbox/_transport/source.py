@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from modelbox._transport.access import AccessCalls
 from modelbox._transport.audit import AuditCalls
 from modelbox._transport.grpc import Connection
 from modelbox._transport.http import HttpFiles
@@ -35,6 +36,7 @@ class RemoteSource:
         grpc: Remote calls about models, artifacts, the fleet and the feed.
         tracking: Remote calls about all that training records.
         space: Remote calls about retention and space.
+        access: Remote calls about accounts, roles and tokens.
         audit: Remote calls about the audit log.
         rules: Remote calls about rules and protected aliases.
         http: Uploads and downloads.
@@ -46,6 +48,7 @@ class RemoteSource:
         self.grpc = Connection(config, self.http)
         self.tracking = TrackingCalls(self.grpc)
         self.space = SpaceCalls(self.grpc)
+        self.access = AccessCalls(self.grpc)
         self.audit = AuditCalls(self.grpc)
         self.rules = RuleCalls(self.grpc)
 

@@ -8,6 +8,7 @@ server said. `modelbox.sync.Client` has the same methods, blocking; it is genera
 
 from __future__ import annotations
 
+from modelbox.client.access import AccessCalls
 from modelbox.client.attributes import AttributeCalls
 from modelbox.client.auditing import AuditCalls
 from modelbox.client.experiments import ExperimentCalls
@@ -41,6 +42,7 @@ class Client(
     RuleCalls,
     AuditCalls,
     WatchCalls,
+    AccessCalls,
 ):
     """A connection to a central server.
 

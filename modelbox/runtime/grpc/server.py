@@ -15,6 +15,7 @@ from modelbox._serving.health import Health
 from modelbox._serving.messages import GoogleMessages
 from modelbox._serving.standard import health_service, reflection_services
 from modelbox._serving.unary import DirectMethod, DirectServer
+from modelbox.runtime.grpc.access import AccessAdapter
 from modelbox.runtime.grpc.artifacts import ArtifactAdapter
 from modelbox.runtime.grpc.audit import AuditAdapter
 from modelbox.runtime.grpc.calls import Boundary, failure_of
@@ -75,6 +76,7 @@ def make_server(
         RetentionAdapter(services.retention),
         RuleAdapter(services.rules),
         SpaceAdapter(services.space),
+        AccessAdapter(services.access),
         AuditAdapter(services.audit),
         ServerAdapter(services.members, info),
     ]

@@ -13,6 +13,7 @@ from modelbox.runtime.caller import current_scope
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.permissions.gate import Gate
 from modelbox.runtime.permissions.table import check_routes
+from modelbox.runtime.rest.access import AccessRoutes
 from modelbox.runtime.rest.audit import AuditRoutes
 from modelbox.runtime.rest.boundary import boundary, json_response
 from modelbox.runtime.rest.changes import ChangeRoutes
@@ -116,6 +117,7 @@ def build_app(
             *SpaceRoutes(services.retention, services.space).routes(),
             *AuditRoutes(services.audit, metrics, stall_timeout_s=stall_timeout_s).routes(),
             *RuleRoutes(services.rules).routes(),
+            *AccessRoutes(services.access).routes(),
             *RecordRoutes(services.notes, services.datasets, services.lineage).routes(),
         ]
     )
