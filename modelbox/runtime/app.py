@@ -45,6 +45,7 @@ from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.audit import AuditService
 from modelbox.runtime.services.bundle import Services
 from modelbox.runtime.services.datasets import DatasetService
+from modelbox.runtime.services.denials import Denials
 from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.services.find import FindService
 from modelbox.runtime.services.fleet import FleetService
@@ -258,7 +259,9 @@ class _Server:
         )
         tasks = await self._stack.enter_async_context(task_group())
 
-        gate = Gate(access, Places(SqlPlaceStore(self._database)))
+        denials = Denials(audit_store)
+        await self._stack.enter_async_context(denials.running())
+        gate = Gate(access, Places(SqlPlaceStore(self._database)), denials=denials)
         self._boundary = Boundary(
             limits=CallLimits(
                 call_timeout_s=config.call_timeout_s,

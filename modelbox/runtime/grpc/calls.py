@@ -36,7 +36,7 @@ from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.permissions.deliveries import screen
 from modelbox.runtime.permissions.gate import Gate, without_hidden
 from modelbox.runtime.permissions.rules import Rule
-from modelbox.runtime.permissions.table import rule_of_call
+from modelbox.runtime.permissions.table import rule_of_call, short_name
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.status import statuses_of
 
@@ -351,9 +351,10 @@ class Boundary:
     ) -> Callable[[Any], Awaitable[Any]]:
         """``call``, behind the gate; what is ``refused`` by this server's role, too."""
         gate = self._gate
+        name = short_name(name)
 
         async def pass_gate(message: Any) -> Any:
-            caller = await gate.enter()
+            caller = await gate.enter(name)
             try:
                 # What was made says afterwards whether it is what was to be made: that saves looking for its id before.
                 await self._admit(name, rule, caller, message, fresh=rule.made is None)
@@ -382,8 +383,8 @@ class Boundary:
                 raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
             rule = rule_of_call(name)
             if self._gate.on and rule.token:
-                caller = await self._gate.enter(lasting=True)
-                admit = partial(self._admit, name, rule, caller)
+                caller = await self._gate.enter(short_name(name), lasting=True)
+                admit = partial(self._admit, short_name(name), rule, caller)
             if not always and self._rules.refuses_call(name):
                 if admit is not None:
                     await _Unary(stream, send_s=None, receive_s=limits.stall_timeout_s, admit=admit).recv_message()

@@ -9,22 +9,23 @@ Invariants: nothing of a request is carried out before all that it needs is gran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 from modelbox.access import Caller, Permission, Role
-from modelbox.errors import AuthError, ConflictError, ModelBoxError, NotFoundError
+from modelbox.errors import AuthError, ConflictError, ModelBoxError, NotAuthenticated, NotFoundError
 from modelbox.refs import shown
 from modelbox.runtime.absence import hide
-from modelbox.runtime.caller import CALLER, RENEWAL
+from modelbox.runtime.caller import CALLER, RENEWAL, REQUEST_ID
 from modelbox.runtime.permissions.places import Places
 from modelbox.runtime.permissions.rules import Need, Rule
 from modelbox.runtime.permissions.targets import SERVER, Place, Target
 from modelbox.runtime.services.access import AccessService, Credentials
+from modelbox.runtime.services.denials import AUTHENTICATION
 
-__all__ = ("Denial", "Gate", "reads_all", "without_hidden")
+__all__ = ("DenialLog", "Gate", "reads_all", "without_hidden")
 
 _ROLES = dict(zip(Permission, Role, strict=True))
 _NOBODY = Caller(name="")
@@ -32,22 +33,20 @@ _NOBODY = Caller(name="")
 _CREDENTIALS: ContextVar[Credentials] = ContextVar("modelbox_credentials")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Denial:
-    """Something that a caller may not.
+class DenialLog(Protocol):
+    """Keeps what callers were refused; `modelbox.runtime.services.denials` is one."""
 
-    Attributes:
-        call: The method or route.
-        target: What it named, as the caller wrote it; empty for the server.
-        place: Where that is.
-        permission: What would be needed.
-    """
-
-    caller: Caller
-    call: str
-    target: str
-    place: Place
-    permission: Permission
+    def note(
+        self,
+        caller: Caller,
+        *,
+        method: str,
+        permission: str,
+        namespace: str = "",
+        object: str = "",
+        request_id: str = "",
+    ) -> None:
+        """Counts a call that was refused. Never fails, and never waits."""
 
 
 class Gate:
@@ -56,15 +55,13 @@ class Gate:
     Args:
         access: Knows the callers.
         places: Knows where things are.
-        on_denial: Told of what callers may not, whatever they are answered.
+        denials: Told of what callers may not, whatever they are answered.
     """
 
-    def __init__(
-        self, access: AccessService, places: Places, *, on_denial: Callable[[Denial], None] | None = None
-    ) -> None:
+    def __init__(self, access: AccessService, places: Places, *, denials: DenialLog | None = None) -> None:
         self._access = access
         self._places = places
-        self._on_denial = on_denial
+        self._denials = denials
 
     @property
     def on(self) -> bool:
@@ -94,21 +91,38 @@ class Gate:
         _CREDENTIALS.set(credentials)
         CALLER.set(_NOBODY if self._access.on else self._access.caller(credentials))
 
-    async def enter(self, *, lasting: bool = False) -> Caller:
+    async def enter(self, call: str, *, lasting: bool = False) -> Caller:
         """Finds out who calls; from here on `current_caller` says so.
 
         Args:
+            call: The method or route.
             lasting: The call may go on for long, and will ask `current_renewal` whether it still may.
 
         Raises:
             NotAuthenticated: Nobody, as far as the credentials go.
             ServerBusy: Too many bad ones came from the address.
         """
-        caller = await self._access.admit(_CREDENTIALS.get())
+        credentials = _CREDENTIALS.get()
+        try:
+            caller = await self._access.admit(credentials)
+        except NotAuthenticated:
+            self._note(replace(_NOBODY, address=credentials.address), call, AUTHENTICATION)
+            raise
         CALLER.set(caller)
         if lasting:
             RENEWAL.set(lambda: self._access.renewed(caller))
         return caller
+
+    def _note(self, caller: Caller, call: str, permission: str, namespace: str = "", name: str = "") -> None:
+        if self._denials is not None:
+            self._denials.note(
+                caller,
+                method=call,
+                permission=permission,
+                namespace=namespace,
+                object=name,
+                request_id=REQUEST_ID.get(),
+            )
 
     # -- what ------------------------------------------------------------------------------------------------------
 
@@ -185,10 +199,7 @@ class Gate:
             grant.namespace == place.namespace and grant.role.allows(need.permission) for grant in caller.grants
         ):
             return
-        if self._on_denial is not None:
-            self._on_denial(
-                Denial(caller=caller, call=call, target=target.text, place=place, permission=need.permission)
-            )
+        self._note(caller, call, need.permission.value, place.namespace, target.text)
         if (
             place == SERVER
             or (target.place is not None and target.what in need.creates)

@@ -42,7 +42,7 @@ from modelbox.runtime.permissions.rules import (
     things,
 )
 
-__all__ = ("CALLS", "PACKAGE", "ROUTES", "check_calls", "check_routes", "rule_of_call", "rule_of_route")
+__all__ = ("CALLS", "PACKAGE", "ROUTES", "check_calls", "check_routes", "rule_of_call", "rule_of_route", "short_name")
 
 PACKAGE = "modelbox.v1"
 _READ, _WRITE, _PROMOTE, _ADMIN = Permission
@@ -319,6 +319,18 @@ ROUTES: Mapping[str, Rule] = {
     # -- the audit log: the service goes by where the caller is an admin
     "GET /api/v1/audit": anybody(),
     "GET /api/v1/audit/export": anybody(),
+    # -- access: the service goes by the caller's own roles
+    "GET /api/v1/whoami": anybody(),
+    "GET /api/v1/accounts": anybody(),
+    "POST /api/v1/accounts": anybody(),
+    "PATCH /api/v1/accounts/{account}": anybody(),
+    "DELETE /api/v1/accounts/{account}": anybody(),
+    "GET /api/v1/roles": anybody(),
+    "PUT /api/v1/roles": anybody(),
+    "DELETE /api/v1/roles": anybody(),
+    "GET /api/v1/tokens": anybody(),
+    "POST /api/v1/tokens": anybody(),
+    "DELETE /api/v1/tokens/{id}": anybody(),
     # -- rules
     "GET /api/v1/rules": listing(optional(at("query.scope"))),
     "PUT /api/v1/rules": _admin(at("body.scope")),
@@ -338,7 +350,7 @@ _UNLISTED = _admin(server())
 
 def rule_of_call(path: str) -> Rule:
     """The row of a method, as ``/package.Service/Method``; what has none is for admins."""
-    return CALLS.get(_short(path), _UNLISTED)
+    return CALLS.get(short_name(path), _UNLISTED)
 
 
 def rule_of_route(route: str) -> Rule:
@@ -346,7 +358,8 @@ def rule_of_route(route: str) -> Rule:
     return ROUTES.get(_as_get(route), _UNLISTED)
 
 
-def _short(path: str) -> str:
+def short_name(path: str) -> str:
+    """The name of a method in `CALLS`."""
     return path.removeprefix("/").removeprefix(f"{PACKAGE}.")
 
 
@@ -360,7 +373,7 @@ def check_calls(paths: Collection[str]) -> None:
     Raises:
         ConfigError: One has none, so nobody knows who may call it.
     """
-    _check("methods", [path.removeprefix("/") for path in paths if _short(path) not in CALLS])
+    _check("methods", [path.removeprefix("/") for path in paths if short_name(path) not in CALLS])
 
 
 def check_routes(routes: Collection[str]) -> None:

@@ -138,7 +138,7 @@ async def _pass_gate(gate: Gate, request: web.Request, route: str) -> None:
     rule = rule_of_route(route)
     if not rule.token:
         return
-    caller = await gate.enter(lasting=True)
+    caller = await gate.enter(route, lasting=True)
     if gate.settles(rule, caller):
         return
     body: JsonValue = {}
