@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import anyio.lowlevel
 
@@ -71,7 +71,7 @@ class AuditService:
                 break
         return Page(items=tuple(items), next_token=encode_key(name, after))
 
-    async def export(self, wanted: AuditFilter, *, scope: Scope = ALL) -> AsyncIterator[tuple[AuditEntry, ...]]:
+    async def export(self, wanted: AuditFilter, *, scope: Scope = ALL) -> AsyncGenerator[tuple[AuditEntry, ...], None]:
         """Everything that fits, the oldest entries first, in batches; up to what there is at the end.
 
         Raises:

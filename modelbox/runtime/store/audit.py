@@ -25,6 +25,7 @@ from modelbox.tracking import AttributeKind, kind_of_id
 
 __all__ = ("SqlAuditStore",)
 
+_ALL_OF_IT = (1 << 31) - 1
 _WINDOW = 20_000
 """Revisions that one call looks at."""
 _SLACK = timedelta(minutes=10)
@@ -65,9 +66,6 @@ def _find(
     return FoundEntries(items=items, next=rest)
 
 
-_ALL_OF_IT = 1 << 31
-
-
 def _rev_at(conn: Connection, first: int, last: int, at_us: int) -> int:
     """About the first revision of a time or later, between two; that behind the last if there is none."""
     low, high = first, last + 1
@@ -87,7 +85,8 @@ def _rev_at(conn: Connection, first: int, last: int, at_us: int) -> int:
 def _behind(after: AuditPlace | None, oldest_first: bool) -> list[ColumnElement[bool]]:
     if after is None:
         return []
-    rev, idx = after
+    # One that was made up could be greater than the column holds.
+    rev, idx = after[0], min(after[1], _ALL_OF_IT)
     same = feed_changes.c.rev == rev
     if oldest_first:
         return [or_(feed_changes.c.rev > rev, and_(same, feed_changes.c.idx > idx))]
