@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from modelbox.cli import (
+    access,
     artifacts,
     attributes,
     audit,
@@ -38,6 +39,7 @@ from modelbox.cli import (
     rules,
     runs,
     settings,
+    signing,
     spool,
 )
 from modelbox.cli.exits import Exit, exit_code
@@ -86,7 +88,11 @@ _GROUPS: Mapping[str, typer.Typer] = {
     "comments": notes.comments,
     "readme": notes.readme,
     "spool": spool.app,
+    "accounts": access.accounts,
+    "roles": access.roles,
+    "tokens": access.tokens,
     "cache": cache.app,
+    "keys": signing.keys,
 }
 _COMMANDS: Mapping[str, Callable[..., None]] = {
     "find": finding.find,
@@ -94,6 +100,10 @@ _COMMANDS: Mapping[str, Callable[..., None]] = {
     "watch": changes.watch,
     "fleet": changes.fleet,
     "predict": predict.predict,
+    "whoami": access.whoami,
+    "sign": signing.sign,
+    "verify": signing.verify,
+    "publish": models.publish,
     "doctor": doctor.doctor,
 }
 

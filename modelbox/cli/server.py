@@ -248,6 +248,32 @@ def migrate(
         typer.echo(f"{one.tables}: {after}, as before" if before == after else f"{one.tables}: {before} -> {after}")
 
 
+@server_app.command("admin-token")
+def admin_token(
+    config_path: _ConfigPath = None,
+    data_dir: _DataDir = None,
+    database_url: _DatabaseUrl = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Make another token of the account admin, an admin everywhere, straight in the database; and print it.
+
+    The way back in where every other token is lost. Asks nobody: whoever can write to the database may do it. Over
+    SQLite the server must be stopped.
+
+    Example: modelbox server admin-token --config-path modelbox-server.toml
+    """
+    from modelbox.runtime.upkeep import run_admin_token
+
+    made = run_admin_token(_settings(config_path, data_dir=data_dir, database_url=database_url))
+    if output is OutputFormat.JSON:
+        print_json(made)
+        return
+    typer.echo(made.token)
+    typer.echo(
+        f"token {made.info.id} of {made.info.account}; it holds until {local_time(made.info.expires_at)}", err=True
+    )
+
+
 def _settings(config_path: Path | None, **flags: str | None) -> ServerConfig:
     from modelbox.runtime.config import load_server_config
 

@@ -14,13 +14,17 @@ from typing import TypeVar
 
 import anyio
 
+from modelbox.accounts import CreatedToken
 from modelbox.errors import ModelBoxError
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
 from modelbox.runtime.config import ServerConfig
+from modelbox.runtime.first_admin import recover_admin
+from modelbox.runtime.store.access import SqlAccessStore
 from modelbox.runtime.store.changing import SchemaChange, change_schema
 from modelbox.runtime.store.checking import Finding, State, check_database
+from modelbox.runtime.store.opening import open_database
 
-__all__ = ("Report", "run_check", "run_migrate")
+__all__ = ("Report", "run_admin_token", "run_check", "run_migrate")
 
 T = TypeVar("T")
 
@@ -78,6 +82,27 @@ def run_migrate(config: ServerConfig, *, to: str | None, metrics_to: str | None,
             force=force,
             connect_timeout_s=config.database_connect_timeout_s,
         )
+
+    return _run(run)
+
+
+def run_admin_token(config: ServerConfig) -> CreatedToken:
+    """Makes another token of an admin everywhere in the database of a server with these settings.
+
+    Raises:
+        ConfigError: A server runs over the same data directory.
+        ServerBusy: The database is away.
+        StorageError: Anything else.
+    """
+
+    async def run() -> CreatedToken:
+        async with open_database(
+            config.database_url,
+            data_dir=config.data_dir,
+            connections=1,
+            connect_timeout_s=config.database_connect_timeout_s,
+        ) as database:
+            return await recover_admin(SqlAccessStore(database))
 
     return _run(run)
 

@@ -85,7 +85,7 @@ def _check_some_admin(conn: Connection) -> None:
     if not conn.execute(query).scalar_one():
         raise ConflictError(
             "nobody would be an admin everywhere any more: give another account that role first "
-            "(modelbox roles grant NAME admin)"
+            "(modelbox roles grant NAME admin --everywhere)"
         )
 
 

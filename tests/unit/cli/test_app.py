@@ -60,9 +60,11 @@ def test_the_commands_are_all_there() -> None:
     expected |= {"readme set", "find", "spool status", "spool push", "purge"}
     expected |= {f"retention {name}" for name in ("set", "get", "list", "delete", "plan", "run")}
     expected |= {"versions lock", "versions unlock", "versions locks", "quotas set", "quotas list", "quotas delete"}
+    expected |= {f"accounts {name}" for name in ("create", "list", "update", "delete")}
+    expected |= {"roles grant", "roles revoke", "roles list", "tokens create", "tokens list", "tokens revoke", "whoami"}
     assert expected <= names
     assert {f"client {name}" for name in expected} | {"client init-config"} <= names
-    assert {"server gc", "server du", "server fsck"} <= names
+    assert {"server gc", "server du", "server fsck", "server admin-token"} <= names
     assert {"server start", "server init-config", "sidecar start", "sidecar init-config"} <= names
 
 
