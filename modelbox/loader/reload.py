@@ -30,7 +30,14 @@ import anyio
 from anyio import CancelScope, to_thread
 
 from modelbox._loops import current_loop
-from modelbox.errors import IntegrityError, InvalidError, LoadError, ModelBoxError, NotFoundError, ProtocolError, SignatureRefused
+from modelbox.errors import (
+    IntegrityError,
+    InvalidError,
+    LoadError,
+    ModelBoxError,
+    NotFoundError,
+    SignatureRefused,
+)
 from modelbox.events import (
     DownloadProgress,
     ModelEvent,
@@ -156,7 +163,7 @@ class Reloader:
         if self._current is not None:
             _log.warning("%s is gone from the server, version %d goes on: %s", self.ref, self.version_number, error)
 
-    def refused(self, error: ProtocolError) -> None:
+    def refused(self, error: ModelBoxError) -> None:
         """What the server says of the reference cannot be true: what serves goes on."""
         if self._current is None:
             return

@@ -21,7 +21,7 @@ import anyio
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
-from modelbox.errors import AuthError, ModelBoxError, NotFoundError, ProtocolError
+from modelbox.errors import AuthError, IntegrityError, ModelBoxError, NotFoundError, ProtocolError
 from modelbox.feed import Action, Bookmark, Kind, ResumeToken, Resync, ResyncReason, Revision
 from modelbox.loader.answers import check_answer, check_leap, same_history
 from modelbox.objects import Resolved
@@ -69,7 +69,7 @@ class Subscriber(Protocol):
     def missing(self, error: NotFoundError) -> None:
         """The reference does not exist on the server (any more)."""
 
-    def refused(self, error: ProtocolError) -> None:
+    def refused(self, error: ModelBoxError) -> None:
         """What the server says of the reference cannot be true; it is asked for again."""
 
 
@@ -203,7 +203,7 @@ class Informer:
                     subscriber.offer(resolved, reset=self._reset)
             except NotFoundError as exc:
                 subscriber.missing(exc)
-            except ProtocolError as exc:
+            except (ProtocolError, IntegrityError) as exc:
                 # The others are served all the same.
                 subscriber.refused(exc)
                 self._ask_again(ref)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from modelbox.errors import NotFoundError, ProtocolError, Unavailable
+from modelbox.errors import ModelBoxError, NotFoundError, Unavailable
 from modelbox.feed import ResyncReason
 from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
@@ -28,7 +28,7 @@ class Holder:
         self.offers: list[Resolved] = []
         self.resets: list[bool] = []
         self.lost: list[NotFoundError] = []
-        self.doubts: list[ProtocolError] = []
+        self.doubts: list[ModelBoxError] = []
         self._news = anyio.Event()
 
     def offer(self, resolved: Resolved, *, reset: bool = False) -> None:
@@ -40,7 +40,7 @@ class Holder:
         self.lost.append(error)
         self._news.set()
 
-    def refused(self, error: ProtocolError) -> None:
+    def refused(self, error: ModelBoxError) -> None:
         self.doubts.append(error)
         self._news.set()
 
