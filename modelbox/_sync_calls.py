@@ -34,6 +34,8 @@ from modelbox.retention import Best, Planned, RetentionPolicy, RetentionRun, Ver
 from modelbox.rules import AliasProtection, AliasRequest, Missing, Rule
 from modelbox.series import MetricValue, Sample, Series
 from modelbox.signature import Signature
+from modelbox.signing.keys import SigningKey
+from modelbox.signing.trust import SignedBy, Trust
 from modelbox.space import Collected, Quota, SpaceCheck, SpaceReport, SpaceTotals, Usage
 from modelbox.spool.delivery import PushedSpool
 from modelbox.tracking import (
@@ -556,6 +558,7 @@ class SyncCalls:
         Raises:
             NotFoundError: Model, alias or version do not exist.
             IntegrityError: What came is not what the manifest says.
+            SignatureRefused: The settings ask for a signature, and it has none that counts; nothing was downloaded.
             CacheError: The directory cannot be written.
 
         Cancellation: no file appears; what was downloaded is removed.
@@ -1327,6 +1330,7 @@ class SyncCalls:
         reason: str = "",
         run: str = "",
         checkpoint: str = "",
+        sign: SigningKey | str | os.PathLike[str] | None = None,
         on_progress: Progress | None = None,
     ) -> Created[ModelVersion]:
         """Publishes files as the next version of a model, and moves ``latest`` and ``aliases`` to it at once.
@@ -1349,6 +1353,7 @@ class SyncCalls:
             reason: Why they move, for their history.
             run: Id of the run that made it: an edge of lineage, in the same transaction.
             checkpoint: Id of the checkpoint that it was made from; its run follows from it.
+            sign: Key that signs the version, or the file of one without a password: nobody sees it unsigned.
             on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
 
         Raises:
@@ -1377,6 +1382,7 @@ class SyncCalls:
                 reason=reason,
                 run=run,
                 checkpoint=checkpoint,
+                sign=sign,
                 on_progress=on_progress,
             )
         )
@@ -1433,6 +1439,40 @@ class SyncCalls:
             InvalidError: ``ref`` names no number.
         """
         return finish(self._client.delete_version(ref))
+
+    def sign(
+        self, ref: str | ModelRef, key: SigningKey | str | os.PathLike[str], *, files: FilesArgument | None = None
+    ) -> ModelVersion:
+        """Signs a version that is published, in place of the signature it had.
+
+        What is signed is what the server says of it, unless ``files`` are given or ``ref`` names the digest
+        (``namespace/model@sha256:…``): sign what you know.
+
+        Args:
+            ref: Which version.
+            key: Key that signs it, or the file of one without a password.
+            files: Its files as they are here, as in `publish`; they are compared before anything is signed.
+
+        Raises:
+            NotFoundError: Model, alias or version do not exist.
+            IntegrityError: It has other files.
+            ConfigError: The key cannot be used.
+        """
+        return finish(self._client.sign(ref, key, files=files))
+
+    def verify(self, ref: str | ModelRef, *, trust: Trust | None = None) -> SignedBy:
+        """Finds out who signed a version; needs nothing but its manifest.
+
+        Args:
+            ref: Which version.
+            trust: Whom to believe; None for the settings ``trusted_keys`` and ``trusted_roots``.
+
+        Raises:
+            SignatureRefused: It is not signed, or by nobody who is trusted; ``reason`` says which.
+            NotFoundError: Model, alias or version do not exist.
+            ConfigError: A trusted file cannot be used.
+        """
+        return finish(self._client.verify(ref, trust=trust))
 
     def resolve(self, ref: str | ModelRef) -> Resolved:
         """What ``ref`` points to now, with the alias's state and the resume token of the same snapshot.

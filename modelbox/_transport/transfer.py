@@ -22,7 +22,9 @@ import anyio.from_thread
 import anyio.to_thread
 
 from modelbox._local_files import FilesArgument, LocalFile, Progress, collect, measure
+from modelbox._transport import signed
 from modelbox._transport.faults import backoff_s
+from modelbox._transport.signed import publish_signed
 from modelbox._transport.source import RemoteSource
 from modelbox.errors import (
     CacheError,
@@ -50,6 +52,8 @@ from modelbox.objects import (
 from modelbox.ports import ByteStream
 from modelbox.refs import Digest, ModelRef, check_alias, check_name
 from modelbox.signature import Signature
+from modelbox.signing.keys import SigningKey
+from modelbox.signing.policy import SignaturePolicy
 
 __all__ = ("Publication", "download_artifact", "download_version", "track_artifact", "upload_artifact")
 
@@ -82,6 +86,7 @@ class Publication:
     reason: str
     run_id: str
     checkpoint_id: str
+    sign: SigningKey | None = None
 
     async def run(self, source: RemoteSource, on_progress: Progress | None) -> Created[ModelVersion]:
         """Reads, uploads and publishes."""
@@ -98,21 +103,22 @@ class Publication:
             entrypoint=self.entrypoint,
         )
         await _upload_all(source, self.namespace, files, on_progress)
-        return await source.grpc.publish_version(
-            NewVersion(
-                namespace=self.namespace,
-                model=self.model,
-                manifest=manifest,
-                description=self.description,
-                labels=self.labels,
-                metadata=self.metadata,
-                metrics=self.metrics,
-                aliases=self.aliases,
-                reason=self.reason,
-                run=self.run_id,
-                checkpoint=self.checkpoint_id,
-            )
+        new = NewVersion(
+            namespace=self.namespace,
+            model=self.model,
+            manifest=manifest,
+            description=self.description,
+            labels=self.labels,
+            metadata=self.metadata,
+            metrics=self.metrics,
+            aliases=self.aliases,
+            reason=self.reason,
+            run=self.run_id,
+            checkpoint=self.checkpoint_id,
         )
+        if self.sign is not None:
+            return await publish_signed(source, new, self.sign)
+        return await source.grpc.publish_version(new)
 
     async def _signature(self, files: tuple[LocalFile, ...]) -> Signature | None:
         if isinstance(self.signature, Signature):
@@ -202,9 +208,20 @@ async def track_artifact(
     )
 
 
-async def download_version(source: RemoteSource, ref: ModelRef, directory: Path, on_progress: Progress | None) -> Path:
-    """Writes a version's files below ``directory``."""
+async def sign_version(
+    source: RemoteSource, ref: ModelRef, key: SigningKey, files: FilesArgument | None
+) -> ModelVersion:
+    """Signs a version that is published, after a comparison with local files where there are any."""
+    return await signed.sign_version(source, ref, key, None if files is None else await _measured(files))
+
+
+async def download_version(
+    source: RemoteSource, ref: ModelRef, directory: Path, on_progress: Progress | None, policy: SignaturePolicy
+) -> Path:
+    """Writes a version's files below ``directory``, if its signature is one that ``policy`` lets pass."""
+    await anyio.to_thread.run_sync(policy.open)
     version = await source.grpc.get_version(ref)
+    await anyio.to_thread.run_sync(policy.check, ref, version)
     download_id = await source.begin_download(version)
 
     def opened(file: ManifestFile, offset: int) -> AbstractAsyncContextManager[ByteStream]:

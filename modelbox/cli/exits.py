@@ -49,6 +49,7 @@ _BY_CODE: Mapping[str, Exit] = {
     "invalid.rule": Exit.REFUSED,
     "limit": Exit.REFUSED,
     "load": Exit.MODEL,
+    "load.trust": Exit.REFUSED,
     "not_found": Exit.NOT_FOUND,
     "storage": Exit.FAILED,
     "transport": Exit.FAILED,

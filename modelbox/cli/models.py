@@ -26,6 +26,7 @@ from modelbox.cli.output import (
     size_text,
 )
 from modelbox.cli.run import json_pairs, number_pairs, text_pairs, with_client
+from modelbox.cli.signing import CertificateOption, PasswordOption, signing_key
 from modelbox.errors import InvalidError
 from modelbox.refs import ModelRef
 
@@ -178,6 +179,7 @@ def _show_version(version: ModelVersion) -> None:
             "labels": pairs_text(version.labels),
             "metrics": pairs_text(version.metrics),
             "metadata": pairs_text(version.metadata),
+            "signed": "yes (modelbox verify tells by whom)" if version.bundle else "no",
             "published": f"{local_time(version.created_at)} by {version.created_by or 'unknown'}",
         }
     )
@@ -252,6 +254,11 @@ def publish(
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Fail if no signature can be read from the model file.")
     ] = False,
+    sign_key: Annotated[
+        Path | None, typer.Option("--sign-key", metavar="FILE", help="Sign the version with this private key (PEM).")
+    ] = None,
+    certificate: CertificateOption = None,
+    password: PasswordOption = None,
     url: UrlOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
@@ -259,6 +266,7 @@ def publish(
 
     Example: modelbox models publish langtech/wav2vec model.onnx --alias staging --metric wer=0.043
     """
+    key = None if sign_key is None else signing_key(sign_key, password, certificate)
 
     async def run(client: Client) -> None:
         with progress_bar(f"publishing {path}", output) as on_progress:
@@ -276,6 +284,7 @@ def publish(
                 reason=reason,
                 run=made_by,
                 checkpoint=checkpoint,
+                sign=key,
                 on_progress=on_progress,
             )
         version = created.item

@@ -43,6 +43,7 @@ class FileCalls(ClientConnection):
         Raises:
             NotFoundError: Model, alias or version do not exist.
             IntegrityError: What came is not what the manifest says.
+            SignatureRefused: The settings ask for a signature, and it has none that counts; nothing was downloaded.
             CacheError: The directory cannot be written.
 
         Cancellation: no file appears; what was downloaded is removed.
@@ -50,7 +51,8 @@ class FileCalls(ClientConnection):
         from modelbox._transport.transfer import download_version
 
         parsed, target = ModelRef.parse(ref), path_of(directory)
-        return await self._call(lambda source: download_version(source, parsed, target, on_progress))
+        policy = self.config.signature_policy()
+        return await self._call(lambda source: download_version(source, parsed, target, on_progress, policy))
 
     async def upload_artifact(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal
+
+import anyio.to_thread
 
 from modelbox._local_files import FilesArgument, Progress
 from modelbox.client.arguments import model_of, numbered
@@ -17,8 +20,17 @@ from modelbox.objects import (
 )
 from modelbox.refs import ModelRef
 from modelbox.signature import Signature
+from modelbox.signing.keys import SigningKey
+from modelbox.signing.policy import Mode, ModeRule, SignaturePolicy
+from modelbox.signing.trust import SignedBy, Trust
 
 __all__ = ("VersionCalls",)
+
+
+async def _key_of(key: SigningKey | str | os.PathLike[str] | None) -> SigningKey | None:
+    if key is None or isinstance(key, SigningKey):
+        return key
+    return await anyio.to_thread.run_sync(SigningKey.load, key)
 
 
 class VersionCalls(ClientConnection):
@@ -40,6 +52,7 @@ class VersionCalls(ClientConnection):
         reason: str = "",
         run: str = "",
         checkpoint: str = "",
+        sign: SigningKey | str | os.PathLike[str] | None = None,
         on_progress: Progress | None = None,
     ) -> Created[ModelVersion]:
         """Publishes files as the next version of a model, and moves ``latest`` and ``aliases`` to it at once.
@@ -62,6 +75,7 @@ class VersionCalls(ClientConnection):
             reason: Why they move, for their history.
             run: Id of the run that made it: an edge of lineage, in the same transaction.
             checkpoint: Id of the checkpoint that it was made from; its run follows from it.
+            sign: Key that signs the version, or the file of one without a password: nobody sees it unsigned.
             on_progress: Called with bytes on the server and all bytes, on the engine's thread; must return at once.
 
         Raises:
@@ -93,6 +107,7 @@ class VersionCalls(ClientConnection):
             reason=reason,
             run_id=run,
             checkpoint_id=checkpoint,
+            sign=await _key_of(sign),
         )
         return await self._call(lambda source: publication.run(source, on_progress))
 
@@ -150,6 +165,54 @@ class VersionCalls(ClientConnection):
         """
         namespace, name, version = numbered(ref)
         await self._call(lambda source: source.grpc.delete_version(namespace, name, version))
+
+    async def sign(
+        self,
+        ref: str | ModelRef,
+        key: SigningKey | str | os.PathLike[str],
+        *,
+        files: FilesArgument | None = None,
+    ) -> ModelVersion:
+        """Signs a version that is published, in place of the signature it had.
+
+        What is signed is what the server says of it, unless ``files`` are given or ``ref`` names the digest
+        (``namespace/model@sha256:…``): sign what you know.
+
+        Args:
+            ref: Which version.
+            key: Key that signs it, or the file of one without a password.
+            files: Its files as they are here, as in `publish`; they are compared before anything is signed.
+
+        Raises:
+            NotFoundError: Model, alias or version do not exist.
+            IntegrityError: It has other files.
+            ConfigError: The key cannot be used.
+        """
+        from modelbox._transport.transfer import sign_version
+
+        parsed, signer = ModelRef.parse(ref), await _key_of(key)
+        assert signer is not None
+        return await self._call(lambda source: sign_version(source, parsed, signer, files))
+
+    async def verify(self, ref: str | ModelRef, *, trust: Trust | None = None) -> SignedBy:
+        """Finds out who signed a version; needs nothing but its manifest.
+
+        Args:
+            ref: Which version.
+            trust: Whom to believe; None for the settings ``trusted_keys`` and ``trusted_roots``.
+
+        Raises:
+            SignatureRefused: It is not signed, or by nobody who is trusted; ``reason`` says which.
+            NotFoundError: Model, alias or version do not exist.
+            ConfigError: A trusted file cannot be used.
+        """
+        parsed = ModelRef.parse(ref)
+        policy = SignaturePolicy([ModeRule(mode=Mode.REQUIRE)], trust or self.config.signature_policy().trust)
+        await anyio.to_thread.run_sync(policy.open)
+        version = await self.get_version(parsed)
+        signer = await anyio.to_thread.run_sync(policy.check, parsed, version)
+        assert signer is not None
+        return signer
 
     async def resolve(self, ref: str | ModelRef) -> Resolved:
         """What ``ref`` points to now, with the alias's state and the resume token of the same snapshot.

@@ -93,6 +93,11 @@ class SignaturePolicy:
         self._rules = tuple(rules)
         self._trust = trust or Trust()
 
+    @property
+    def trust(self) -> Trust:
+        """Whom it believes."""
+        return self._trust
+
     def open(self) -> None:
         """Reads the trusted files, so that a mistake in them shows at the start.
 

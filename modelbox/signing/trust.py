@@ -22,7 +22,7 @@ from modelbox.signing.statement import read_statement, subject_of
 if TYPE_CHECKING:
     from modelbox.objects import ModelVersion
 
-__all__ = ("Refusal", "SignedBy", "Trust", "TrustedFile", "matches")
+__all__ = ("Refusal", "SignedBy", "Trust", "TrustedFile", "key_id_of", "matches")
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +68,15 @@ class SignedBy:
 def matches(pattern: str, path: str) -> bool:
     """Whether a model's path (``namespace/model``) is one of ``pattern``'s: ``*``, ``langtech``, ``langtech/wav*``."""
     return fnmatchcase(path, pattern if "/" in pattern or pattern == "*" else f"{pattern}/*")
+
+
+def key_id_of(file: TrustedFile) -> str:
+    """What signatures and errors call a public key.
+
+    Raises:
+        ConfigError: The file is none.
+    """
+    return str(crypto().key_id_of(Trust()._key(file)))
 
 
 class Trust:
