@@ -67,6 +67,7 @@ class LiveTls:
         build: Makes a context of the files as they are; raises `ConfigError`.
         paths: The files.
         certificate: The one whose time is watched; None for none.
+        changed: Told whenever `refresh` changed something.
         now: The time.
 
     Attributes:
@@ -83,9 +84,11 @@ class LiveTls:
         build: Callable[[], ssl.SSLContext],
         paths: tuple[Path, ...],
         certificate: Path | None,
+        changed: Callable[[LiveTls], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._protocol = protocol
+        self._changed = changed
         self._build = build
         self._paths = paths
         self._certificate = certificate
@@ -121,15 +124,11 @@ class LiveTls:
         self._stamps = self._look()
         self._take()
 
-    def refresh(self) -> bool:
-        """Reads the files again if they changed, or say why not in `problem`.
-
-        Returns:
-            Whether something changed: new files are in use, or `problem` is another one.
-        """
+    def refresh(self) -> None:
+        """Reads the files again if they changed; those that cannot be used leave a `problem`."""
         stamps = self._look()
         if stamps == self._stamps:
-            return False
+            return
         # Of before the files are read: what changes meanwhile is another change.
         self._stamps = stamps
         before = self.problem
@@ -137,10 +136,11 @@ class LiveTls:
             self._take()
         except ConfigError as exc:
             self.problem = exc.message
+            if self.problem != before:
+                self._changed(self)
         else:
             self.problem = ""
-            return True
-        return self.problem != before
+            self._changed(self)
 
     def days_left(self) -> float:
         """Until the certificate in use ends; negative when it did, NaN without one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import ipaddress
 import math
 import os
 import re
@@ -31,6 +32,7 @@ __all__ = (
     "ClientConfig",
     "client_config_path",
     "client_config_toml",
+    "is_loopback",
     "load_client_config",
     "process_instance_id",
 )
@@ -46,15 +48,14 @@ def _url(value: object) -> str:
         port = parts.port
     except ValueError as exc:
         raise ValueError("a port is a number from 1 to 65535") from exc
-    if parts.scheme == "https":
-        raise ValueError("TLS is not supported yet: expected http://host:port")
-    if parts.scheme != "http" or not parts.hostname or port == 0:
-        raise ValueError("expected http://host:port")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("expected http://host:port or https://host:port")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a user or password does not belong into the address")
     if parts.query or parts.fragment:
         raise ValueError("expected http://host:port without a query")
-    return text
+    # Schemes are compared as they are.
+    return f"{parts.scheme}://{text.partition('://')[2]}"
 
 
 def _text(value: object) -> str:
@@ -92,6 +93,35 @@ def _directory(value: object) -> Path:
         return value.expanduser().absolute()
     except RuntimeError as exc:
         raise ValueError(str(exc)) from exc
+
+
+def _file(value: object) -> Path | None:
+    if value == "":
+        return None
+    if isinstance(value, str):
+        value = Path(value)
+    if not isinstance(value, Path) or "\0" in str(value):
+        raise ValueError("expected a file, or empty")
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _token(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 1024 or not value.isascii() or not value.isprintable():
+        raise ValueError("expected a token such as modelbox tokens create prints, or empty")
+    if " " in value:
+        raise ValueError("expected a token without spaces")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+        return value.lower() in ("true", "yes", "on", "1")
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
 
 
 def _size(value: object) -> int:
@@ -173,10 +203,21 @@ def _home(env: Mapping[str, str]) -> Path:
 
 
 def _about(
-    read: Callable[[object], Any], text: str, make: Callable[[Mapping[str, str]], Any] | None = None
+    read: Callable[[object], Any],
+    text: str,
+    make: Callable[[Mapping[str, str]], Any] | None = None,
+    *,
+    secret: bool = False,
 ) -> dict[str, Any]:
-    """What the dataclass cannot say of a setting: how to check it, its help, and a default that depends on the user."""
-    return {"read": read, "text": text, "make": make}
+    """What the dataclass cannot say of a setting.
+
+    Args:
+        read: Checks it.
+        text: Its help.
+        make: Its default, where that depends on the user.
+        secret: Whether values are shown nowhere.
+    """
+    return {"read": read, "text": text, "make": make, "secret": secret}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,11 +247,17 @@ class ClientConfig:
         trusted_roots: The same for root certificates.
         sidecar: ``unix:///path`` of the sidecar's socket; then `Client.load` has models run there. Empty: they run in
             this process.
+        tls_ca: The authorities that are believed for ``https://`` addresses; None for those of the system.
+        tls_client_cert: A certificate that says who this client is, where the server asks for one.
+        tls_client_key: Its key; None if both are in one file.
+        token: Says to the server who this client is. A secret: in no repr, log or error.
+        token_file: Where the token is, instead of `token`; read again when it changes.
+        insecure_token: Send the token without TLS, to other machines, too.
     """
 
     url: str = field(
         default="http://127.0.0.1:8080",
-        metadata=_about(_url, "HTTP address of the central server: http://host:port."),
+        metadata=_about(_url, "Address of the central server: http://host:port, or https://host:port for TLS."),
     )
     cache_dir: Path = field(
         metadata=_about(
@@ -302,6 +349,43 @@ class ClientConfig:
             "Socket of a sidecar in which models run: unix:///path. Empty: they run in this process.",
         ),
     )
+    tls_ca: Path | None = field(
+        default=None,
+        metadata=_about(
+            _file,
+            "File with the authorities that are believed for https:// addresses, in PEM. Empty: those of the system.",
+        ),
+    )
+    tls_client_cert: Path | None = field(
+        default=None,
+        metadata=_about(
+            _file, "File with a certificate, in PEM, that says who this client is, where the server asks for one."
+        ),
+    )
+    tls_client_key: Path | None = field(
+        default=None,
+        metadata=_about(_file, "File with the key of tls_client_cert. Empty: it is in the same file."),
+    )
+    token: str = field(
+        default="",
+        repr=False,
+        metadata=_about(_token, "Token that says to the server who this client is. Better in token_file.", secret=True),
+    )
+    token_file: Path | None = field(
+        default=None,
+        metadata=_about(_file, "File with the token; read again when it changes. Empty: none."),
+    )
+    insecure_token: bool = field(
+        default=False,
+        metadata=_about(
+            _flag, "Send the token to other machines although http:// addresses are plaintext: true or false."
+        ),
+    )
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the client says who it is by a token."""
+        return bool(self.token) or self.token_file is not None
 
     def signature_policy(self) -> SignaturePolicy:
         """What the settings of signatures ask for; nothing is read yet, see `SignaturePolicy.open`."""
@@ -344,14 +428,15 @@ def load_client_config(
         f"{path}: {shown(key)} is not a setting; there are {', '.join(known)}" for key in from_file if key not in known
     ]
     values: dict[str, Any] = {}
+    strength: dict[str, int] = {}
     for name, setting in known.items():
         variable = f"MODELBOX_{name.upper()}"
         if overrides.get(name) is not None:
-            where, value = name, overrides[name]
+            where, value, strength[name] = name, overrides[name], 3
         elif env.get(variable):
-            where, value = variable, env[variable]
+            where, value, strength[name] = variable, env[variable], 2
         elif name in from_file:
-            where, value = f"{path}: {name}", from_file[name]
+            where, value, strength[name] = f"{path}: {name}", from_file[name], 1
         else:
             if make := setting.metadata["make"]:
                 values[name] = make(env)
@@ -359,10 +444,41 @@ def load_client_config(
         try:
             values[name] = setting.metadata["read"](value)
         except ValueError as exc:
-            problems.append(f"{where} is {shown(value)}: {exc}")
+            given = "(not shown)" if setting.metadata["secret"] else shown(value)
+            problems.append(f"{where} is {given}: {exc}")
+    problems += _token_problems(values, strength)
+    if values.get("tls_client_key") and not values.get("tls_client_cert"):
+        problems.append("tls_client_key is set, and tls_client_cert is not")
     if problems:
         raise ConfigError("these settings cannot be used: " + "; ".join(problems), problems=problems)
     return ClientConfig(**values)
+
+
+def _token_problems(values: dict[str, Any], strength: Mapping[str, int]) -> list[str]:
+    """What is wrong with the token; of two, the one that was said by the stronger means is kept."""
+    problems = []
+    if values.get("token") and values.get("token_file"):
+        if strength["token"] == strength["token_file"]:
+            problems.append("token and token_file are both set: which one is it?")
+        weaker = "token" if strength["token"] < strength["token_file"] else "token_file"
+        values.pop(weaker)
+    url = values.get("url", "")
+    if (values.get("token") or values.get("token_file")) and not values.get("insecure_token"):
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            problems.append(
+                f"{url} is plaintext, and a token is set, which everybody on the way could read: use an https:// "
+                "address; or set insecure_token = true in a network that you trust"
+            )
+    return problems
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read_toml(path: Path, *, must_exist: bool, problems: list[str]) -> dict[str, Any]:
@@ -392,7 +508,9 @@ def client_config_toml(values: Mapping[str, object] | None = None) -> str:
         value = values[setting.name] if values is not None and given else setting.default
         if setting.metadata["make"] and not given:
             value = setting.metadata["make"](os.environ)
-        text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+        if value is None or isinstance(value, Path):
+            value = str(value or "")
+        text = json.dumps(value, ensure_ascii=False)
         lines.append(f"{'' if given else '#'}{setting.name} = {text}")
     return "\n".join(lines) + "\n"
 

@@ -133,6 +133,7 @@ class ServerTls:
             build=self._build,
             paths=settings.paths,
             certificate=settings.certificate,
+            changed=self._tell,
             now=now,
         )
         self.grpc = self._live.context("h2")
@@ -154,8 +155,7 @@ class ServerTls:
         """Takes new files until it is cancelled; looks for them every so many seconds."""
         while True:
             await anyio.sleep(every_s)
-            if await anyio.to_thread.run_sync(self._live.refresh, abandon_on_cancel=True):
-                self._tell()
+            await anyio.to_thread.run_sync(self._live.refresh, abandon_on_cancel=True)
             self._warn()
 
     def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
@@ -171,11 +171,11 @@ class ServerTls:
             ),
         }
 
-    def _tell(self) -> None:
-        if self._live.problem:
-            _LOG.error("the new TLS files are not used, those before go on: %s", self._live.problem)
+    def _tell(self, live: LiveTls) -> None:
+        if live.problem:
+            _LOG.error("the new TLS files are not used, those before go on: %s", live.problem)
         else:
-            _LOG.info("TLS: new files are in use; the certificate ends in %.1f days", self._live.days_left())
+            _LOG.info("new TLS files are in use; the certificate ends in %.1f days", live.days_left())
             self._warned_at = -math.inf
 
     def _warn(self) -> None:

@@ -31,6 +31,7 @@ import anyio.to_thread
 from yarl import URL
 
 from modelbox._transport.faults import map_errors
+from modelbox._transport.security import Security
 from modelbox.config import ClientConfig
 from modelbox.errors import InvalidError, ModelBoxError, ProtocolError, Unavailable
 from modelbox.manifest import ManifestFile
@@ -90,8 +91,9 @@ def direct_parts(data: Mapping[str, Any], peer: str) -> list[DirectPart]:
 class DirectTransfers:
     """Requests to such addresses. Belongs to one event loop; see the module."""
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, security: Security) -> None:
         self._config = config
+        self._security = security
         self._http: aiohttp.ClientSession | None = None
         self._rests_until = 0.0
         self._delivered: OrderedDict[Digest, float] = OrderedDict()
@@ -120,7 +122,7 @@ class DirectTransfers:
         if self._http is None:
             self._http = aiohttp.ClientSession(
                 auto_decompress=False,
-                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=20),
+                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=20, ssl=self._security.elsewhere),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept-Encoding": "identity"},
                 read_bufsize=CHUNK_BYTES,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -38,6 +39,8 @@ _BASE_S = 0.1
 _CAP_S = 2.0
 _BUDGET = 10.0
 _REFUND = 0.1
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+_OUR_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")
 
 
 class ConnectFailed(OSError):
@@ -81,6 +84,10 @@ def _translated(exc: Exception, what: str) -> ModelBoxError | None:
             return Unavailable(f"the connection to {what} broke: {exc}")
         case GrpclibProtocolError():
             return ProtocolError(f"{what} does not speak as agreed: {exc}")
+        case aiohttp.ClientConnectorCertificateError() if isinstance(exc.certificate_error, ssl.SSLError):
+            return Unavailable(f"{what} cannot be reached: {_tls_text(exc.certificate_error)}")
+        case aiohttp.ClientConnectorSSLError() if isinstance(exc.os_error, ssl.SSLError):
+            return Unavailable(f"{what} cannot be reached: {_tls_text(exc.os_error)}")
         case aiohttp.ClientConnectorError():
             return Unavailable(f"{what} cannot be reached: {os_error_text(exc.os_error)}. Is it running?")
         case aiohttp.ConnectionTimeoutError():
@@ -100,9 +107,28 @@ def _translated(exc: Exception, what: str) -> ModelBoxError | None:
 
 def os_error_text(exc: OSError) -> str:
     """What the system says of ``exc``; asyncio puts addresses in its place."""
+    if isinstance(exc, ssl.SSLError):
+        return _tls_text(exc)
     if exc.errno is not None and exc.errno > 0:
         return os.strerror(exc.errno)
     return exc.strerror or str(exc)
+
+
+def _tls_text(exc: ssl.SSLError) -> str:
+    """What to do about a handshake that failed; its numbers are no errors of the system."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        what = exc.verify_message.rstrip(".")
+        return f"its certificate is not believed ({what}); tls_ca says which authorities are"
+    reason = exc.reason or str(exc)
+    if reason in _NO_TLS:
+        return "it does not speak TLS there: does its address begin with http://?"
+    if any(word in reason for word in _OUR_CERTIFICATE):
+        return f"it does not take this client's certificate ({_plain(reason)}): see tls_client_cert"
+    return f"no TLS connection came about ({_plain(reason)})"
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("_", " ").lower()
 
 
 def unpacked(unpack: Callable[[T], _R], message: T, what: str) -> _R:

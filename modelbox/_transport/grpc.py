@@ -10,9 +10,9 @@ Belongs to the event loop that it is first used on, and must not be used in a fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -34,8 +34,9 @@ from modelbox import _wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox._transport.faults import Call, ConnectFailed, Retries, map_errors, os_error_text, unpacked
 from modelbox._transport.http import HttpFiles, UploadState
+from modelbox._transport.security import Security
 from modelbox.config import ClientConfig
-from modelbox.errors import InvalidError, ModelBoxError, ProtocolError, Unavailable
+from modelbox.errors import InvalidError, ModelBoxError, NotAuthenticated, ProtocolError, Unavailable
 from modelbox.feed import FeedItem, Filter, Snapshot
 from modelbox.objects import (
     Alias,
@@ -153,9 +154,19 @@ class _Codec(CodecBase):
 class _Channel(Channel):
     """A channel that gives up connecting after a while and says so."""
 
-    def __init__(self, host: str, port: int, *, connect_timeout_s: float) -> None:
-        super().__init__(host, port, codec=_Codec(), config=_KEEPALIVE)
+    def __init__(self, host: str, port: int, *, security: Security, connect_timeout_s: float) -> None:
+        config = replace(_KEEPALIVE, ssl_target_name_override=security.name_of(host))
+        super().__init__(host, port, codec=_Codec(), config=config, ssl=security.grpc)
+        self._said = partial(security.headers, host, tls=security.tls)
         self._connect_timeout_s = connect_timeout_s
+
+    def metadata(self, actor: Mapping[str, str]) -> dict[str, str]:
+        """What a call brings beside its message: who the client says it is, and what shows it.
+
+        Raises:
+            ConfigError: See `Security.headers`.
+        """
+        return {**actor, **self._said()}
 
     async def _create_connection(self) -> H2Protocol:
         try:
@@ -223,7 +234,9 @@ class Connection:
                 self._address = (await self._http.server_info()).grpc_target(self._config.url)
             host, port = self._address
             if streaming not in self._channels:
-                self._channels[streaming] = _Channel(host, port, connect_timeout_s=self._config.connect_timeout_s)
+                self._channels[streaming] = _Channel(
+                    host, port, security=self._http.security, connect_timeout_s=self._config.connect_timeout_s
+                )
             return self._channels[streaming]
 
     async def unary(self, method: Method[Q, A], request: Q, unpack: Callable[[A], T], timeout_s: float = 0) -> T:
@@ -256,7 +269,7 @@ class Connection:
             method.answer,
             # Tells the server how long we wait. Our own clock (see Retries) ends the call first.
             timeout=max(0.0, call.remaining_s) + _GRACE_S,
-            metadata=self._metadata,
+            metadata=channel.metadata(self._metadata),
         )
         with map_errors(self._peer):
             try:
@@ -268,7 +281,7 @@ class Connection:
                     answer = await stream.recv_message()
                     await stream.recv_trailing_metadata()
             except GRPCError as exc:
-                raise _answered(exc, stream) from exc
+                raise self._answered(exc, stream) from exc
             except StreamTerminatedError:
                 if (refusal := _refusal(stream)) is not None:
                     raise refusal from None
@@ -287,7 +300,11 @@ class Connection:
         """
         channel = await self._channel(streaming=True)
         call = channel.request(
-            method.path, Cardinality.UNARY_STREAM, method.request, method.answer, metadata=self._metadata
+            method.path,
+            Cardinality.UNARY_STREAM,
+            method.request,
+            method.answer,
+            metadata=channel.metadata(self._metadata),
         )
         with suppress(_Left):
             async with call as stream:
@@ -307,10 +324,17 @@ class Connection:
                     if message is None:
                         await stream.recv_trailing_metadata()
             except GRPCError as exc:
-                raise _answered(exc, stream) from exc
+                raise self._answered(exc, stream) from exc
             except TimeoutError as exc:
                 raise Unavailable(f"{self._peer} was silent for {timeout_s:g} s in a stream") from exc
         return message
+
+    def _answered(self, exc: GRPCError, stream: Stream[Any, Any]) -> ModelBoxError:
+        """The error that the server sent in its trailers."""
+        error = _wire.unpack_error(exc.status.value, exc.message or "", _error_trailer(stream))
+        if isinstance(error, NotAuthenticated):
+            self._http.security.rejected()
+        return error
 
     @contextmanager
     def _beginning(self, channel: _Channel) -> Iterator[None]:
@@ -554,7 +578,11 @@ class Connection:
         channel = await self._channel(streaming=True)
         with suppress(_Left):
             async with channel.request(
-                _WATCH.path, Cardinality.UNARY_STREAM, _WATCH.request, _WATCH.answer, metadata=self._metadata
+                _WATCH.path,
+                Cardinality.UNARY_STREAM,
+                _WATCH.request,
+                _WATCH.answer,
+                metadata=channel.metadata(self._metadata),
             ) as stream:
                 with map_errors(self._peer), self._beginning(channel):
                     with anyio.fail_after(self._config.request_timeout_s):
@@ -572,11 +600,6 @@ class Connection:
 
 class _Left(Exception):
     """The reader of a watch has left."""
-
-
-def _answered(exc: GRPCError, stream: Stream[Any, Any]) -> ModelBoxError:
-    """The error that the server sent in its trailers."""
-    return _wire.unpack_error(exc.status.value, exc.message or "", _error_trailer(stream))
 
 
 def _refusal(stream: Stream[Any, Any]) -> ModelBoxError | None:

@@ -2,7 +2,8 @@
 
 Owns one aiohttp session for one server: where its gRPC listens, files of versions and artifacts from any offset, and
 uploads from any offset. Chunks are read from disk in threads and never pile up. Refuses to repeat anything (see
-`modelbox._transport.transfer`), to follow redirects and to use a proxy of the environment.
+`modelbox._transport.transfer`), to follow redirects and to use a proxy of the environment. Who the client is, every
+request says for itself (`modelbox._transport.security`): the session would say it to anybody.
 
 Belongs to the event loop that it is first used on, and must not be used in a forked child.
 """
@@ -32,8 +33,9 @@ from modelbox._transport.direct import (
     direct_parts,
 )
 from modelbox._transport.faults import map_errors
+from modelbox._transport.security import Security
 from modelbox._wire import ACTOR_KEY, DIRECT_HEADER
-from modelbox.config import ClientConfig
+from modelbox.config import ClientConfig, is_loopback
 from modelbox.errors import (
     AuthError,
     ConflictError,
@@ -42,6 +44,7 @@ from modelbox.errors import (
     InvalidError,
     LimitError,
     ModelBoxError,
+    NotAuthenticated,
     NotFoundError,
     ProtocolError,
     ServerBusy,
@@ -60,7 +63,7 @@ _CHECKED_BYTES_PER_S = 20e6
 _LOG = logging.getLogger(__name__)
 _BY_STATUS: Mapping[int, type[ModelBoxError]] = {
     400: InvalidError,
-    401: AuthError,
+    401: NotAuthenticated,
     403: AuthError,
     404: ProtocolError,  # our server's own 404 carries an error in JSON
     408: Unavailable,
@@ -81,7 +84,7 @@ class ServerInfo:
     Attributes:
         server_id: Stays the same for the life of the installation.
         version: ModelBox's release.
-        grpc_address: A port of the same host, or ``host:port``.
+        grpc_address: A port of the same host, or ``host:port``; with TLS where HTTP has it.
         http_address: As it was bound or advertised.
         bytes_address: Where files are, if not at the server itself.
     """
@@ -106,7 +109,7 @@ class ServerInfo:
         host = host.strip("[]")
         if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
             raise ProtocolError(f"the server at {url} gives {shown(self.grpc_address)} as its gRPC address")
-        if not host or not colon or _unspecified(host) or (_loopback(host) and not _loopback(url_host)):
+        if not host or not colon or _unspecified(host) or (is_loopback(host) and not is_loopback(url_host)):
             host = url_host
         return host, int(port_text)
 
@@ -124,14 +127,19 @@ class HttpFiles:
     """The server's HTTP side.
 
     Concurrency: any number of tasks of one event loop.
-    Errors: what the server answers; `Unavailable`, `DeadlineExceeded` and `ProtocolError` of the transport.
+    Errors: what the server answers; `Unavailable`, `DeadlineExceeded` and `ProtocolError` of the transport;
+        `ConfigError` for files of TLS and tokens that cannot be used.
+
+    Attributes:
+        security: TLS and the token, for calls over gRPC, too.
     """
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._peer = f"the server at {config.url}"
+        self.security = Security(config)
         self._http: aiohttp.ClientSession | None = None
-        self._direct = DirectTransfers(config)
+        self._direct = DirectTransfers(config, self.security)
         self._closed = False
         self._bytes_address = ""
         self._bytes_lost = False
@@ -149,7 +157,7 @@ class HttpFiles:
         if self._http is None:
             self._http = aiohttp.ClientSession(
                 auto_decompress=False,
-                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=20),
+                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=20, ssl=self.security.http),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={ACTOR_KEY: self._config.actor, "Accept-Encoding": "identity"},
                 read_bufsize=CHUNK_BYTES,
@@ -161,6 +169,25 @@ class HttpFiles:
                 trust_env=False,
             )
         return self._http
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: URL, *, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A request to the server, or to another one that it named; no redirect is followed."""
+        host = url.host or ""
+        said = self.security.headers(host, tls=url.scheme == "https")
+        async with self._session().request(
+            method,
+            url,
+            allow_redirects=False,
+            headers={**said, **(headers or {})},
+            server_hostname=self.security.name_of(host),
+            **more,
+        ) as response:
+            if response.status == 401:
+                self.security.rejected()
+            yield response
 
     def _url(self, *segments: str, **query: str) -> URL:
         path = "/".join(quote(segment, safe="") for segment in segments)
@@ -175,7 +202,16 @@ class HttpFiles:
         Raises:
             ProtocolError: What answers at the address is no ModelBox server.
         """
-        data = await self._json("GET", self._url("server"))
+        try:
+            data = await self._json("GET", self._url("server"))
+        except Unavailable as exc:
+            if not isinstance(exc.__cause__, aiohttp.ServerDisconnectedError):
+                raise
+            # What the other side's TLS has to say does not always get here.
+            hint = "Does it ask for a client certificate (tls_client_cert)?"
+            if not self.security.tls:
+                hint = "Is it TLS that it speaks there, with an https:// address?"
+            raise Unavailable(f"{exc.message}. {hint}") from exc
         try:
             info = ServerInfo(
                 server_id=str(data["server_id"]),
@@ -205,7 +241,7 @@ class HttpFiles:
 
     async def _json(self, method: str, url: URL) -> Mapping[str, Any]:
         with map_errors(self._peer):
-            async with self._session().request(method, url, allow_redirects=False) as response:
+            async with self._request(method, url) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
                 return await self._object(response)
@@ -272,8 +308,7 @@ class HttpFiles:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         async with AsyncExitStack() as stack:
             with map_errors(self._peer):
-                request = self._session().get(url, headers=headers, allow_redirects=False)
-                response = await stack.enter_async_context(request)
+                response = await stack.enter_async_context(self._request("GET", url, headers=headers))
                 if response.status == 404:
                     error = await self._refusal(response)
                     raise error if isinstance(error, NotFoundError) else NotFoundError(error.message)
@@ -290,7 +325,7 @@ class HttpFiles:
         # as a download.
         headers = {DIRECT_HEADER: "1", "Range": "bytes=1-1"}
         with map_errors(self._peer):
-            async with self._session().get(url, headers=headers, allow_redirects=False) as response:
+            async with self._request("GET", url, headers=headers) as response:
                 if response.status == 200 and DIRECT_HEADER in response.headers:
                     return str((await self._object(response)).get("url", ""))
         self._direct.rest()
@@ -368,7 +403,7 @@ class HttpFiles:
     async def _signed_parts(self, upload_id: str) -> list[DirectPart]:
         with map_errors(self._peer):
             url = self._url("uploads", upload_id, "urls")
-            async with self._session().post(url, allow_redirects=False) as response:
+            async with self._request("POST", url) as response:
                 if response.status != 200:
                     await _limited(response)
                     return []
@@ -389,9 +424,9 @@ class HttpFiles:
             body = FileBody(local, offset, size_bytes, alive)
             try:
                 with map_errors(self._peer):
-                    async with self._session().patch(
+                    async with self._request(
+                        "PATCH",
                         url,
-                        allow_redirects=False,
                         data=body,
                         headers={
                             "Content-Length": str(size_bytes - offset),
@@ -441,10 +476,3 @@ def _unspecified(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return host == "*"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -83,7 +83,11 @@ def test_sizes_may_have_units(tmp_path: Path, text: str, size: int) -> None:
         ("url", "http://host:0"),
         ("url", "http://user:secret@host"),
         ("url", "http://host/?q=1"),
-        ("url", "https://host"),
+        ("url", "https://host:0"),
+        ("tls_ca", "a\0b"),
+        ("token", "two words"),
+        ("token", "mbx_ü"),
+        ("insecure_token", "perhaps"),
         ("url", "http://ho\nst"),
         ("cache_dir", "a\0b"),
         ("cache_max_bytes", "much"),
@@ -105,6 +109,54 @@ def test_a_wrong_value_is_refused_by_name(tmp_path: Path, name: str, value: Any)
     (problem,) = problems_of(caught.value)
     assert problem.startswith(f"{name} is ")
     assert "expected" in problem or "must" in problem or "does not belong" in problem or "a port is" in problem
+
+
+SECRET = "mbx_q7_AbCdEfGhIjKlMnOpQrStUvWxYz012345"
+
+
+def test_a_token_is_not_shown(tmp_path: Path) -> None:
+    config = load_client_config(env=env_of(tmp_path, MODELBOX_TOKEN=SECRET))
+    assert config.token == SECRET
+    assert config.has_token
+    assert SECRET not in repr(config)
+    with pytest.raises(ConfigError) as caught:
+        load_client_config(env=env_of(tmp_path, MODELBOX_TOKEN=f"{SECRET} {SECRET}"))
+    assert SECRET not in str(caught.value) + repr(caught.value.fields)
+
+
+@pytest.mark.parametrize("url", ["http://models.example:8080", "http://10.1.2.3:8080", "http://[fd00::1]"])
+def test_a_token_needs_tls_to_leave_the_machine(tmp_path: Path, url: str) -> None:
+    for settings in ({"token": SECRET}, {"token_file": tmp_path / "token"}):
+        with pytest.raises(ConfigError, match="use an https:// address; or set insecure_token = true"):
+            load_client_config(env=env_of(tmp_path), url=url, **settings)
+        assert load_client_config(env=env_of(tmp_path), url=url.replace("http:", "https:"), **settings).has_token
+        assert load_client_config(env=env_of(tmp_path), url=url, insecure_token=True, **settings).has_token
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "http://localhost:8080", "http://[::1]:8080"])
+def test_a_token_may_go_to_this_machine(tmp_path: Path, url: str) -> None:
+    assert load_client_config(env=env_of(tmp_path), url=url, token=SECRET).has_token
+
+
+def test_of_two_tokens_the_one_said_more_strongly_counts(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text(f'token = "{SECRET}"')
+    config = load_client_config(config_path=path, env=env_of(tmp_path, MODELBOX_TOKEN_FILE="/run/token"))
+    assert (config.token, config.token_file) == ("", Path("/run/token"))
+    path.write_text('token_file = "/run/token"')
+    config = load_client_config(config_path=path, env=env_of(tmp_path, MODELBOX_TOKEN=SECRET))
+    assert (config.token, config.token_file) == (SECRET, None)
+    with pytest.raises(ConfigError, match="token and token_file are both set"):
+        load_client_config(env=env_of(tmp_path), token=SECRET, token_file="/run/token")
+
+
+def test_a_key_needs_its_certificate(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tls_client_key is set, and tls_client_cert is not"):
+        load_client_config(env=env_of(tmp_path), tls_client_key="/run/key")
+
+
+def test_addresses_with_tls(tmp_path: Path) -> None:
+    assert load_client_config(env=env_of(tmp_path), url="HTTPS://models.example/").url == "https://models.example"
 
 
 def test_all_problems_are_reported_at_once_with_where_they_are(tmp_path: Path) -> None:

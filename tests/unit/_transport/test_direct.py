@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from modelbox._transport.direct import DirectFailed, DirectTransfers, direct_parts
+from modelbox._transport.security import Security
 from modelbox.config import load_client_config
 from modelbox.errors import ProtocolError
 from modelbox.manifest import ManifestFile
@@ -50,7 +51,8 @@ def test_answers_that_cannot_be_read(answer: dict[str, Any]) -> None:
 
 
 async def test_a_store_that_cannot_be_reached_is_left_alone_for_a_while() -> None:
-    transfers = DirectTransfers(load_client_config(url="http://127.0.0.1:9"))
+    config = load_client_config(url="http://127.0.0.1:9")
+    transfers = DirectTransfers(config, Security(config))
     file = ManifestFile(path="w", size_bytes=2 << 20, digest=Digest("sha256:" + 64 * "a"))
     assert transfers.may_read(file, 0)
     assert transfers.may_send(8 << 20)
@@ -64,7 +66,8 @@ async def test_a_store_that_cannot_be_reached_is_left_alone_for_a_while() -> Non
 
 
 def test_small_files_are_not_worth_it() -> None:
-    transfers = DirectTransfers(load_client_config(url="http://127.0.0.1:9"))
+    config = load_client_config(url="http://127.0.0.1:9")
+    transfers = DirectTransfers(config, Security(config))
     file = ManifestFile(path="w", size_bytes=(1 << 20) - 1, digest=Digest("sha256:" + 64 * "a"))
     assert not transfers.may_read(file, 0)
     assert not transfers.may_send((8 << 20) - 1)
