@@ -16,6 +16,7 @@ __all__ = (
     "Origin",
     "current_actor",
     "current_caller",
+    "current_holder",
     "current_origin",
     "current_renewal",
     "current_scope",
@@ -59,6 +60,14 @@ def current_caller() -> Caller:
 def current_actor() -> str:
     """What history names the caller; empty if it does not say who it is, and nobody asks."""
     return CALLER.get().name
+
+
+def current_holder() -> str:
+    """By what calls that last are counted together: the token, or the account of a certificate; empty for nobody."""
+    if RENEWAL.get() is None:
+        return ""
+    caller = CALLER.get()
+    return caller.token_id or f"account {caller.name}"
 
 
 def current_renewal() -> Callable[[], Caller] | None:

@@ -364,9 +364,6 @@ class FeedStore(Protocol):
     async def list_states(self, wanted: Filter, *, limit: int, after: Key | None, scope: Scope = ALL) -> FeedListing:
         """Current states that the filter lets through. Key: (kind's place, internal number)."""
 
-    async def places(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Namespace and model (empty for none) of the objects with these ids, but of those that are gone for good."""
-
     async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
         """Ends what readers get behind up to ``batch`` more revisions, all older than ``before``; returns how many."""
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
+from modelbox.runtime.caller import current_holder, current_renewal, current_scope
 from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.services.feed import FeedService
 
@@ -22,12 +23,22 @@ class WatchAdapter(Streaming, pb.WatchServiceBase):
         """See the proto."""
         return wire.pack_snapshot(
             await self._feed.list(
-                wire.unpack_filter(message.filter), page_size=message.page_size, page_token=message.page_token
+                wire.unpack_filter(message.filter),
+                page_size=message.page_size,
+                page_token=message.page_token,
+                scope=current_scope(),
             )
         )
 
     async def watch(self, message: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
         """See the proto."""
-        async with self._feed.watch(wire.unpack_filter(message.filter), message.token) as items:
+        watch = self._feed.watch(
+            wire.unpack_filter(message.filter),
+            message.token,
+            scope=current_scope(),
+            holder=current_holder(),
+            renew=current_renewal(),
+        )
+        async with watch as items:
             async for item in items:
                 yield wire.pack_feed_item(item)

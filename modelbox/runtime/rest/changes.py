@@ -10,6 +10,7 @@ from aiohttp import web
 
 from modelbox.feed import Bookmark, FeedItem, Filter, Resync, Revision
 from modelbox.objects import to_json
+from modelbox.runtime.caller import current_holder, current_renewal, current_scope
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.services.feed import FeedService
 
@@ -43,7 +44,8 @@ class ChangeRoutes:
             kinds=tuple(query.getall("kind", ())),
         )
         token = request.headers.get("Last-Event-ID") or query.get("token", "")
-        async with self._feed.watch(wanted, token) as items:
+        watch = self._feed.watch(wanted, token, scope=current_scope(), holder=current_holder(), renew=current_renewal())
+        async with watch as items:
             response = web.StreamResponse(
                 headers={
                     "Cache-Control": "no-store",

@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -24,7 +25,8 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskStatus
 
-from modelbox.errors import InvalidError, ModelBoxError, ServerBusy
+from modelbox.access import ALL, Caller, Scope
+from modelbox.errors import InvalidError, LimitError, ModelBoxError, ServerBusy
 from modelbox.feed import (
     Bookmark,
     FeedItem,
@@ -40,6 +42,7 @@ from modelbox.refs import check_name, shown
 from modelbox.runtime.limits import check_text
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedStore, StoredRevision
 from modelbox.runtime.services.feed_ring import Interest, Ring
+from modelbox.runtime.services.feed_scope import FindPlaces, Reader, place_nothing
 from modelbox.runtime.services.paging import decode_key, encode_key, page_size_of
 
 __all__ = ("FeedService", "check_filter")
@@ -49,6 +52,8 @@ _BATCH_REVS = 500
 _BATCH_BYTES = 4 << 20
 _COMPACT_BATCH = 5000
 _MAX_OBJECTS = 1000
+_CHECK_S = 5.0
+"""Between two looks whether a reader's token has expired; what is revoked is noticed at once."""
 _ENDS_PER_S = 200
 """Streams that end each second while the server drains."""
 
@@ -66,6 +71,9 @@ class _Read:
     chain: str
 
 
+_AUTHZ = Resync(reason=ResyncReason.AUTHZ, message="what you may see is not what it was: list again")
+
+
 class FeedService:
     """List, watch and compaction of the change feed. Use as an async context manager; it runs the tailer.
 
@@ -79,6 +87,8 @@ class FeedService:
         keep: Age that compaction always keeps.
         keep_audit: Age up to which changes are kept for the audit log, behind the compaction too.
         compact_interval_s: Pause between two compactions; None where somebody else calls `compact`.
+        places: Says where objects are, for readers who may not see everything.
+        max_watches: Open streams at a time of one token or certificate.
         clock: Gives the time, aware and in UTC.
     """
 
@@ -94,6 +104,8 @@ class FeedService:
         keep: timedelta = timedelta(days=7),
         keep_audit: timedelta = timedelta(days=365),
         compact_interval_s: float | None = 600.0,
+        places: FindPlaces = place_nothing,
+        max_watches: int = 100,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._store = store
@@ -112,6 +124,10 @@ class FeedService:
         self._draining = False
         self._drain_s = 0.0
         self._watchers = 0
+        self._places = places
+        self._max_watches = max_watches
+        self._holders: Counter[str] = Counter()
+        self._access_changes = 0
         self._stack: AsyncExitStack | None = None
 
     @property
@@ -166,60 +182,115 @@ class FeedService:
 
     # -- list and watch --------------------------------------------------------------------------------------------
 
-    async def list(self, wanted: Filter, *, page_size: int = 0, page_token: str = "") -> Snapshot:
+    async def list(self, wanted: Filter, *, page_size: int = 0, page_token: str = "", scope: Scope = ALL) -> Snapshot:
         """One page of the current state of everything that the filter lets through, downloads left out.
 
         Every page carries the *first* page's token and revision, so that a watch from any of them misses nothing.
+
+        Args:
+            wanted: The filter.
+            page_size: 1 to 1000, 0 for 100.
+            page_token: Where the page before ended.
+            scope: What the reader may see. Where that changes between two pages, the list begins anew.
 
         Raises:
             InvalidError: The filter, page size or page token is not valid.
         """
         check_filter(wanted)
-        scope = f"feed:{wanted.namespace}:{','.join(wanted.objects)}:{','.join(wanted.kinds)}"
-        key = decode_key(scope, page_token, int, int, str)
+        asked = f"feed:{wanted.namespace}:{','.join(wanted.objects)}:{','.join(wanted.kinds)}{scope.mark}"
+        key = decode_key(asked, page_token, int, int, str)
         after, first = (None, "") if key is None else (key[:2], str(key[2]))
-        listing = await self._store.list_states(wanted, limit=page_size_of(page_size), after=after)
-        token = first or _token(listing.head, listing.head.rev, listing.head.chain[:8].hex())
+        listing = await self._store.list_states(wanted, limit=page_size_of(page_size), after=after, scope=scope)
+        token = first or _token(listing.head, listing.head.rev, listing.head.chain[:8].hex(), scope)
         return Snapshot(
             items=listing.items,
-            next_token=encode_key(scope, None if listing.next_key is None else (*listing.next_key, token)),
+            next_token=encode_key(asked, None if listing.next_key is None else (*listing.next_key, token)),
             token=token,
             rev=ResumeToken.parse(token).rev,
         )
 
-    def watch(self, wanted: Filter, token: str = "") -> AbstractAsyncContextManager[AsyncIterator[FeedItem]]:
+    def watch(
+        self,
+        wanted: Filter,
+        token: str = "",
+        *,
+        scope: Scope = ALL,
+        holder: str = "",
+        renew: Callable[[], Caller] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncIterator[FeedItem]]:
         """Follows the feed from ``token`` on, from now on for an empty one.
 
-        The stream begins with a bookmark, and ends with a `Resync`, or after `drain` with a bookmark.
+        The stream begins with a bookmark, and ends with a `Resync`, or after `drain` with a bookmark. Changes that the
+        reader may not see only move the bookmark.
+
+        Args:
+            wanted: The filter.
+            token: Where to go on.
+            scope: What the reader may see. The stream ends when that becomes another, and does not go on from a token
+                of another: what was hidden, or is hidden now, is settled by a list.
+            holder: Whose streams are counted together; nobody's if it is empty.
+            renew: Says who the reader is at a moment, and raises `AuthError` once it is nobody; see
+                `modelbox.runtime.caller.RENEWAL`. It is asked after `access_changed`, and every few seconds.
 
         Raises:
             InvalidError: The filter or token is not valid.
+            LimitError: The holder has too many streams.
             ServerBusy: The server is draining.
         """
-        return self._watch(wanted, token)
+        return self._watch(Reader(wanted, scope, self._places, renew), token, holder)
+
+    def access_changed(self) -> None:
+        """Has all streams look whether their readers may still see what they see."""
+        self._access_changes += 1
+        self._ring.wake_all()
 
     @asynccontextmanager
-    async def _watch(self, wanted: Filter, token: str) -> AsyncIterator[AsyncIterator[FeedItem]]:
-        check_filter(wanted)
+    async def _watch(self, reader: Reader, token: str, holder: str) -> AsyncIterator[AsyncIterator[FeedItem]]:
+        check_filter(reader.wanted)
         asked = ResumeToken.parse(token) if token else None
         if self._draining:
             raise ServerBusy("the server is shutting down: watch again at another one", retry_after_s=1.0)
-        self._watchers += 1
-        interest = Interest(wanted)
-        self._ring.add(interest)
-        stream = self._stream(wanted, asked, interest)
+        with self._hold(holder):
+            self._watchers += 1
+            interest = Interest(reader.wanted, reader.scope)
+            self._ring.add(interest)
+            stream = self._stream(reader, asked, interest)
+            try:
+                yield stream
+            finally:
+                self._watchers -= 1
+                self._ring.remove(interest)
+                await stream.aclose()
+
+    @contextmanager
+    def _hold(self, holder: str) -> Iterator[None]:
+        if not holder:
+            yield
+            return
+        if self._holders[holder] >= self._max_watches:
+            raise LimitError(
+                f"{self._max_watches} watches are open with this token: close some, use another token for other "
+                "programs, or raise max_watches of the server",
+                what="watches",
+            )
+        self._holders[holder] += 1
         try:
-            yield stream
+            yield
         finally:
-            self._watchers -= 1
-            self._ring.remove(interest)
-            await stream.aclose()
+            self._holders[holder] -= 1
+            if not self._holders[holder]:
+                del self._holders[holder]
 
     async def _stream(
-        self, wanted: Filter, asked: ResumeToken | None, interest: Interest
+        self, reader: Reader, asked: ResumeToken | None, interest: Interest
     ) -> AsyncGenerator[FeedItem, None]:
-        history = self._histories
-        head, refused = await self._start_of(asked)
+        history, access = self._histories, self._access_changes
+        scope = reader.scope
+        if not reader.is_as_before():
+            # Since the call was let in.
+            yield _AUTHZ
+            return
+        head, refused = await self._start_of(asked, scope)
         if refused is not None:
             yield refused
             return
@@ -229,11 +300,18 @@ class FeedService:
         behind = cursor < head.rev
         if not behind:
             self._ring.caught_up(interest)
-        yield self._bookmark(head, cursor, chain)
+        yield self._bookmark(head, cursor, chain, scope)
         due = anyio.current_time() + self._bookmark_interval_s
+        check_s = math.inf if reader.renew is None else min(self._bookmark_interval_s, _CHECK_S)
+        check = anyio.current_time() + check_s
         ends = math.inf
         while True:
             interest.rearm()
+            if self._access_changes != access or anyio.current_time() >= check:
+                access, check = self._access_changes, anyio.current_time() + check_s
+                if not reader.is_as_before():
+                    yield _AUTHZ
+                    return
             if self._histories != history:
                 yield Resync(
                     reason=ResyncReason.DIVERGED,
@@ -250,32 +328,32 @@ class FeedService:
                 )
                 return
             for revision in read.revisions:
-                changes = tuple(change for change in revision.changes if wanted.matches(change))
+                changes = await reader.pick(revision.changes)
                 cursor, chain = revision.rev, revision.chain[:8].hex()
                 if changes:
-                    token = _token(head, cursor, chain)
+                    token = _token(head, cursor, chain, scope)
                     yield Revision(rev=cursor, prev_rev=sent, changes=changes, token=token)
                     sent = cursor
                 if anyio.current_time() >= due:
-                    yield self._bookmark(head, cursor, chain)
+                    yield self._bookmark(head, cursor, chain, scope)
                     due = anyio.current_time() + self._bookmark_interval_s
             cursor, chain = read.rev, read.chain
             if behind and cursor >= head.rev:
                 behind = False
                 self._ring.caught_up(interest)
-                yield self._bookmark(head, cursor, chain)
+                yield self._bookmark(head, cursor, chain, scope)
             if read.revisions:
                 continue
             if anyio.current_time() >= ends:
-                yield self._bookmark(head, cursor, chain)
+                yield self._bookmark(head, cursor, chain, scope)
                 return
-            with anyio.move_on_after(max(0.0, min(due, ends) - anyio.current_time())):
+            with anyio.move_on_after(max(0.0, min(due, ends, check) - anyio.current_time())):
                 await interest.wait()
             if anyio.current_time() >= due:
-                yield self._bookmark(head, cursor, chain)
+                yield self._bookmark(head, cursor, chain, scope)
                 due = anyio.current_time() + self._bookmark_interval_s
 
-    async def _start_of(self, asked: ResumeToken | None) -> tuple[FeedHead, Resync | None]:
+    async def _start_of(self, asked: ResumeToken | None, scope: Scope) -> tuple[FeedHead, Resync | None]:
         """The head, and why the token cannot be honoured."""
         if asked is None:
             return await self._store.head(), None
@@ -292,6 +370,8 @@ class FeedService:
                 reason=ResyncReason.COMPACTED,
                 message=f"revisions up to {head.compact_rev} are not kept any more: list again",
             )
+        if asked.scope != scope.mark:
+            return head, _AUTHZ
         if asked.chain != chain[:8].hex():
             return head, Resync(
                 reason=ResyncReason.DIVERGED,
@@ -316,8 +396,8 @@ class FeedService:
         last = batch.revisions[-1]
         return _Read(revisions=batch.revisions, rev=last.rev, chain=last.chain[:8].hex())
 
-    def _bookmark(self, head: FeedHead, rev: int, chain: str) -> Bookmark:
-        return Bookmark(rev=rev, head_rev=max(rev, head.rev, self._ring.last), token=_token(head, rev, chain))
+    def _bookmark(self, head: FeedHead, rev: int, chain: str, scope: Scope) -> Bookmark:
+        return Bookmark(rev=rev, head_rev=max(rev, head.rev, self._ring.last), token=_token(head, rev, chain, scope))
 
     # -- the tailer ------------------------------------------------------------------------------------------------
 
@@ -419,5 +499,5 @@ def check_filter(wanted: Filter) -> None:
             raise InvalidError(f"{shown(kind)} is not a kind of object: expected one of {', '.join(Kind)}")
 
 
-def _token(head: FeedHead, rev: int, chain: str) -> str:
-    return str(ResumeToken(server_id=head.server_id, epoch=head.epoch, rev=rev, chain=chain))
+def _token(head: FeedHead, rev: int, chain: str, scope: Scope) -> str:
+    return str(ResumeToken(server_id=head.server_id, epoch=head.epoch, rev=rev, chain=chain, scope=scope.mark))

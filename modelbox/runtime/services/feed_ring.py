@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import anyio
 
+from modelbox.access import ALL, Scope
 from modelbox.feed import Change, Filter
 from modelbox.runtime.ports import StoredRevision
 
@@ -21,6 +22,9 @@ __all__ = ("Interest", "Ring")
 _MEMORY_FACTOR = 4
 """Parsed JSON takes about this much more memory than its text."""
 _CHANGE_OVERHEAD = 500
+
+_FEW = 50
+"""Namespaces that a watcher of all that it may see waits for one by one."""
 
 _Key = tuple[str, str]
 _ALL: _Key = ("", "")
@@ -44,11 +48,14 @@ class Interest:
 
     __slots__ = ("_event", "keys")
 
-    def __init__(self, wanted: Filter) -> None:
+    def __init__(self, wanted: Filter, scope: Scope = ALL) -> None:
+        seen = set() if scope.everything else {*scope.namespaces, *(namespace for namespace, _ in scope.models)}
         if wanted.objects:
             keys = [("object", path) for path in wanted.objects]
         elif wanted.namespace:
             keys = [("namespace", wanted.namespace)]
+        elif 0 < len(seen) <= _FEW:
+            keys = [("namespace", namespace) for namespace in sorted(seen)]
         elif wanted.kinds:
             keys = [("kind", kind) for kind in wanted.kinds]
         else:

@@ -15,6 +15,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 
+from modelbox.access import ALL, Scope
 from modelbox.errors import StorageError
 from modelbox.feed import Change, Filter
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedListing, Key, StoredRevision
@@ -167,9 +168,9 @@ class SqlFeedStore:
         """See the port."""
         return await self._database.read(lambda conn: _read_after(conn, rev, limit, max_bytes))
 
-    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None) -> FeedListing:
+    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None, scope: Scope = ALL) -> FeedListing:
         """See the port."""
-        return await self._database.scan(lambda conn: list_states(conn, wanted, limit, after))
+        return await self._database.scan(lambda conn: list_states(conn, wanted, limit, after, scope))
 
     async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
         """See the port."""

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Select, and_, bindparam, func, or_, select
 from sqlalchemy.sql import ColumnElement
 
+from modelbox.access import ALL, Scope
 from modelbox.feed import Action, Change, Filter, Kind
 from modelbox.objects import to_json
 from modelbox.runtime.ports import FeedListing, Key
@@ -54,6 +55,7 @@ from modelbox.runtime.store.schema import (
     runs,
     versions,
 )
+from modelbox.runtime.store.visible import Visible, find_visible
 from modelbox.tracking import AttributeKind, ObjectKind, kind_of_id
 
 __all__ = ("list_states",)
@@ -61,21 +63,23 @@ __all__ = ("list_states",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """A filter's objects, sorted by what they can name.
+    """A filter's objects, sorted by what they can name, and what the reader may see.
 
     Attributes:
         plain: Namespaces and ids.
         ids: The ids, also those that stand before a slash: ``run_…/param``.
         models: Namespace and name of the models.
+        visible: None for everything.
     """
 
     filter: Filter
     plain: Sequence[str]
     ids: Sequence[str]
     models: Sequence[tuple[str, str]]
+    visible: Visible | None
 
     @classmethod
-    def of(cls, wanted: Filter) -> _Wanted:
+    def of(cls, wanted: Filter, visible: Visible | None) -> _Wanted:
         plain = [path for path in wanted.objects if "/" not in path]
         pairs = []
         ids = [path for path in plain if kind_of_id(path) is not None]
@@ -85,7 +89,13 @@ class _Wanted:
                 ids.append(first)
             elif slash:
                 pairs.append((first, rest.partition("@")[0]))
-        return cls(filter=wanted, plain=plain, ids=list(dict.fromkeys(ids)), models=list(dict.fromkeys(pairs)))
+        return cls(
+            filter=wanted,
+            plain=plain,
+            ids=list(dict.fromkeys(ids)),
+            models=list(dict.fromkeys(pairs)),
+            visible=visible,
+        )
 
 
 def _of_models(wanted: _Wanted) -> ColumnElement[bool] | None:
@@ -105,6 +115,26 @@ def _of_ids(wanted: _Wanted) -> ColumnElement[bool] | None:
     return objects.c.uid.in_(wanted.ids) if wanted.ids else None
 
 
+def _named(visible: Visible) -> ColumnElement[bool]:
+    return visible.named(namespaces.c.id)
+
+
+def _of_visible_models(visible: Visible) -> ColumnElement[bool]:
+    return visible.of_model(models.c.namespace_id, models.c.id)
+
+
+def _of_visible_artifacts(visible: Visible) -> ColumnElement[bool]:
+    return visible.of_model(artifacts.c.namespace_id, artifacts.c.model_id)
+
+
+def _of_visible_namespaces(visible: Visible) -> ColumnElement[bool]:
+    return visible.of_namespace(objects.c.namespace_id)
+
+
+def _of_visible_objects(visible: Visible) -> ColumnElement[bool]:
+    return visible.of_object(objects.c.namespace_id, objects.c.uid)
+
+
 _Row = tuple[int, Change]
 
 
@@ -116,6 +146,7 @@ class _Listing:
         key: The number that orders the rows.
         objects: What the filter's objects mean for this kind; None if none of them can be of it.
         make: The object of a row, its path in the feed and the time that it tells.
+        seen: Which rows may be seen.
         binned: Rows may be in the bin.
     """
 
@@ -124,6 +155,7 @@ class _Listing:
     key: Column[int]
     objects: Callable[[_Wanted], ColumnElement[bool] | None]
     make: Callable[[Any], tuple[str, str, Any, int]]
+    seen: Callable[[Visible], ColumnElement[bool]] = _of_visible_namespaces
     binned: bool = False
 
     def read(self, conn: Connection, wanted: _Wanted, after: int, limit: int) -> list[_Row]:
@@ -131,6 +163,8 @@ class _Listing:
         query = self.base.where(self.key > after).order_by(self.key).limit(limit)
         if wanted.filter.namespace:
             query = query.where(namespaces.c.name == wanted.filter.namespace)
+        if wanted.visible is not None:
+            query = query.where(self.seen(wanted.visible))
         if self.binned:
             query = query.where(objects.c.deleted_at_us.is_(None))
         if wanted.filter.objects:
@@ -208,6 +242,8 @@ class _AttributeListing:
         query = OBJECTS.where(objects.c.deleted_at_us.is_(None)).order_by(objects.c.id).limit(_OBJECTS_AT_ONCE)
         if wanted.filter.namespace:
             query = query.where(namespaces.c.name == wanted.filter.namespace)
+        if wanted.visible is not None:
+            query = query.where(_of_visible_objects(wanted.visible))
         if wanted.filter.objects:
             query = query.where(objects.c.uid.in_(wanted.ids))
         first = after // len(_KINDS)
@@ -260,16 +296,45 @@ _NEWEST = (
 
 
 _LISTINGS: tuple[_Listing | _AttributeListing, ...] = (
-    _Listing(kind=Kind.NAMESPACE, base=NAMESPACES, key=namespaces.c.id, objects=_of_namespaces, make=_namespace),
-    _Listing(kind=Kind.MODEL, base=MODELS, key=models.c.id, objects=_of_models, make=_model),
-    _Listing(kind=Kind.VERSION, base=VERSIONS, key=versions.c.id, objects=_of_models, make=_version),
-    _Listing(kind=Kind.ALIAS, base=ALIASES, key=aliases.c.id, objects=_of_models, make=_alias),
+    _Listing(
+        kind=Kind.NAMESPACE,
+        base=NAMESPACES,
+        key=namespaces.c.id,
+        objects=_of_namespaces,
+        make=_namespace,
+        seen=_named,
+    ),
+    _Listing(
+        kind=Kind.MODEL,
+        base=MODELS,
+        key=models.c.id,
+        objects=_of_models,
+        make=_model,
+        seen=_of_visible_models,
+    ),
+    _Listing(
+        kind=Kind.VERSION,
+        base=VERSIONS,
+        key=versions.c.id,
+        objects=_of_models,
+        make=_version,
+        seen=_of_visible_models,
+    ),
+    _Listing(
+        kind=Kind.ALIAS,
+        base=ALIASES,
+        key=aliases.c.id,
+        objects=_of_models,
+        make=_alias,
+        seen=_of_visible_models,
+    ),
     _Listing(
         kind=Kind.ARTIFACT,
         base=ARTIFACTS.where(not_binned()),
         key=artifacts.c.id,
         objects=_of_artifacts,
         make=_by_id(artifact_of),
+        seen=_of_visible_artifacts,
     ),
     _Listing(
         kind=Kind.EXPERIMENT,
@@ -300,15 +365,23 @@ _LISTINGS: tuple[_Listing | _AttributeListing, ...] = (
         binned=True,
     ),
     _AttributeListing(),
-    _Listing(kind=Kind.README, base=READMES, key=readmes.c.object_id, objects=_of_ids, make=_readme, binned=True),
+    _Listing(
+        kind=Kind.README,
+        base=READMES,
+        key=readmes.c.object_id,
+        objects=_of_ids,
+        make=_readme,
+        seen=_of_visible_objects,
+        binned=True,
+    ),
 )
 
 
-def list_states(conn: Connection, filter_: Filter, limit: int, after: Key | None) -> FeedListing:
-    """One page of the states that a filter lets through. Key: (kind's place, number in it)."""
+def list_states(conn: Connection, filter_: Filter, limit: int, after: Key | None, scope: Scope = ALL) -> FeedListing:
+    """One page of the states that a filter lets through and that may be seen. Key: (kind's place, number in it)."""
     head = read_head(conn)
     place, last = (int(after[0]), int(after[1])) if after is not None else (0, 0)
-    wanted = _Wanted.of(filter_)
+    wanted = _Wanted.of(filter_, find_visible(conn, scope))
     items: list[Change] = []
     while place < len(_LISTINGS):
         listing = _LISTINGS[place]
