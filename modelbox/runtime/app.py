@@ -185,11 +185,14 @@ class _Server:
         )
         feed_store = SqlFeedStore(self._database)
         audit_store = SqlAuditStore(self._database)
+        places = Places(SqlPlaceStore(self._database))
         self._feed = await self._stack.enter_async_context(
             FeedService(
                 feed_store,
                 bookmark_interval_s=config.bookmark_interval_s,
                 keep_audit=timedelta(days=config.audit_retention_days),
+                places=places.find,
+                max_watches=config.max_watches,
                 compact_interval_s=None,
             )
         )
@@ -198,6 +201,7 @@ class _Server:
             await make_first_admin(access_store, config.admin_token_path)
         access = AccessService(access_store, on=config.access_on)
         self._feed.observe(Kind.ACCESS, access.changed)
+        access.on_change(self._feed.access_changed)
         await self._stack.enter_async_context(access)
         fixed = {
             "server_id": (await feed_store.head()).server_id,
@@ -261,7 +265,7 @@ class _Server:
 
         denials = Denials(audit_store)
         await self._stack.enter_async_context(denials.running())
-        gate = Gate(access, Places(SqlPlaceStore(self._database)), denials=denials)
+        gate = Gate(access, places, denials=denials)
         self._boundary = Boundary(
             limits=CallLimits(
                 call_timeout_s=config.call_timeout_s,

@@ -270,6 +270,11 @@ class ServerConfig:
     max_streams: int = setting(
         200, number(1, 10_000, "calls", whole=True), "Calls at a time on one gRPC connection, watches included."
     )
+    max_watches: int = setting(
+        100,
+        number(1, 100_000, "streams", whole=True),
+        "Streams of the change feed at a time of one token or certificate, on each server.",
+    )
     max_message_bytes: int = setting(
         8 << 20, number(64 << 10, 256 << 20, "bytes", whole=True), "Largest gRPC message that is taken, in bytes."
     )
