@@ -21,6 +21,7 @@ from aiohttp import web
 from modelbox._serving.grpc import GrpcServer
 from modelbox._serving.guard import Limits
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox._serving.tls import open_tls
 from modelbox.client import Client
 from modelbox.config import ClientConfig, load_client_config
 from modelbox.errors import ConfigError
@@ -110,6 +111,8 @@ class _Sidecar:
             )
             if wanted
         }
+        tls = await open_tls(config)
+        grpc_tls, http_tls = (tls.grpc, tls.http) if tls is not None else (None, None)
         metrics = SidecarMetrics()
         limits = ProtocolLimits(
             max_request_bytes=config.max_request_bytes,
@@ -132,6 +135,10 @@ class _Sidecar:
         )
         metrics.observe(service, version=package_version())
         self._tasks = await stack.enter_async_context(task_group())
+        if tls is not None:
+            self._tasks.start_soon(tls.watch, name="new TLS files")
+            for gauge, (help_text, read) in tls.gauges().items():
+                metrics.observe_gauge(gauge, help_text, read)
         memory: SharedMemory | None = None
         if config.shared_memory:
             # One namespace for both protocols.
@@ -153,7 +160,7 @@ class _Sidecar:
                     idle_timeout_s=config.idle_timeout_s,
                 )
             )
-            await self._http.listen(sockets["http"])
+            await self._http.listen(sockets["http"], http_tls)
             metrics.observe_gauge("modelbox_http_connections", "Open HTTP connections.", self._count_http)
         if "grpc" in sockets:
             self._grpc = make_server(
@@ -165,9 +172,9 @@ class _Sidecar:
                 ),
                 memory,
             )
-            await self._grpc.listen(sockets["grpc"])
+            await self._grpc.listen(sockets["grpc"], grpc_tls)
             metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", self._count_grpc)
-        self._scrapes = await run_http(stack, _metrics_app(metrics), sockets["metrics"], drain_s=1.0)
+        self._scrapes = await run_http(stack, _metrics_app(metrics), sockets["metrics"], drain_s=1.0, tls=http_tls)
         if config.socket is not None:
             self._socket = await stack.enter_async_context(
                 SocketServer(

@@ -28,6 +28,15 @@ from modelbox._serving.settings import (
     problems_error,
     setting,
 )
+from modelbox._serving.tls import (
+    CERT_HELP,
+    CLIENT_AUTH,
+    CLIENT_AUTH_HELP,
+    CLIENT_CA_HELP,
+    KEY_HELP,
+    PEM_FILE,
+    tls_problems,
+)
 from modelbox.errors import RefError
 from modelbox.refs import ModelRef, shown
 from modelbox.sidecar.model_settings import (
@@ -121,7 +130,7 @@ def _read_users(value: Any) -> tuple[int, ...]:
 
 
 def _read_url(value: Any) -> str:
-    if not isinstance(value, str) or (value and not value.startswith("http://")):
+    if not isinstance(value, str) or (value and not value.startswith(("http://", "https://"))):
         raise ValueError
     return value
 
@@ -131,7 +140,7 @@ _SOCKET = Kind(read=_read_socket, allowed="a path, or empty for none")
 _SOCKET_MODE = Kind(read=_read_mode, allowed="file permissions, octal")
 _USERS = Kind(read=_read_users, allowed="names or ids of users")
 _PATH = Kind(read=_read_optional_path, allowed="a directory, or empty")
-_URL = Kind(read=_read_url, allowed="http://host:port, or empty")
+_URL = Kind(read=_read_url, allowed="http://host:port or https://host:port, or empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +150,9 @@ class SidecarConfig:
     models: tuple[ModelRef, ...] = setting(
         (), _MODELS, "What is served; a flag's place is taken by the positional arguments."
     )
-    host: str = setting("127.0.0.1", HOST, "Address to listen on. Others than loopback need insecure_plaintext.")
+    host: str = setting(
+        "127.0.0.1", HOST, "Address to listen on. Others than loopback need TLS with client certificates."
+    )
     http_port: int = setting(8000, PORT, "Port of the Open Inference Protocol over HTTP; 0 takes a free one.")
     grpc_port: int = setting(8001, PORT, "Port of the Open Inference Protocol over gRPC; 0 takes a free one.")
     metrics_port: int = setting(8002, PORT, "Port of Prometheus /metrics; 0 takes a free one.")
@@ -170,11 +181,20 @@ class SidecarConfig:
         "How long the sidecar looks for the next call of a quick lone caller on the socket before it sleeps. Others get"
         " the processor whenever they want it; 0 for a sidecar whose processor time is counted.",
     )
+    tls_cert: str = setting("", PEM_FILE, CERT_HELP)
+    tls_key: str = setting("", PEM_FILE, KEY_HELP)
+    tls_client_ca: str = setting("", PEM_FILE, CLIENT_CA_HELP)
+    tls_client_auth: str = setting("off", CLIENT_AUTH, CLIENT_AUTH_HELP)
     insecure_plaintext: bool = setting(
         False,
         BOOL,
-        "Listen beyond loopback although there is no authentication and no TLS: everybody who reaches the ports may use"
-        " the models. Only inside a network that you trust, such as a pod.",
+        "Listen beyond loopback without TLS and without asking who calls: everybody who reaches the ports may read what"
+        " is sent and use the models. Only inside a network that you trust, such as a pod.",
+    )
+    insecure_open: bool = setting(
+        False,
+        BOOL,
+        "Listen beyond loopback with TLS, but let everybody use the models: without tls_client_auth = required.",
     )
     server: str = setting("", _URL, "HTTP address of the central server; empty: MODELBOX_URL or the client's file.")
     cache_dir: Path | None = field(
@@ -298,17 +318,31 @@ def load_sidecar_config(
         if values.get(key) == Path():
             values[key] = None
     config = SidecarConfig(**values)
-    if not config.loopback and not config.insecure_plaintext and not any("insecure_plaintext" in p for p in problems):
-        problems.append(
-            f"host = {shown(config.host)} can be reached from other machines, and there is no authentication and no "
-            "TLS: expected a loopback address such as 127.0.0.1, or insecure_plaintext = true beside it in a network "
-            "that you trust"
-        )
+    problems += tls_problems(config)
+    problems += _exposure_problems(config, problems)
     problems += table_problems(config)
     problems += port_problems(config, ("http_port", "grpc_port", "metrics_port"))
     if problems:
         raise problems_error(problems)
     return config
+
+
+def _exposure_problems(config: SidecarConfig, known: list[str]) -> list[str]:
+    """What is missing for a sidecar that other machines can reach."""
+    if config.loopback or config.insecure_plaintext or any("insecure_" in problem for problem in known):
+        return []
+    where = f"host = {shown(config.host)} can be reached from other machines, and"
+    if not config.tls_cert:
+        return [
+            f"{where} there is no TLS: expected tls_cert, and tls_client_auth = required with tls_client_ca; or a"
+            " loopback address such as 127.0.0.1; or insecure_plaintext = true beside it in a network that you trust"
+        ]
+    if config.tls_client_auth != "required" and not config.insecure_open:
+        return [
+            f"{where} nobody is asked who it is: expected tls_client_auth = required with tls_client_ca; or"
+            " insecure_open = true, where everybody may use the models"
+        ]
+    return []
 
 
 def setting_help() -> list[tuple[str, str]]:

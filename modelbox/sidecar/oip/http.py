@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from aiohttp.web_protocol import RequestHandler
 from anyio import AsyncContextManagerMixin
 
 from modelbox._serving.hello import HelloWatch
+from modelbox._serving.listening import listen
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.http_connection import (
@@ -42,6 +44,7 @@ from modelbox.sidecar.oip.routes import HttpAnswer, HttpRequest, Routes, failure
 __all__ = ("HttpServer",)
 
 _SWEEP_S = 1.0
+_HANDSHAKE_S = 5.0
 
 # aiohttp logs every piece of garbage that a peer sends with a traceback. What goes wrong here is logged by `Routes`.
 _UNUSUAL_LOG = logging.getLogger(__name__ + ".unusual")
@@ -139,9 +142,16 @@ class HttpServer(AsyncContextManagerMixin):
         """Open connections."""
         return len(self.plain) + len(self.other.connections)
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Begins to accept on ``sock``."""
-        self._listeners.append(await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=1024))
+    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Begins to accept on ``sock``; with ``tls``, connections begin by its handshake."""
+        self._listeners.append(
+            await listen(
+                lambda: Connection(self),
+                sock,
+                tls=tls,
+                handshake_timeout_s=min(_HANDSHAKE_S, self.idle_timeout_s),
+            )
+        )
 
     def stop_listening(self) -> None:
         """Refuses new connections; idempotent."""
