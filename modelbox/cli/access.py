@@ -158,7 +158,7 @@ def delete_account(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: UrlOption = None,
 ) -> None:
-    """Remove an account with its roles and tokens; history keeps its name. Only to keep it out: accounts update --disable.
+    """Remove an account with its roles and tokens; history keeps its name. To keep it out only: accounts update.
 
     Example: modelbox accounts delete ada --yes
     """
