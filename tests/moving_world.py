@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Table, func, select
 
+from modelbox.errors import ApprovalNeeded
 from modelbox.manifest import Manifest, ManifestFile
 from modelbox.objects import ArtifactFile, InstanceReport, InstanceState, NewArtifact, NewVersion
 from modelbox.refs import ModelRef
+from modelbox.rules import Rule
 from modelbox.runtime.moving.tables import copied_tables, last_id
 from modelbox.runtime.ports import BlobStore
 from modelbox.runtime.services.artifacts import ArtifactService
@@ -23,7 +25,9 @@ from modelbox.runtime.services.lineage import LineageService
 from modelbox.runtime.services.metrics import MetricService
 from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
+from modelbox.runtime.services.rules import RuleService
 from modelbox.runtime.services.tracking import TrackingService
+from modelbox.runtime.store.approvals import SqlRuleStore
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.database import MainDatabase
 from modelbox.runtime.store.datasets import SqlDatasetStore
@@ -76,6 +80,7 @@ async def fill(database: MainDatabase, blobs: BlobStore) -> None:
     runs = await _tracking(tracking)
     await _records(database, clock, runs)
     await _metrics(metrics, runs)
+    await _rules(registry, RuleService(SqlRuleStore(database), clock=clock))
     # Its number is never given again, nor is that of what is purged below.
     await registry.publish_version(_version("gone", b"weights"), actor="ann")
     await registry.delete_version("ns", "gone", 1, actor="bob")
@@ -126,6 +131,16 @@ async def _registry(registry: RegistryService, artifacts: ArtifactService) -> No
         await artifacts.create_artifact(
             NewArtifact(parent=parent, name="report", files=(file,), labels=labels, metadata=metadata), actor="ann"
         )
+
+
+async def _rules(registry: RegistryService, rules: RuleService) -> None:
+    await rules.set_rule(Rule(scope="later", labels=("ß", "team"), metadata=("k",), owner=True), actor="ada")
+    await rules.set_rule(Rule(scope="ns/m", alias="prod*", description=True, dataset=True, signed=True), actor="ada")
+    await rules.protect_alias("ns/m", "blue?", approval=True, actor="ada")
+    try:
+        await registry.move_alias("ns", "m", "blue1", version=1, actor="bob", reason="„ja“")
+    except ApprovalNeeded as waits:
+        await rules.reject_request("ns", "m", str(waits.fields["request"]), comment="no", actor="ann")
 
 
 async def _run(tracking: TrackingService, name: str, **given: Any) -> str:

@@ -237,9 +237,9 @@ class PromotionContract:
         await world.publish("two")
         await world.rule(alias="prod*", labels=("review",), description=True, owner=True)
         before = await world.head()
-        for move in (lambda: world.move("prod", 2, by=PAT), lambda: world.move("prod-eu", 1, by=PAT)):
+        for alias, version in (("prod", 2), ("prod-eu", 1)):
             with pytest.raises(RuleError) as raised:
-                await move()
+                await world.move(alias, version, by=PAT)
             assert whats(raised.value) == [("label", "review"), ("owner", ""), ("description", "")]
         assert await world.head() == before
         missing = await world.rules.check_rules("ns", "m", 2, "prod", caller=PAT)
