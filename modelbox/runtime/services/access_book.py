@@ -259,12 +259,13 @@ class FailureCount:
         """
         key = _network(address)
         # The moment at which all failures so far are forgotten: each moves it on by as long as it takes to forget one.
-        full_at = max(self._full_at.pop(key, now), now) + 1 / self._per_s
-        allowed = now + self._burst / self._per_s
-        self._full_at[key] = min(full_at, allowed + 1 / self._per_s)
+        before = max(self._full_at.pop(key, now), now)
+        wait_s = before + 1 / self._per_s - (now + self._burst / self._per_s)
+        # What has to wait does not count: it would only wait for longer.
+        self._full_at[key] = before if wait_s > 0 else before + 1 / self._per_s
         while len(self._full_at) > self._max_addresses:
             self._full_at.popitem(last=False)
-        return 0.0 if full_at <= allowed else full_at - allowed
+        return max(0.0, wait_s)
 
     def __len__(self) -> int:
         return len(self._full_at)

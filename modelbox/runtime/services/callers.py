@@ -34,6 +34,7 @@ _EXPIRED_KNOWN = timedelta(days=30)
 _MAX_ACTOR_CHARS = 128
 _NOTED_EVERY_S = 3600.0
 _NOTE_INTERVAL_S = 60.0
+_LAST_NOTE_S = 2.0
 _LOOK_AGAIN_S = 1.0
 _MAX_RETRY_S = 5.0
 
@@ -88,6 +89,8 @@ class CallerService:
         if self._stack is None:
             return
         stack, self._stack = self._stack, None
+        with anyio.move_on_after(_LAST_NOTE_S, shield=True):
+            await self.note_uses()
         # As in the feed: an ordinary failure of the block must not come out wrapped.
         if isinstance(exc, Exception):
             await stack.__aexit__(None, None, None)
