@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from modelbox.errors import NotFoundError, Unavailable
+from modelbox.errors import NotAuthenticated, NotFoundError, Unavailable
 from modelbox.feed import Bookmark, FeedItem
 from modelbox.manifest import Manifest, ManifestFile
 from modelbox.objects import InstanceReport, ModelVersion, Resolved
@@ -69,6 +69,7 @@ class Faults:
         silent_after: Send nothing any more after so many bytes of a connection.
         bytes_per_s: Send no faster.
         down: Refuse to answer at all.
+        unknown: Refuse whoever asks, as a server does that does not take a token.
     """
 
     chunk_bytes: int = 64 << 10
@@ -81,6 +82,7 @@ class Faults:
     silent_after: int | None = None
     bytes_per_s: float | None = None
     down: bool = False
+    unknown: bool = False
 
 
 @dataclass
@@ -211,3 +213,5 @@ class MemorySource:
     def _refuse_if_down(self) -> None:
         if self.faults.down:
             raise Unavailable("the server does not answer")
+        if self.faults.unknown:
+            raise NotAuthenticated("the token is not valid any more")

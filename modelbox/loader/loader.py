@@ -17,7 +17,14 @@ import anyio
 from anyio import AsyncContextManagerMixin, CancelScope, to_thread
 from anyio.abc import TaskGroup
 
-from modelbox.errors import ClientClosed, DeadlineExceeded, IntegrityError, ModelBoxError, TransportError
+from modelbox.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    IntegrityError,
+    ModelBoxError,
+    NotAuthenticated,
+    TransportError,
+)
 from modelbox.events import Observer
 from modelbox.feed import ResumeToken
 from modelbox.loader.answers import check_answer
@@ -208,7 +215,8 @@ class Loader(AsyncContextManagerMixin):
                     answer = await self._source.resolve(ref)
                 check_answer(ref, answer, ResumeToken.parse(last_good.token) if last_good.token else None)
             resolved = answer
-        except (TransportError, TimeoutError, IntegrityError) as exc:
+        except (TransportError, TimeoutError, IntegrityError, NotAuthenticated) as exc:
+            # A token that is not taken any more says nothing about the model.
             if last_good is None:
                 if isinstance(exc, ModelBoxError):
                     raise

@@ -157,6 +157,7 @@ class Informer:
                 continue
             except AuthError as exc:
                 pause = self._settings.denied_pause_s
+                _log.warning("the server refuses this client; what is loaded goes on")
                 self._lost(exc, pause)
             except ModelBoxError as exc:
                 if anyio.current_time() - began > self._settings.healthy_s:

@@ -30,6 +30,7 @@ from modelbox.errors import (
     InvalidError,
     LimitError,
     ModelBoxError,
+    NotAuthenticated,
     NotFoundError,
 )
 from modelbox.objects import JsonValue
@@ -187,6 +188,9 @@ class Delivery:
                 name = hashlib.sha256(f"{spool.id}:end:{run_id}".encode()).hexdigest()[:32]
                 try:
                     await self._to.deliver(name, [Operation(seq=1, payload=edit)])
+                except NotAuthenticated:
+                    # Nothing is wrong with the run: with another token it can be ended.
+                    raise
                 except (InvalidError, NotFoundError, ConflictError, AuthError) as exc:
                     _log.warning("the run %s could not be ended: %s", run_id, exc)
             spool.run_ended(run_id)

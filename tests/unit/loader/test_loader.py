@@ -13,6 +13,7 @@ from modelbox.errors import (
     FormatRefused,
     ModelBoxError,
     ModelInvalid,
+    NotAuthenticated,
     NotFoundError,
     SignatureChanged,
     Unavailable,
@@ -231,6 +232,22 @@ async def test_serves_the_last_good_version_without_a_server(source: FeedSource,
         await log.served(3)
         await log.until(lambda e: isinstance(e, StaleChanged) and not e.stale)
         assert await answer(reloader) == 4.0
+
+
+async def test_a_token_that_is_not_taken_any_more_ends_no_serving(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        await recorded(reloader, lambda state: True)
+        source.faults.unknown = True
+        source.disconnect()
+        await log.until(lambda e: isinstance(e, StaleChanged) and e.stale)
+        assert await answer(reloader) == 2.0
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        assert await answer(reloader) == 2.0
+        assert reloader.stale
+        with pytest.raises(NotAuthenticated):
+            await loader.load(ModelRef.parse("ns/model@1"), LoadOptions())
 
 
 async def test_a_start_into_a_bad_promotion_serves_the_last_good(source: FeedSource, tmp_path: Path) -> None:

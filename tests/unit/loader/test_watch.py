@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import NoReturn
 
 import anyio
 import pytest
 
-from modelbox.errors import ModelBoxError, NotFoundError, Unavailable
+from modelbox.errors import ModelBoxError, NotAuthenticated, NotFoundError, Unavailable
 from modelbox.feed import ResyncReason
 from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
@@ -247,3 +248,42 @@ async def test_everything_is_checked_again_from_time_to_time(source: FeedSource)
     settings = InformerSettings(backoff_base_s=0.01, relist_s=0.05)
     async with informed(source, holder, settings=settings):
         await holder.until_version(1)  # nothing moved: only the check delivers it
+
+
+async def test_waits_long_where_it_is_refused_and_follows_again(source: FeedSource) -> None:
+    holder = Holder()
+    async with informed(source, holder) as (_, contact):
+        source.move("prod", source.versions["ns/model@2"])
+        await holder.until_version(2)
+        source.faults.unknown = True
+        source.disconnect()
+        with anyio.fail_after(5):
+            while contact[-1]:
+                await anyio.sleep(0.005)
+        source.move("prod", source.versions["ns/model@3"])
+        watches = len(source.watches)
+        source.faults.unknown = False
+        await holder.until_version(3)
+    assert len(source.watches) == watches + 1
+    assert holder.lost == []
+    assert InformerSettings().denied_pause_s == 60
+
+
+async def test_a_refusal_is_asked_about_once_a_pause(source: FeedSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = Holder()
+    source.faults.unknown = True
+    settings = InformerSettings(backoff_base_s=0.001, backoff_max_s=0.001, denied_pause_s=3600, relist_s=3600)
+    asked = 0
+
+    def watch(objects: Sequence[str], token: str) -> NoReturn:
+        nonlocal asked
+        asked += 1
+        raise NotAuthenticated("the token is not valid any more")
+
+    monkeypatch.setattr(source, "watch", watch)
+    async with informed(source, holder, settings=settings) as (_, contact):
+        with anyio.fail_after(5):
+            while not contact:
+                await anyio.sleep(0.005)
+        await anyio.sleep(0.05)
+    assert asked == 1
