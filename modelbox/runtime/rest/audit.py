@@ -55,7 +55,7 @@ class AuditRoutes:
         """
         async with aclosing(self._audit.export(_filter_of(request), scope=current_scope())) as batches:
             # The first one before the headers, as what is wrong with the question shows there.
-            first = await anext(batches, ())
+            first = await anext(batches, None) or ()
             response = web.StreamResponse(
                 headers={
                     "Cache-Control": "no-store",
