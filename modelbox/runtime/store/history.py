@@ -108,8 +108,6 @@ def create_head(conn: Connection) -> None:
                 chain=_GENESIS,
                 compact_rev=0,
                 compact_chain=_GENESIS,
-                audit_rev=0,
-                audit_chain=_GENESIS,
             )
         )
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -344,9 +345,9 @@ feed_changes = Table(
     # After the whole revision.
     Column("chain", LargeBinary(32), nullable=False),
     # Where the call came from, by which token, and its name in logs; empty for what the server did by itself.
-    Column("token_id", String(64), nullable=False, server_default=""),
-    Column("address", String(64), nullable=False, server_default=""),
-    Column("request_id", String(64), nullable=False, server_default=""),
+    Column("token_id", String(64), nullable=False, server_default=text("''")),
+    Column("address", String(64), nullable=False, server_default=text("''")),
+    Column("request_id", String(64), nullable=False, server_default=text("''")),
     # To an object's change before.
     Index(None, "object", "kind", "rev"),
 )
