@@ -21,6 +21,7 @@ from modelbox.errors import DeadlineExceeded, InvalidError
 from modelbox.refs import ModelRef, shown
 from modelbox.runtime.caller import current_actor
 from modelbox.runtime.metrics import Metrics
+from modelbox.runtime.rest.bodies import body_of
 from modelbox.runtime.rest.boundary import json_response
 from modelbox.runtime.services.artifacts import ArtifactService, OpenFile, Upload
 
@@ -78,11 +79,11 @@ class FileRoutes:
 
     async def begin_upload(self, request: web.Request) -> web.StreamResponse:
         """POST /api/v1/uploads with ``{"namespace", "digest", "size_bytes"}``."""
-        try:
-            body = await request.json()
-            namespace, digest, size_bytes = body["namespace"], body["digest"], body["size_bytes"]
-        except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise InvalidError('expected JSON: {"namespace": …, "digest": "sha256:…", "size_bytes": …}') from exc
+        # In UTF-8, whatever its header says: so the gate has read it, which must not have read another namespace.
+        body = await body_of(request)
+        namespace, digest, size_bytes = (body.get(name) for name in ("namespace", "digest", "size_bytes"))
+        if not (isinstance(namespace, str) and isinstance(digest, str) and isinstance(size_bytes, int)):
+            raise InvalidError('expected JSON: {"namespace": …, "digest": "sha256:…", "size_bytes": …}')
         return json_response(_upload_json(await self._artifacts.begin_upload(namespace, digest, size_bytes)))
 
     async def get_upload(self, request: web.Request) -> web.StreamResponse:
