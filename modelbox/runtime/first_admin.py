@@ -58,7 +58,8 @@ async def make_first_admin(store: AccessStore, path: Path) -> bool:
     made = await store.bootstrap(_stored(token, "of the first admin"), actor=SERVER_ACTOR, at=datetime.now(UTC))
     if made:
         _LOG.warning("made the account %s, an admin everywhere; its token is in %s", FIRST_ADMIN, path)
-    elif ours:
+    elif ours and await store.find_token(token.kid) is None:
+        # Where it is known, another server that shares the directory was faster with our file.
         await anyio.to_thread.run_sync(_remove, path)
     return made
 
