@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from modelbox import _fork
 from modelbox._loops import Loop, Waiter, current_loop
-from modelbox.errors import ClientClosed
+from modelbox.errors import ClientClosed, FormatRefused
 from modelbox.events import DownloadProgress, ModelEvent, Observer
 from modelbox.loader.reload import ModelState
 from modelbox.loader.runner import Lease, Prediction
@@ -136,6 +136,23 @@ class LiveModel:
     def signature(self) -> Signature:
         """Its inputs and outputs, as the session reports them."""
         return self._active().signature
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """Of a version of safetensors: its tensors by name, as read-only numpy arrays.
+
+        Those of the version that is in service now: take the mapping once for what belongs together. Arrays stay good
+        after a newer version replaced theirs.
+
+        Raises:
+            FormatRefused: It has a graph, or runs in a sidecar.
+        """
+        from modelbox.loader.tensor_files import TensorFiles
+
+        session = getattr(self._active(), "session", None)
+        if not isinstance(session, TensorFiles):
+            raise FormatRefused(f"{self.ref} holds no tensors of its own here: call `predict`")
+        return session.raw
 
     @property
     def metadata(self) -> Mapping[str, JsonValue]:

@@ -28,6 +28,7 @@ from modelbox.loader.download import Downloader
 from modelbox.loader.optimise import find_optimised, optimised_key, write_optimised
 from modelbox.loader.session import Session
 from modelbox.loader.settings import LoaderSettings, LoadOptions
+from modelbox.loader.tensor_files import TensorFiles
 from modelbox.manifest import Manifest
 from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ENTRY_SUFFIXES = (".onnx", ".ort")
+TENSOR_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Prepared:
         lease: Keeps the version's files in the cache; release it after the session is closed.
         batching: Whether calls may be joined along the first dimension.
         stage_s: Seconds by stage.
-        optimised: Whether it was opened from the form that the cache keeps.
+        optimised: Whether it was opened from the form that the cache keeps, or there is none to keep.
     """
 
     version: ModelVersion
@@ -69,10 +71,7 @@ def find_entrypoint(manifest: Manifest) -> str:
         FormatRefused: The version is not of a format that ModelBox opens, or several files would do.
     """
     if manifest.framework != "onnx":
-        raise FormatRefused(
-            f"the version's framework is {manifest.framework!r}: ModelBox stores it, but serves ONNX only; "
-            "download it, or publish an ONNX export"
-        )
+        raise _refused(manifest)
     if manifest.entrypoint is not None:
         found = [manifest.entrypoint]
     else:
@@ -84,6 +83,28 @@ def find_entrypoint(manifest: Manifest) -> str:
             files=names,
         )
     return found[0]
+
+
+def find_tensor_files(manifest: Manifest) -> list[str]:
+    """Paths of the files with tensors: the entry point alone where there is one.
+
+    Raises:
+        FormatRefused: There is none.
+    """
+    found = [file.path for file in manifest.files if file.path.endswith(TENSOR_SUFFIX)]
+    if manifest.entrypoint is not None:
+        found = [manifest.entrypoint] if manifest.entrypoint.endswith(TENSOR_SUFFIX) else []
+    if not found:
+        raise FormatRefused(f"the version has no file that ends in {TENSOR_SUFFIX}, nor is one its entry point")
+    return found
+
+
+def _refused(manifest: Manifest) -> FormatRefused:
+    return FormatRefused(
+        f"the version's framework is {manifest.framework!r}: ModelBox stores it and never runs it; it opens onnx and "
+        "safetensors only. Download it (`client.download`), or publish an export in one of these",
+        framework=manifest.framework,
+    )
 
 
 class Preparer:
@@ -142,7 +163,11 @@ class Preparer:
         stage_s: dict[str, float] = {}
         with _stage("verify", stage_s):
             await self.check(ref, version)
-            entry = find_entrypoint(version.manifest)
+            holds_tensors = version.manifest.framework == "safetensors"
+            entries = find_tensor_files(version.manifest) if holds_tensors else [find_entrypoint(version.manifest)]
+        if holds_tensors:
+            return await self._prepare_tensors(version, entries, stage_s, on_progress)
+        (entry,) = entries
         lease = await to_thread.run_sync(self._cache.lease, version.digest)
         try:
             with _stage("fetch", stage_s):
@@ -181,6 +206,35 @@ class Preparer:
             stage_s=stage_s,
             model_path=path,
             optimised=kept is not None,
+        )
+
+    async def _prepare_tensors(
+        self,
+        version: ModelVersion,
+        entries: list[str],
+        stage_s: dict[str, float],
+        on_progress: Callable[[int, int], None],
+    ) -> Prepared:
+        """The same for tensors without a graph: there is nothing to run, so nothing to warm or to compare."""
+        lease = await to_thread.run_sync(self._cache.lease, version.digest)
+        try:
+            with _stage("fetch", stage_s):
+                tree = await self._downloader.fetch(version, on_progress)
+            with _stage("open", stage_s):
+                paths = [tree / entry for entry in entries]
+                session = await self._in_opener(TensorFiles.open_files, paths)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(lease.release)
+            raise
+        return Prepared(
+            version=version,
+            session=session,
+            lease=lease,
+            batching=False,
+            stage_s=stage_s,
+            model_path=paths[0],
+            optimised=True,
         )
 
     async def discard(self, session: Session, lease: Lease) -> None:
