@@ -35,6 +35,7 @@ __all__ = (
     "check_rule_scope",
     "find_missing",
     "in_scope",
+    "loss",
     "matches_alias",
     "parse_patterns",
     "refusal",
@@ -349,6 +350,17 @@ def refusal(missing: Sequence[Missing], facts: Facts, alias: str = "") -> RuleEr
         f"Add it by: {'; '.join(_fixes(missing, facts))}",
         what="rule",
         alias=alias,
+        missing=to_json(tuple(missing)),
+    )
+
+
+def loss(missing: Sequence[Missing], what: str) -> RuleError:
+    """The error for an edit of a model or version that would take something away."""
+    scopes = " and ".join(dict.fromkeys(one.scope for one in missing))
+    return RuleError(
+        f"{what} must keep {_listed([str(one) for one in missing])} (rules of {scopes}): give another value instead",
+        what="rule",
+        alias="",
         missing=to_json(tuple(missing)),
     )
 

@@ -190,6 +190,40 @@ class PublicationContract:
         )
         assert await world.publish("two", metadata={"dataset": "other/data@1"}, by=both) == 2
 
+    async def test_what_a_version_must_have_it_keeps(self, database: MainDatabase) -> None:
+        world = World(database)
+        owned = NewModel(namespace="ns", name="m", owner="ann")
+        await world.registry.create_model(owned, actor="ann", at=AT)
+        labels = {"team": "asr", "review": "ok", "other": "x"}
+        await world.publish("one", labels=labels, description="first", bundle="{}", metadata={"dataset": "ns/d@1"})
+        await world.publish("two", labels={"team": "asr"}, aliases=("prod",))
+        await world.rule(labels=("team", "language"), owner=True, signed=True, dataset=True)
+        await world.rule("ns/m", alias="prod*", labels=("review",), description=True)
+
+        async def edit(version: int, **parts: Any) -> None:
+            await world.registry.update_version("ns", "m", version, VersionPatch(**parts), actor="ann", at=AT)
+
+        # No alias of the second rule points to it; what it never had is not asked for, nor what is gone in lineage.
+        await edit(1, remove_labels=("review",), description="", remove_metadata=("dataset",))
+        await edit(1, labels={"team": "nlp"}, remove_labels=("other",))
+        await world.move("staging", 1, by=PAT)
+        await edit(1, labels={"review": "ok"}, description="first")
+        await world.move("prod", 1, by=PAT)
+        before = await world.head()
+        for version, lost, parts in (
+            (1, "the label team", {"remove_labels": ("team",)}),
+            (1, "the label team", {"labels": {"team": ""}}),
+            (1, "the label review and a description", {"remove_labels": ("review",), "description": ""}),
+            (1, "a signature", {"bundle": ""}),
+            (2, "the label team", {"remove_labels": ("team",)}),
+        ):
+            with pytest.raises(RuleError, match=f"must keep {lost} "):
+                await edit(version, **parts)
+        with pytest.raises(RuleError, match="ns/m must keep an owner"):
+            await world.registry.update_model("ns", "m", ModelPatch(owner=""), actor="ann", at=AT)
+        assert await world.head() == before
+        await world.registry.update_model("ns", "m", ModelPatch(owner="bo"), actor="ann", at=AT)
+
     async def test_rules_of_others_do_not_hold(self, database: MainDatabase) -> None:
         world = World(database)
         for scope in ("n", "ns2", "ns/mm", "ns2/m"):

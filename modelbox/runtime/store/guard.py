@@ -15,16 +15,18 @@ from modelbox.access import ANYBODY, Caller, Permission, Role
 from modelbox.errors import ApprovalNeeded, AuthError
 from modelbox.objects import ModelVersion, NewVersion
 from modelbox.refs import LATEST, parse_path
-from modelbox.rules import AliasProtection, Facts, Missing, Rule, find_missing, matches_alias, refusal
+from modelbox.rules import AliasProtection, Facts, Missing, Rule, find_missing, loss, matches_alias, refusal
 from modelbox.runtime.store.lineage import has_ancestor
 from modelbox.runtime.store.objects import ObjectRow, object_id
 from modelbox.runtime.store.rows import version_of
 from modelbox.runtime.store.rules import protections_for, rules_for
-from modelbox.runtime.store.schema import dataset_versions, datasets, namespaces, objects
+from modelbox.runtime.store.schema import aliases, dataset_versions, datasets, namespaces, objects
 from modelbox.tracking import ObjectKind
 
 __all__ = (
     "Guard",
+    "check_kept",
+    "check_owned",
     "check_promotion",
     "check_publication",
     "check_published_aliases",
@@ -106,14 +108,14 @@ def find_missing_of(rules: Sequence[Rule], facts: Facts, alias: str) -> tuple[Mi
     return find_missing((one for one in rules if (matches_alias(one.alias, alias) if alias else not one.alias)), facts)
 
 
-def check_published_aliases(conn: Connection, guard: Guard, namespace: str, model: str, aliases: Sequence[str]) -> None:
+def check_published_aliases(conn: Connection, guard: Guard, namespace: str, model: str, names: Sequence[str]) -> None:
     """Lets aliases pass that a publication may move at once.
 
     Raises:
         AuthError: One of them is protected, and the caller is no promoter.
         ApprovalNeeded: A second person has to approve the move of one, which is asked for once the version is there.
     """
-    for alias in aliases:
+    for alias in names:
         if guard.check_alias(conn, namespace, model, alias):
             path = f"{namespace}/{model}@{alias}"
             raise ApprovalNeeded(
@@ -161,7 +163,7 @@ def check_promotion(
     guard: Guard,
     model: Any,
     version: Any,
-    aliases: Sequence[str],
+    names: Sequence[str],
     *,
     origins: Sequence[ObjectRow] = (),
     signed: bool = False,
@@ -173,7 +175,7 @@ def check_promotion(
         guard: Who moves them.
         model: The model's row.
         version: The version's row.
-        aliases: Which ones.
+        names: Which aliases.
         origins: What the version will have been made from, beside what lineage says already.
         signed: The version will have a signature.
 
@@ -181,11 +183,54 @@ def check_promotion(
         RuleError: It lacks something.
     """
     rules = rules_for(conn, model.namespace, model.name)
-    if rules and aliases:
+    if rules and names:
         facts = facts_of(model, version_of(version))
         facts = replace(facts, signed=facts.signed or signed)
         seeds = [object_id(conn, version.uid), *(row.id for row in origins)]
-        _check(conn, guard, rules, facts, aliases, seeds)
+        _check(conn, guard, rules, facts, names, seeds)
+
+
+def check_kept(conn: Connection, model: Any, row: Any, old: ModelVersion, new: ModelVersion) -> None:
+    """Lets an edit pass that takes nothing away which a rule asks for. What was missing before may stay so.
+
+    Args:
+        conn: The transaction.
+        model: The model's row.
+        row: The version's row.
+        old: The version before the edit.
+        new: Behind it.
+
+    Raises:
+        RuleError: A rule asks for what the edit would remove.
+    """
+    rules = rules_for(conn, model.namespace, model.name)
+    if not rules:
+        return
+    names = conn.execute(select(aliases.c.name).where(aliases.c.version_id == row.id)).scalars().all()
+    holding = [rule for rule in rules if not rule.alias or any(matches_alias(rule.alias, name) for name in names)]
+    # A dataset that the metadata named was one of them when it was published or promoted; that is not asked again.
+    facts = replace(facts_of(model, old), dataset=True), replace(facts_of(model, new), dataset=True)
+    before = {(one.what, one.key) for one in find_missing(holding, facts[0])}
+    lost = [one for one in find_missing(holding, facts[1]) if (one.what, one.key) not in before]
+    if lost:
+        raise loss(lost, str(old.ref))
+
+
+def check_owned(conn: Connection, model: Any) -> None:
+    """Refuses to take a model's owner away where a rule asks for one.
+
+    Raises:
+        RuleError: One does, of its versions or of what its aliases point to.
+    """
+    rules = [rule for rule in rules_for(conn, model.namespace, model.name) if rule.owner]
+    if not rules:
+        return
+    names = conn.execute(select(aliases.c.name).where(aliases.c.model_id == model.id)).scalars().all()
+    holding = [rule for rule in rules if not rule.alias or any(matches_alias(rule.alias, name) for name in names)]
+    path = f"{model.namespace}/{model.name}"
+    missing = [one for one in find_missing(holding, Facts(path=path, version=None)) if one.what == "owner"]
+    if missing:
+        raise loss(missing, path)
 
 
 def facts_of(model: Any, version: ModelVersion) -> Facts:
@@ -202,11 +247,11 @@ def facts_of(model: Any, version: ModelVersion) -> Facts:
 
 
 def _check(
-    conn: Connection, guard: Guard, rules: Sequence[Rule], facts: Facts, aliases: Sequence[str], seeds: Sequence[int]
+    conn: Connection, guard: Guard, rules: Sequence[Rule], facts: Facts, names: Sequence[str], seeds: Sequence[int]
 ) -> None:
     if any(rule.dataset for rule in rules):
         facts = with_dataset(conn, guard.caller, facts, seeds)
-    for alias in aliases:
+    for alias in names:
         missing = find_missing_of(rules, facts, alias)
         if missing:
             raise refusal(missing, facts, alias)

@@ -7,6 +7,7 @@ write, append to the feed. What it writes carries that revision as ``mod_rev``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -43,7 +44,14 @@ from modelbox.runtime.store.aliases import (
 from modelbox.runtime.store.artifacts import delete_artifacts_of, held_blobs
 from modelbox.runtime.store.attributes import METRIC, project
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.guard import Guard, check_promotion, check_publication, check_published_aliases
+from modelbox.runtime.store.guard import (
+    Guard,
+    check_kept,
+    check_owned,
+    check_promotion,
+    check_publication,
+    check_published_aliases,
+)
 from modelbox.runtime.store.history import read_head, token_of
 from modelbox.runtime.store.holdings import release_version
 from modelbox.runtime.store.lineage import find_missing, write_edges
@@ -187,6 +195,8 @@ def update_model(conn: Connection, namespace: str, name: str, patch: ModelPatch,
     }
     if all(getattr(row, key) == value for key, value in values.items()):
         return old
+    if old.owner and not values["owner"] and old.latest_version:
+        check_owned(conn, row)
     writing = _Writing(conn, actor=actor, at=at)
     conn.execute(update(models).where(models.c.id == row.id).values(mod_rev=writing.rev, **values))
     model = writing.note_model(row.id, Action.UPDATED)
@@ -404,18 +414,27 @@ def update_version(
     conn: Connection, namespace: str, model: str, version: int, patch: VersionPatch, actor: str, at: datetime
 ) -> ModelVersion:
     """Applies a patch; one that changes nothing makes no revision."""
-    row = version_row(conn, model_row(conn, namespace, model, lock=True), version)
+    owner = model_row(conn, namespace, model, lock=True)
+    row = version_row(conn, owner, version)
     old = version_of(row)
     metrics = check_metrics(_patched(old.metrics, patch.metrics, patch.remove_metrics))
+    edited = replace(
+        old,
+        description=old.description if patch.description is None else patch.description,
+        labels=check_labels(_patched(old.labels, patch.labels, patch.remove_labels)),
+        metadata=check_metadata(_patched(old.metadata, patch.metadata, patch.remove_metadata)),
+        bundle=old.bundle if patch.bundle is None else patch.bundle,
+    )
     values = {
-        "description": old.description if patch.description is None else patch.description,
-        "labels": dump(check_labels(_patched(old.labels, patch.labels, patch.remove_labels))),
-        "metadata": dump(check_metadata(_patched(old.metadata, patch.metadata, patch.remove_metadata))),
+        "description": edited.description,
+        "labels": dump(edited.labels),
+        "metadata": dump(edited.metadata),
         "metrics": dump({key: float(value) for key, value in metrics.items()}),
-        "bundle": (old.bundle if patch.bundle is None else patch.bundle) or None,
+        "bundle": edited.bundle or None,
     }
     if all(getattr(row, key) == value for key, value in values.items()):
         return old
+    check_kept(conn, owner, row, old, edited)
     writing = _Writing(conn, actor=actor, at=at)
     conn.execute(update(versions).where(versions.c.id == row.id).values(mod_rev=writing.rev, **values))
     new = version_of(conn.execute(_VERSION_BY_ID, {"row_id": row.id}).one())
