@@ -34,6 +34,10 @@ class ProgramProcess:
         settings: Flags: ``send_timeout_s=1`` becomes ``--send-timeout-s 1``.
         args: Further command-line arguments.
         env: Environment variables beside the inherited ones; inherited ``MODELBOX_…`` are left out.
+
+    Attributes:
+        prefix: What the command is preceded by, such as a program that injects faults; it must become the program
+            (exec), so that signals reach it.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class ProgramProcess:
         self._settings = dict(settings)
         self._args = tuple(args)
         self._env = dict(env)
+        self.prefix: tuple[str, ...] = ()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
@@ -88,7 +93,7 @@ class ProgramProcess:
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODELBOX_")}
         self._eof = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module, *flags, *self._args],
+            [*self.prefix, sys.executable, "-m", self._module, *flags, *self._args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -40,6 +40,7 @@ from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.fleet import SqlFleetStore
 from modelbox.runtime.store.history import verify_chain
 from modelbox.runtime.store.registry import SqlRegistryStore
+from tests.faults.registry import fault
 
 AT = datetime(2026, 5, 3, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -290,6 +291,7 @@ class RegistryStoreContract:
             await move(3, None)
         assert (await history(database)).head.rev == moved.mod_rev
 
+    @fault(24)
     async def test_of_racing_writers_one_wins_each_round(self, database: Database) -> None:
         store = SqlRegistryStore(database)
         await publish(database, "one", aliases=("prod",))

@@ -16,6 +16,7 @@ from modelbox.runtime.store.database import Database
 from modelbox.runtime.store.leases import SqlLeases, check_lease
 from modelbox.runtime.store.members import SqlMemberStore
 from modelbox.runtime.store.schema import leases, replicas
+from tests.faults.registry import fault
 
 BEAT = Beat(
     id="one",
@@ -114,6 +115,7 @@ class LeaseContract:
         assert await store.acquire("sweep", "one", lease_s=60) is not None
         assert await store.acquire("sweep", "one", lease_s=60) == Lease(name="sweep", holder="one", token=2)
 
+    @fault(35)
     async def test_a_clock_that_was_set_back_does_not_make_it_last(self, database: Database) -> None:
         store = SqlLeases(database)
         assert await store.acquire("sweep", "one", lease_s=60) is not None

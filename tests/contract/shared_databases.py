@@ -28,6 +28,7 @@ from modelbox.runtime.store.opening import backend_of, parse_database_url
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.schema import models, namespaces
 from modelbox.runtime.store.shared import SharedDatabase
+from tests.faults.registry import fault
 
 from .metadata_stores import AT
 
@@ -253,6 +254,7 @@ class SharedDatabaseContract:
             assert await database.read(verify_chain) == len(stored)
             assert database.trouble == ""
 
+    @fault(22)
     async def test_no_acknowledged_change_is_lost_with_a_server_that_is_killed(
         self, own_server: Server, own_url: str
     ) -> None:

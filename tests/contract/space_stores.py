@@ -55,6 +55,7 @@ from modelbox.tracking import (
     RunPatch,
     RunStatus,
 )
+from tests.faults.registry import fault
 from tests.integration.server_core import chunks, digest_of, manifest
 
 AT_ONCE_S = -60.0
@@ -236,6 +237,7 @@ class CollectionContract:
         assert (await world.collect(grace_s=DAY_S)).blobs == 0
         assert (await world.collect()).blobs == 1
 
+    @fault(34)
     async def test_orphans_go_and_unfinished_uploads_stay(self, world: World) -> None:
         async with world.blobs.open_upload("upl_00000000000000000000ffff") as writer:
             await writer.write(b"orphan")

@@ -15,6 +15,7 @@ import pytest
 
 from modelbox.errors import LimitError, ServerBusy, StorageError
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
+from tests.faults.registry import fault
 
 from .blob_stores import DATA, UPLOAD, BlobStoreContract, digest_of, get, put
 
@@ -120,6 +121,7 @@ async def test_a_full_disk_keeps_what_fits_and_goes_on_later(blobs: FilesystemBl
     assert await get(blobs, digest_of(DATA)) == DATA
 
 
+@fault(33)
 async def test_an_fsync_that_fails_discards_the_upload(
     tmp_path: Path, blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ async def test_symlinks_are_not_followed(tmp_path: Path, blobs: FilesystemBlobs)
         await get(blobs, digest_of(b"precious"))
 
 
+@fault(38)
 async def test_bytes_are_on_disk_before_their_name(
     tmp_path: Path, blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

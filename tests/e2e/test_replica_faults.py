@@ -27,6 +27,7 @@ from tests.e2e.replica_world import (
     check_serving,
     observe,
 )
+from tests.faults.registry import fault
 from tests.onnx_models import add_constant
 from tests.replicas import Replicas
 from tests.servers.postgres import PostgresServer
@@ -46,6 +47,7 @@ def database_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database(url)
 
 
+@fault(21, 22)
 async def test_servers_that_are_killed_and_paused_at_random_are_one_server(database_url: str, tmp_path: Path) -> None:
     rng = random.Random(20261121)
     with Replicas(database_url, tmp_path, count=3) as replicas:
@@ -125,6 +127,7 @@ async def _much(seen: Observed) -> None:
 # -- one after the other -------------------------------------------------------------------------------------------
 
 
+@fault(36)
 async def test_a_rolling_restart_loses_nothing_and_fails_nobody(database_url: str, tmp_path: Path) -> None:
     failed: list[str] = []
     done = dict.fromkeys(("promote", "resolve", "upload", "predict"), 0)
@@ -184,6 +187,7 @@ async def test_a_rolling_restart_loses_nothing_and_fails_nobody(database_url: st
 # -- who stands still ----------------------------------------------------------------------------------------------
 
 
+@fault(31)
 async def test_a_server_that_stands_still_with_the_lock_of_all_holds_up_the_others_for_seconds_only(
     database_url: str, tmp_path: Path
 ) -> None:

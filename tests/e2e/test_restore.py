@@ -17,6 +17,7 @@ import pytest
 import modelbox
 from modelbox.cli import main
 from modelbox.feed import Change, Resync
+from tests.faults.registry import fault
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
 
@@ -68,6 +69,7 @@ class Watcher:
         return found == models and alias is not None and alias.state["version"] == prod
 
 
+@fault(25)
 @pytest.mark.parametrize(
     ("copy", "put_back"), [(_copy_files, _files_back), (_export, _import)], ids=["files", "export and import"]
 )
@@ -139,6 +141,7 @@ async def test_a_loader_and_a_watcher_converge_on_an_older_copy(
     assert served == {1, 2}
 
 
+@fault(25)
 @pytest.mark.parametrize(
     ("copy", "put_back"), [(_copy_files, _files_back), (_export, _import)], ids=["files", "export and import"]
 )

@@ -12,6 +12,7 @@ import pytest
 import modelbox
 from modelbox.errors import ConflictError, ServerBusy, TransportError
 from modelbox.feed import Change
+from tests.faults.registry import fault
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
 
@@ -23,6 +24,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@fault(1)
 @pytest.mark.timeout(400)
 async def test_acknowledged_moves_survive_and_answers_go_on(server: ServerProcess, tmp_path: Path) -> None:
     rng = random.Random(20261121)
@@ -102,6 +104,7 @@ async def test_acknowledged_moves_survive_and_answers_go_on(server: ServerProces
         assert answers > 100
 
 
+@fault(2)
 async def test_the_service_starts_without_a_server(server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(add_constant(1))
     cache_dir = str(tmp_path / "cache")

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 import modelbox
+from tests.faults.registry import fault
 from tests.onnx_models import add_constant, perceptron
 from tests.server import ServerProcess
 from tests.sidecar import SidecarProcess
@@ -37,6 +38,7 @@ async def publish(client: modelbox.Client, path: str, models: list[bytes], direc
     await client.promote(f"{path}@prod", 1)
 
 
+@fault(57)
 @pytest.mark.slow
 async def test_no_call_fails_or_mixes_over_any_protocol(shared_server: ServerProcess, tmp_path: Path) -> None:
     constants = {1: 10.0, 2: 20.0, 3: 30.0}

@@ -19,6 +19,7 @@ import pytest
 
 import modelbox
 from modelbox import LoadOptions, Mode, ReloadSucceeded, RunnerOptions, SessionFreed
+from tests.faults.registry import fault
 from tests.onnx_models import add_constant, perceptron
 from tests.server import ServerProcess
 
@@ -54,6 +55,7 @@ class Load:
             await anyio.lowlevel.checkpoint()
 
 
+@fault(57)
 @pytest.mark.parametrize(
     "options",
     [
@@ -91,6 +93,7 @@ async def test_no_call_fails_or_mixes_over_swaps(
         assert min(load.by_version[1], load.by_version[2]) > 0
 
 
+@fault(57)
 async def test_memory_stays_flat_over_200_swaps(shared_server: ServerProcess, tmp_path: Path) -> None:
     path = f"flat/{tmp_path.name[:60].lower().replace('[', '-').replace(']', '').strip('-')}"
     async with modelbox.Client(shared_server.url, cache_dir=str(tmp_path / "cache")) as client:
@@ -154,6 +157,7 @@ async def test_memory_stays_flat_over_200_swaps(shared_server: ServerProcess, tm
         assert grown < FLAT_BYTES, f"{grown / 2**20:.1f} MiB grown from swap {SWAPS // 5} to {SWAPS}"
 
 
+@fault(57)
 async def test_a_lease_keeps_its_version_across_a_swap(shared_server: ServerProcess, tmp_path: Path) -> None:
     path = f"lease/{abs(hash(str(tmp_path)))}"
     async with modelbox.Client(shared_server.url, cache_dir=str(tmp_path / "cache")) as client:

@@ -56,6 +56,9 @@ class LyingServer:
             announced as well as those that it has.
         calls: Every call that came: when, on the clock of this process, and which method.
         reads: The path of every file that was asked for.
+        port: Where it speaks HTTP.
+        grpc_port: Where it speaks gRPC.
+        advertised: What clients are told of the latter, if they are to come by another way.
     """
 
     def __init__(self, *, grpc: str, http: str) -> None:
@@ -67,7 +70,8 @@ class LyingServer:
         self.calls: list[tuple[float, str]] = []
         self.reads: list[str] = []
         self.port = 0
-        self._grpc_port = 0
+        self.grpc_port = 0
+        self.advertised = ""
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._started = threading.Event()
@@ -104,7 +108,7 @@ class LyingServer:
         self._channel = Channel(host, int(port), codec=_Bytes())
         grpc = Server([_Everything(self._handlers())], codec=_Bytes())
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._grpc_port = listener.getsockname()[1]
+            self.grpc_port = listener.getsockname()[1]
             await grpc.start(sock=listener.dup())
         app = web.Application()
         app.router.add_route("*", "/{tail:.*}", self._http_call)
@@ -189,7 +193,7 @@ class LyingServer:
             }
             if request.path == "/api/v1/server":
                 said = json.loads(content)
-                content = json.dumps(said | {"grpc_address": f"127.0.0.1:{self._grpc_port}"}).encode()
+                content = json.dumps(said | {"grpc_address": self.advertised or f"127.0.0.1:{self.grpc_port}"}).encode()
             elif "/files/" in request.path and request.method == "GET":
                 self.reads.append(request.path)
                 if self.files is not None and answer.status in (200, 206):

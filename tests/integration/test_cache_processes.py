@@ -21,6 +21,7 @@ from modelbox.errors import CacheError
 from modelbox.loader import cache_upkeep
 from modelbox.loader.cache import Cache
 from modelbox.loader.download import Downloader, DownloadOptions
+from tests.faults.registry import fault
 from tests.model_source import MemorySource, manifest_of
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,7 @@ def assert_sound(directory: Path) -> None:
     assert [entry for entry in cache.usage() if entry.leased] == []
 
 
+@fault(39)
 def test_eight_processes_on_a_cold_cache_download_once_or_twice(tmp_path: Path) -> None:
     processes = [start(FETCH, tmp_path / "cache", 20e6) for _ in range(8)]
     for process in processes:
@@ -128,6 +130,7 @@ def finish_started(process: subprocess.Popen[str]) -> str:
     return line
 
 
+@fault(38)
 @pytest.mark.parametrize("progress", [0.1, 0.5, 0.9])
 def test_sigkill_in_the_middle_of_a_fetch_leaves_a_sound_cache(tmp_path: Path, progress: float) -> None:
     directory = tmp_path / "cache"
@@ -180,6 +183,7 @@ def _trace(strace: str, directory: Path, *options: str) -> subprocess.CompletedP
     )
 
 
+@fault(38)
 @pytest.mark.slow
 @pytest.mark.parametrize("call", MUTATIONS)
 def test_death_at_any_system_call_leaves_a_sound_cache(strace: str, tmp_path: Path, call: str) -> None:
@@ -202,6 +206,7 @@ def test_death_at_any_system_call_leaves_a_sound_cache(strace: str, tmp_path: Pa
         assert again.stdout == "stored\n", again.stderr
 
 
+@fault(38)
 def test_names_appear_only_after_their_bytes_are_on_disk(strace: str, tmp_path: Path) -> None:
     seen = _trace(strace, tmp_path / "cache", "-y", "-e", "trace=fsync,rename")
     assert seen.stdout == "stored\n"
@@ -241,6 +246,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(point)], check=True)
 
 
+@fault(43)
 @pytest.mark.root
 async def test_a_disk_that_is_too_small_is_noticed_before_the_download(small_disk: Path) -> None:
     cache = Cache(small_disk / "cache")
@@ -253,6 +259,7 @@ async def test_a_disk_that_is_too_small_is_noticed_before_the_download(small_dis
     assert source.opens == []
 
 
+@fault(43)
 @pytest.mark.root
 async def test_a_disk_that_fills_up_meanwhile_ends_the_fetch_and_leaves_nothing(small_disk: Path) -> None:
     cache = Cache(small_disk / "cache")
@@ -291,6 +298,7 @@ def read_only_view(directory: Path, point: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(point)], check=True)
 
 
+@fault(41)
 @pytest.mark.root
 async def test_a_read_only_cache_serves_what_it_has(tmp_path: Path) -> None:
     writable = tmp_path / "writable"
@@ -316,6 +324,7 @@ async def test_a_read_only_cache_serves_what_it_has(tmp_path: Path) -> None:
             Cache(frozen / "new").open()
 
 
+@fault(42)
 def test_a_leased_version_of_another_process_is_not_pruned(tmp_path: Path) -> None:
     script = """
 import sys
@@ -341,6 +350,7 @@ sys.stdin.readline()
     assert cache.prune(0) > 0, "death releases a lease"
 
 
+@fault(40)
 async def test_without_locks_a_pruned_download_is_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,11 @@ from grpclib.protocol import H2Protocol
 from modelbox._transport import grpc
 from modelbox.client import Client
 from modelbox.errors import DeadlineExceeded, ProtocolError, Unavailable
+from tests.faults.registry import fault
 from tests.server import ServerProcess
 
 
+@fault(3)
 async def test_nobody_there_is_said_quickly() -> None:
     async with Client("http://127.0.0.1:1") as client:
         # Well before the timeout of a request.
@@ -22,6 +24,7 @@ async def test_nobody_there_is_said_quickly() -> None:
             await client.get_model("a/b")
 
 
+@fault(4)
 async def test_a_server_that_answers_nothing_ends_at_the_deadline(server: ServerProcess) -> None:
     async with Client(server.url, request_timeout_s=1) as client, Client(server.url) as patient:
         await patient.create_model("a/b")

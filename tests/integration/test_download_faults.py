@@ -14,6 +14,7 @@ from modelbox.errors import CacheError, ClientClosed, IntegrityError, LimitError
 from modelbox.loader.cache import Cache
 from modelbox.loader.download import Downloader, DownloadOptions
 from modelbox.manifest import Manifest, ManifestFile
+from tests.faults.registry import fault
 from tests.model_source import MemorySource, digest_of, manifest_of, version_of
 
 FAST = DownloadOptions(backoff_s=0.001, max_backoff_s=0.005, poll_s=0.005, attempts=4)
@@ -51,6 +52,7 @@ async def test_everything_arrives_and_is_not_asked_for_again(cache: Cache) -> No
     assert progress[-1] == (version.manifest.size_bytes, version.manifest.size_bytes)
 
 
+@fault(9)
 async def test_equal_files_are_fetched_once(cache: Cache) -> None:
     source = MemorySource()
     files = {f"copy{i}.bin": WEIGHTS for i in range(3)}
@@ -72,6 +74,7 @@ async def test_a_new_version_fetches_only_what_changed(cache: Cache) -> None:
     assert source.opens == [("model.onnx", 0)]
 
 
+@fault(6)
 async def test_breaks_are_resumed_where_they_happened(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})
@@ -94,6 +97,7 @@ async def test_breaks_without_progress_end(cache: Cache) -> None:
     assert cache.find_tree(version.manifest) is None
 
 
+@fault(12)
 async def test_a_single_flipped_bit_is_fetched_again(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})
@@ -106,6 +110,7 @@ async def test_a_single_flipped_bit_is_fetched_again(cache: Cache) -> None:
     assert progress[-1] == len(WEIGHTS)
 
 
+@fault(12)
 async def test_wrong_bytes_twice_are_an_integrity_error(cache: Cache) -> None:
     source = MemorySource()
     version = source.add(FILES)
@@ -116,6 +121,7 @@ async def test_wrong_bytes_twice_are_an_integrity_error(cache: Cache) -> None:
     assert cache.find_tree(version.manifest) is None
 
 
+@fault(13)
 async def test_a_truncated_file_is_never_accepted(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})
@@ -126,6 +132,7 @@ async def test_a_truncated_file_is_never_accepted(cache: Cache) -> None:
     assert not cache.has_blob(version.manifest.files[0].digest, len(WEIGHTS))
 
 
+@fault(13)
 @pytest.mark.parametrize("extra", [b"!", b"!" * 200_000])
 async def test_a_longer_file_is_never_accepted(cache: Cache, extra: bytes) -> None:
     source = MemorySource()
@@ -136,6 +143,7 @@ async def test_a_longer_file_is_never_accepted(cache: Cache, extra: bytes) -> No
             await downloader.fetch(version)
 
 
+@fault(7)
 async def test_a_silent_server_is_left(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})
@@ -147,6 +155,7 @@ async def test_a_silent_server_is_left(cache: Cache) -> None:
     assert source.open_now == 0, "a stream was left open"
 
 
+@fault(7)
 async def test_a_slow_but_steady_server_is_waited_for(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS[:100_000]})
@@ -174,6 +183,7 @@ async def test_time_in_which_this_process_stands_still_is_not_held_against_the_s
     assert len(source.opens) == 1
 
 
+@fault(7)
 async def test_a_trickle_is_left_though_it_never_stops(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})
@@ -193,6 +203,7 @@ async def test_a_missing_server_is_a_typed_error(cache: Cache) -> None:
             await downloader.fetch(version)
 
 
+@fault(15)
 async def test_another_manifest_than_announced_is_refused_before_anything_is_asked(cache: Cache) -> None:
     source = MemorySource()
     honest = source.add(FILES)
@@ -214,6 +225,7 @@ async def test_one_content_with_two_sizes_is_refused(cache: Cache) -> None:
     assert source.opens == []
 
 
+@fault(14)
 async def test_too_large_a_version_is_refused_before_anything_is_written(cache: Cache) -> None:
     source = MemorySource()
     version = source.add(FILES)
@@ -225,6 +237,7 @@ async def test_too_large_a_version_is_refused_before_anything_is_written(cache: 
     assert cache.usage() == []
 
 
+@fault(14)
 async def test_more_than_the_disk_has_is_refused_before_anything_is_written(cache: Cache, tmp_path: Path) -> None:
     many = Manifest(
         files=tuple(
@@ -256,6 +269,7 @@ async def test_a_file_that_is_gone_from_the_server_is_not_tried_again(cache: Cac
     assert len(source.opens) <= len(FILES)
 
 
+@fault(9)
 async def test_callers_share_one_flight(cache: Cache) -> None:
     source = MemorySource()
     version = source.add(FILES)
@@ -360,6 +374,7 @@ async def test_errors_inside_the_block_are_not_wrapped(cache: Cache) -> None:
             raise KeyError("mine")
 
 
+@fault(44)
 async def test_a_blob_that_was_damaged_on_disk_is_fetched_again(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})

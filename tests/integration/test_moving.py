@@ -48,6 +48,7 @@ from modelbox.runtime.store.importing import refuse_unfinished_import
 from modelbox.runtime.store.opening import open_database
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.snapshot import open_snapshot
+from tests.faults.registry import fault
 from tests.integration.server_core import digest_of, write_databases
 from tests.moving_world import AT, contents, epoch_of, fill
 from tests.server import ServerProcess
@@ -481,6 +482,7 @@ async def test_a_database_with_servers_on_it_is_refused(
         await place.database.read(refuse_unfinished_import)
 
 
+@fault(70)
 async def test_a_database_that_refuses_or_is_away_is_told_without_its_password(
     postgres_server: PostgresServer, tmp_path: Path
 ) -> None:

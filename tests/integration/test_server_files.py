@@ -20,6 +20,7 @@ from yarl import URL
 
 from modelbox import errors
 from modelbox._proto.modelbox import v1 as pb
+from tests.faults.registry import fault
 from tests.server import ServerProcess
 from tests.stubs import connect, digest_of, publish, upload
 
@@ -127,6 +128,7 @@ async def test_bytes_that_arrived_before_a_connection_broke_are_kept(shared_serv
         assert offset >= 1_000_000
 
 
+@fault(34)
 async def test_an_upload_goes_on_after_the_server_was_killed(server: ServerProcess) -> None:
     async with _http(server) as http:
         begun = await _begin(http, "up-kill", DATA)
@@ -220,6 +222,7 @@ async def test_a_file_comes_back_over_grpc_from_any_offset(shared_server: Server
                 raise AssertionError("bytes behind the end")
 
 
+@fault(69)
 async def test_a_file_comes_back_over_http_as_an_attachment(shared_server: ServerProcess, published: str) -> None:
     async with _http(shared_server) as http, http.get(published) as response:
         assert response.status == 200
@@ -367,6 +370,7 @@ async def test_a_reader_that_stands_still_is_cut_off_and_the_file_stays(tmp_path
             assert b"".join(chunks) == data
 
 
+@fault(66)
 async def test_an_upload_that_stands_still_is_ended_and_kept(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data", stall_timeout_s=0.3) as server:
         async with connect(server.grpc_address) as stubs, _http(server) as http:

@@ -17,6 +17,7 @@ from h2.events import ConnectionTerminated, ResponseReceived, StreamReset, Trail
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import LimitError
+from tests.faults.registry import fault
 from tests.h2_peer import H2Peer
 from tests.server import ServerProcess
 from tests.stubs import Stubs, connect
@@ -74,6 +75,7 @@ def _quiet(server: ServerProcess) -> None:
     assert "Traceback" not in server.output, server.output
 
 
+@fault(63)
 async def test_a_message_of_a_gibibyte_is_refused_at_its_header(server: ServerProcess) -> None:
     await _answers(server)
     before = server.rss_bytes()
@@ -110,6 +112,7 @@ def _binary(text: str) -> bytes:
     return base64.b64decode(text + "=" * (-len(text) % 4))
 
 
+@fault(65)
 async def test_a_flood_of_resets_delays_nobody_else(server: ServerProcess) -> None:
     await _answers(server)
     before = server.rss_bytes()
@@ -168,6 +171,7 @@ async def test_a_flood_of_pings_ends_the_connection(server: ServerProcess) -> No
     await _answers(server)
 
 
+@fault(28)
 async def test_a_reader_of_the_feed_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data", send_timeout_s=0.5) as server:
         async with connect(server.grpc_address) as stubs, H2Peer(server.grpc_address) as peer:
@@ -191,6 +195,7 @@ async def test_a_reader_of_the_feed_that_does_not_read_is_cut_off(tmp_path: Path
         _quiet(server)
 
 
+@fault(28)
 async def test_a_reader_of_events_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data", send_timeout_s=0.5) as server:
         async with connect(server.grpc_address) as stubs:
@@ -213,6 +218,7 @@ async def test_a_reader_of_events_that_does_not_read_is_cut_off(tmp_path: Path) 
         _quiet(server)
 
 
+@fault(66)
 async def test_silent_connections_are_ended(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data", hello_timeout_s=2) as server:
         streams = []
@@ -249,6 +255,7 @@ async def test_a_client_that_said_hello_may_be_silent(tmp_path: Path) -> None:
             assert stubs.channel._protocol.connection._transport is transport  # type: ignore[union-attr]
 
 
+@fault(66)
 async def test_connections_beyond_the_limit_are_closed_at_once(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data", max_connections=3) as server:
         async with H2Peer(server.grpc_address) as a, H2Peer(server.grpc_address) as b, H2Peer(server.grpc_address) as c:
@@ -319,6 +326,7 @@ async def test_calls_beyond_the_limit_of_a_connection_are_refused(tmp_path: Path
         _quiet(server)
 
 
+@fault(64)
 @pytest.mark.parametrize(
     "data",
     [
@@ -344,6 +352,7 @@ async def test_what_is_not_http2_ends_the_connection(shared_server: ServerProces
     _quiet(shared_server)
 
 
+@fault(64)
 async def test_compressed_messages_are_refused(shared_server: ServerProcess) -> None:
     async with H2Peer(shared_server.grpc_address) as peer:
         stream = peer.call(INFO)

@@ -29,6 +29,7 @@ from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
 
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
+from tests.faults.registry import fault
 from tests.server import ServerProcess
 from tests.stubs import connect, digest_of, publish
 
@@ -119,6 +120,7 @@ async def test_metrics_count_calls_of_both_protocols_and_the_database(shared_ser
     assert "secret-name" not in text
 
 
+@fault(69)
 async def test_other_sites_pages_are_kept_out(shared_server: ServerProcess) -> None:
     url = shared_server.url + "/api/v1/server"
     assert _get(url, Host="rebound.example")[0] == 403

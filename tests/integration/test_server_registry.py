@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 from modelbox import _wire as wire
 from modelbox import errors
 from modelbox._proto.modelbox import v1 as pb
+from tests.faults.registry import fault
 from tests.server import ServerProcess
 from tests.stubs import Stubs, connect, error_of, publish
 
@@ -130,6 +131,7 @@ async def test_what_an_alias_points_to_cannot_be_deleted(shared_server: ServerPr
         assert type(error) is errors.InUseError
 
 
+@fault(60)
 @pytest.mark.parametrize("name", ["..", "a/b", "a\\b", "A", "", "a" * 10_000, "\u202emodel", "a\0b", "%2e%2e"])
 async def test_a_bad_name_is_invalid_everywhere(shared_server: ServerProcess, name: str) -> None:
     async with connect(shared_server.grpc_address) as stubs:
@@ -151,6 +153,7 @@ async def test_a_bad_name_is_invalid_everywhere(shared_server: ServerProcess, na
     assert "Traceback" not in shared_server.output
 
 
+@fault(64)
 @pytest.mark.parametrize(
     ("path", "data"),
     [

@@ -24,6 +24,7 @@ from modelbox.config import load_client_config
 from modelbox.feed import Filter, Revision
 from modelbox.objects import NewModel
 from modelbox.series import Point, columns_of, join_series, number_columns, sample_of
+from tests.faults.registry import fault
 from tests.server import ServerProcess
 
 NOW = datetime(2026, 5, 3, 10, tzinfo=UTC)
@@ -213,6 +214,7 @@ async def test_metrics(shared_server: ServerProcess) -> None:
             await calls.log_metrics([number_columns(run, "note", [5], [1.0], 0)])
 
 
+@fault(62)
 async def test_a_long_series_comes_in_parts(shared_server: ServerProcess) -> None:
     async with _source(shared_server) as source:
         calls = source.tracking

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.faults.registry import fault
 from tests.server import ServerProcess
 
 UNKNOWN = "run_" + "0" * 24
@@ -97,6 +98,7 @@ async def test_attributes(shared_server: ServerProcess) -> None:
         assert [one["value"] for one in history["items"]] == [0.2, 0.1]
 
 
+@fault(61)
 async def test_metrics(shared_server: ServerProcess) -> None:
     async with _api(shared_server) as api:
         run = await api.run("rest-metrics")

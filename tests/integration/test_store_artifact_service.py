@@ -22,6 +22,7 @@ from modelbox.errors import (
 )
 from modelbox.objects import ArtifactFile, NewArtifact, NewVersion
 from modelbox.refs import ModelRef
+from tests.faults.registry import fault
 
 from .server_core import Core, chunks, digest_of, manifest, open_core
 
@@ -75,6 +76,7 @@ async def test_who_lost_the_answer_hears_it_again(core: Core) -> None:
     assert (await core.artifacts.write_upload(done.id, len(DATA), chunks(b""))).complete
 
 
+@fault(68)
 async def test_knowing_a_digest_grants_nothing(core: Core) -> None:
     await core.upload(DATA, namespace="theirs")
     assert not (await core.artifacts.begin_upload("ours", digest_of(DATA), len(DATA))).complete
@@ -188,6 +190,7 @@ async def test_idle_uploads_are_swept(core: Core) -> None:
         await core.artifacts.upload_offset(begun.id)
 
 
+@fault(34)
 async def test_publishing_needs_the_bytes_even_where_a_row_says_so(core: Core) -> None:
     await core.upload(DATA)
     path = core.blobs.local_path(digest_of(DATA))

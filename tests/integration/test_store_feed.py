@@ -25,6 +25,7 @@ from modelbox.runtime.ports import StoredRevision
 from modelbox.runtime.services.feed import FeedService
 from modelbox.runtime.store.schema import feed_changes, feed_head
 from modelbox.runtime.store.writing import Writing
+from tests.faults.registry import fault
 
 from .server_core import Core, open_core, open_feed
 
@@ -242,6 +243,7 @@ async def first_of(feed: FeedService, token: str) -> FeedItem:
         return await anext(stream)
 
 
+@fault(26)
 async def test_tokens_around_the_compaction(core: Core) -> None:
     tokens = await fill(core, 9)
     core.clock.advance(days=7)
@@ -267,6 +269,7 @@ async def test_compaction_keeps_enough_revisions(core: Core) -> None:
         assert await feed.compact() == 3
 
 
+@fault(26)
 async def test_a_watcher_that_compaction_overtakes_is_told(core: Core) -> None:
     await fill(core, 3)
     start = (await core.feed_store.head()).rev
@@ -285,6 +288,7 @@ async def test_a_watcher_that_compaction_overtakes_is_told(core: Core) -> None:
             await anext(stream)
 
 
+@fault(27)
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -307,6 +311,7 @@ async def test_tokens_that_cannot_be_honoured(core: Core, changed: dict[str, obj
         assert isinstance(await first_of(feed, str(token)), Bookmark)
 
 
+@fault(25)
 async def test_a_restored_backup_diverges(tmp_path: Path) -> None:
     async with open_core(tmp_path / "data") as core:
         await fill(core, 2)
@@ -447,6 +452,7 @@ async def test_a_cancelled_watcher_leaves_nothing(core: Core) -> None:
         assert feed.watchers == 0
 
 
+@fault(29)
 @pytest.mark.slow
 async def test_a_thousand_watchers_hear_of_a_burst(core: Core) -> None:
     """Cursors into one ring: every watcher gets everything, and memory does not grow with their number."""

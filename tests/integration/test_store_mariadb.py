@@ -30,6 +30,7 @@ from tests.contract.shared_databases import (
     opened,
     wait_until,
 )
+from tests.faults.registry import fault
 from tests.servers.mariadb import MariadbServer
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,7 @@ async def test_names_are_compared_byte_by_byte_whatever_the_server_likes(databas
 # -- locks and limits ----------------------------------------------------------------------------------------------
 
 
+@fault(31)
 async def test_a_lock_that_a_foreign_transaction_holds(
     database: SharedDatabase, mariadb_server: MariadbServer, mariadb_migrated_url: str
 ) -> None:
@@ -187,6 +189,7 @@ async def test_a_lock_that_a_foreign_transaction_holds(
         assert await create(database, "after") == 2
 
 
+@fault(31)
 async def test_a_replica_that_stands_still_in_a_transaction_is_cut_off(
     database: SharedDatabase, mariadb_migrated_url: str
 ) -> None:
@@ -268,6 +271,7 @@ async def test_a_server_that_takes_no_changes(own_server: MariadbServer) -> None
         assert database.trouble == ""
 
 
+@fault(32)
 @pytest.mark.parametrize("number", [1021, 1114])
 async def test_a_disk_that_is_full(database: SharedDatabase, number: int) -> None:
     # A MariaDB whose disk is really full says this, or crashes.

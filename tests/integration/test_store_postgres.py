@@ -35,6 +35,7 @@ from tests.contract.shared_databases import (
     opened,
     wait_until,
 )
+from tests.faults.registry import fault
 from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +202,7 @@ async def test_what_the_server_says_is_told_apart_and_without_values(
 # -- locks and limits ----------------------------------------------------------------------------------------------
 
 
+@fault(31)
 async def test_a_lock_that_a_foreign_transaction_holds(database: SharedDatabase, postgres_migrated_url: str) -> None:
     await create(database, "before")
     foreign = await asyncpg.connect(postgres_migrated_url)
@@ -214,6 +216,7 @@ async def test_a_lock_that_a_foreign_transaction_holds(database: SharedDatabase,
     assert await create(database, "after") == 2
 
 
+@fault(31)
 async def test_a_replica_that_stands_still_in_a_transaction_holds_nobody_up(postgres_migrated_url: str) -> None:
     script = f"""
 import os, signal, sys
@@ -304,6 +307,7 @@ async def test_a_search_ends_in_the_server(
     assert await database.search(lambda conn: conn.execute(select(1)).scalar(), limit_s=5) == 1
 
 
+@fault(32)
 @pytest.mark.root
 async def test_a_disk_that_is_full_and_has_room_again(own_server: PostgresServer, own_url: str) -> None:
     disk = own_server.directory / "disk"
@@ -402,6 +406,7 @@ async def test_a_connection_that_ends_between_a_commit_and_its_answer(
         assert await database.read(verify_chain) == 1 + others
 
 
+@fault(30)
 async def test_news_of_other_replicas_come_at_once_and_again_after_a_break(
     database: SharedDatabase,
     postgres_server: PostgresServer,

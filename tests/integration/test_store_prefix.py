@@ -27,6 +27,7 @@ from modelbox.runtime.store.feed import SqlFeedStore
 from modelbox.runtime.store.history import read_head, verify_chain
 from modelbox.runtime.store.opening import open_database
 from modelbox.runtime.store.schema import feed_changes, models
+from tests.faults.registry import fault
 from tests.servers.mariadb import MariadbServer
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,7 @@ async def _compare(database: Database, odd: list[str]) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+@fault(21)
 @pytest.mark.slow
 async def test_every_snapshot_is_a_prefix_of_one_history(place: tuple[str, Callable[[], None]], tmp_path: Path) -> None:
     url, end_connection = place

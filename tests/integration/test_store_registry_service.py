@@ -22,6 +22,7 @@ from modelbox.objects import (
 )
 from modelbox.refs import ModelRef
 from modelbox.signing import Bundle, statement_of
+from tests.faults.registry import fault
 
 from .server_core import Core, manifest, open_core
 
@@ -46,6 +47,7 @@ def nested(depth: int) -> JsonValue:
     return value
 
 
+@fault(60)
 @pytest.mark.parametrize("name", BAD_NAMES)
 async def test_bad_names_are_refused_everywhere(core: Core, name: str) -> None:
     registry = core.registry

@@ -22,6 +22,7 @@ from modelbox.runtime.store.history import next_rev, verify_chain
 from modelbox.runtime.store.migrate import HEAD, migrate
 from modelbox.runtime.store.schema import feed_head, metadata
 from modelbox.runtime.store.sqlite import SqliteDatabase
+from tests.faults.registry import fault
 
 from .server_core import Core, open_core
 
@@ -254,6 +255,7 @@ async def test_commits_are_told_on_the_loop(core: Core) -> None:
 # -- faults --------------------------------------------------------------------------------------------------------
 
 
+@fault(31)
 @pytest.mark.slow
 async def test_a_foreign_lock_makes_writers_wait_then_tell(core: Core) -> None:
     await core.registry.create_model(NewModel(namespace="ns", name="m"), actor="")
@@ -268,6 +270,7 @@ async def test_a_foreign_lock_makes_writers_wait_then_tell(core: Core) -> None:
     await core.registry.create_model(NewModel(namespace="ns", name="n"), actor="")
 
 
+@fault(32)
 @pytest.mark.root
 async def test_a_full_disk_refuses_writes_and_recovers(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
@@ -294,6 +297,7 @@ async def test_a_full_disk_refuses_writes_and_recovers(tmp_path: Path) -> None:
         await anyio.run_process(["umount", str(volume)])
 
 
+@fault(33)
 async def test_an_io_error_stops_the_writer_for_good(tmp_path: Path) -> None:
     """A file size limit makes SQLite's writes fail with an I/O error; it is a process's, so a process of its own."""
     script = f"""
@@ -325,6 +329,7 @@ anyio.run(main)
         assert await core.database.read(verify_chain) == 1
 
 
+@fault(23)
 @pytest.mark.slow
 async def test_killed_at_any_moment_no_acknowledged_change_is_lost(tmp_path: Path) -> None:
     directory = tmp_path / "data"

@@ -17,6 +17,7 @@ from modelbox.errors import InvalidError
 from modelbox.manifest import MAX_FILES, Manifest, ManifestFile, check_path
 from modelbox.refs import Digest
 from modelbox.signature import DTYPES, Signature, TensorSpec
+from tests.faults.registry import fault
 
 DIGEST = Digest("sha256:" + "0" * 64)
 
@@ -108,6 +109,7 @@ def test_any_text_is_a_path_inside_or_refused(text: str) -> None:
     assert "\0" not in text
 
 
+@fault(60)
 @pytest.mark.parametrize(
     "path",
     [

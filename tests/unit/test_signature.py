@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from modelbox.errors import InvalidError
 from modelbox.signature import Compatibility, Dim, Signature, TensorSpec, find_incompatibilities
+from tests.faults.registry import fault
 
 
 def spec(name: str = "x", dtype: str = "float32", *shape: Dim) -> TensorSpec:
@@ -47,6 +48,7 @@ CHANGES = {
 }
 
 
+@fault(49)
 @pytest.mark.parametrize(("new", "fits"), CHANGES.values(), ids=CHANGES.keys())
 def test_widening(new: Signature, fits: bool) -> None:
     problems = find_incompatibilities(SAME, new)

@@ -37,6 +37,7 @@ from modelbox.objects import (
 )
 from modelbox.refs import Digest, ModelRef
 from modelbox.signature import Signature, TensorSpec
+from tests.faults.registry import fault
 
 DIGEST = Digest("sha256:" + "ab" * 32)
 
@@ -296,6 +297,7 @@ def test_what_is_packed_comes_back_the_same(case: str, data: st.DataObject) -> N
     assert unpack(_across(pack(value))) == value
 
 
+@fault(64)
 @given(data=st.binary(max_size=60), cls=st.sampled_from([pb.PublishVersionRequest, pb.WatchRequest, pb.ListResponse]))
 def test_malformed_bytes_are_invalid_and_nothing_else(data: bytes, cls: Any) -> None:
     try:
@@ -364,6 +366,7 @@ def test_a_version_whose_metric_is_not_finite_travels_in_the_feed() -> None:
     assert wire.unpack_change(_across(wire.pack_change(change))).state == {"best": "-Infinity", "loss": "NaN"}
 
 
+@fault(37)
 def test_an_item_from_a_newer_server_is_none_and_its_reason_means_list_again() -> None:
     assert wire.unpack_feed_item(pb.WatchResponse()) is None
     item = wire.unpack_feed_item(pb.WatchResponse(resync=pb.Resync(reason="moon", message="full")))

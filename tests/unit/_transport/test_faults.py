@@ -6,6 +6,7 @@ import pytest
 
 from modelbox._transport.faults import Call, Retries, backoff_s
 from modelbox.errors import ConflictError, DeadlineExceeded, ModelBoxError, ServerBusy, Unavailable
+from tests.faults.registry import fault
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ async def test_a_deadline_names_what_the_server_said_before() -> None:
         await Retries().run(busy_then_still, timeout_s=1, idempotent=True, what="the server")
 
 
+@fault(8)
 async def test_a_server_in_trouble_is_not_met_with_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelbox._transport.faults.backoff_s", lambda _: 0.0)
     retries, calls = Retries(), 0

@@ -18,6 +18,7 @@ from modelbox.loader import cache_upkeep
 from modelbox.loader.cache import Cache, Quarantined, RefState
 from modelbox.loader.cache_layout import Layout
 from modelbox.manifest import Manifest, ManifestFile
+from tests.faults.registry import fault
 from tests.model_source import digest_of, manifest_of, version_of
 
 FILES = {"model.onnx": b"graph", "data/deep/weights.bin": b"weights" * 1000, "empty.txt": b""}
@@ -103,6 +104,7 @@ def test_a_version_with_missing_files_says_which(cache: Cache) -> None:
     assert cache.find_tree(manifest_of(FILES)) is None
 
 
+@fault(44)
 @pytest.mark.parametrize("damage", [b"", b"short", b"W" * 7000, b"weights" * 1000 + b"!"])
 def test_changed_files_are_noticed_and_made_again(cache: Cache, damage: bytes) -> None:
     manifest = fill(cache, FILES)
@@ -182,6 +184,7 @@ def test_threads_materialise_one_version_at_once(cache: Cache) -> None:
 # -- trust -------------------------------------------------------------------------------------------------------------
 
 
+@fault(45)
 @pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "trees", "tmp", "refs", "leases", "locks", "derived"])
 def test_a_planted_link_is_refused_and_not_followed(tmp_path: Path, part: str) -> None:
     victim = tmp_path / "victim"
@@ -194,6 +197,7 @@ def test_a_planted_link_is_refused_and_not_followed(tmp_path: Path, part: str) -
     assert list(victim.iterdir()) == []
 
 
+@fault(45)
 def test_links_planted_where_files_go_leave_their_target_alone(cache: Cache, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -215,6 +219,7 @@ def test_links_planted_where_files_go_leave_their_target_alone(cache: Cache, tmp
     assert stat.S_IMODE(victim.stat().st_mode) != 0o444
 
 
+@fault(45)
 def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     directory = tmp_path / "cache"
     directory.mkdir()
@@ -223,6 +228,7 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
         Cache(directory).open()
 
 
+@fault(45)
 @pytest.mark.root
 def test_another_users_directory_is_refused(tmp_path: Path) -> None:
     directory = tmp_path / "cache"
@@ -243,6 +249,7 @@ def test_a_file_in_the_way_is_a_cache_error(tmp_path: Path) -> None:
 # -- locks -------------------------------------------------------------------------------------------------------------
 
 
+@fault(42)
 def test_leased_versions_survive_pruning(cache: Cache) -> None:
     kept, gone = fill(cache, {"a": b"a" * 100}), fill(cache, {"b": b"b" * 100})
     with cache.lease(kept.digest):
@@ -275,6 +282,7 @@ def test_a_lease_on_what_is_being_pruned_is_on_the_new_file(cache: Cache) -> Non
     lease.release()
 
 
+@fault(42)
 def test_the_least_recently_used_goes_first_and_known_versions_last(cache: Cache) -> None:
     manifests = [fill(cache, {"f": bytes([i]) * 100}) for i in range(4)]
     for age, manifest in enumerate(manifests):
@@ -308,6 +316,7 @@ def test_one_download_lock_at_a_time(cache: Cache) -> None:
     again.release(unlink=True)
 
 
+@fault(40)
 @pytest.mark.parametrize("failure", [None, errno.ENOTSUP, errno.ENOLCK])
 def test_without_working_locks_everything_still_works(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, failure: int | None
@@ -338,6 +347,7 @@ def test_without_working_locks_everything_still_works(
 # -- upkeep ------------------------------------------------------------------------------------------------------------
 
 
+@fault(44)
 def test_verify_finds_and_removes_what_is_wrong(cache: Cache) -> None:
     manifest = fill(cache, FILES)
     assert cache.verify().problems == ()
@@ -370,6 +380,7 @@ def test_verify_checks_derived_files_manifests_and_records(cache: Cache) -> None
     assert cache.find_derived(manifest.digest, "key") is None
 
 
+@fault(46)
 def test_old_litter_is_swept_and_work_in_progress_is_not(cache: Cache) -> None:
     busy = cache.new_blob(ManifestFile(path="x", size_bytes=4, digest=digest_of(b"data")))
     for i in range(100):
@@ -482,6 +493,7 @@ def test_records_come_back_as_they_were(cache: Cache) -> None:
     assert again.load_ref("http://b ns/model@prod") == state_of(2)
 
 
+@fault(46)
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"modelbox-ref 1 00\n{}", os.urandom(500)])
 def test_a_torn_record_falls_back_to_the_one_before(cache: Cache, damage: bytes) -> None:
     cache.save_ref("k", state_of(1))
@@ -498,6 +510,7 @@ def test_a_torn_record_falls_back_to_the_one_before(cache: Cache, damage: bytes)
     assert litter(cache) == []
 
 
+@fault(46)
 def test_a_single_flipped_bit_in_a_record_is_noticed(cache: Cache) -> None:
     cache.save_ref("k", state_of(1))
     path = next((cache.directory / "refs").glob("*.json"))

@@ -26,6 +26,7 @@ from modelbox.loader.settings import LoadOptions
 from modelbox.objects import InstanceReport, InstanceState, ModelVersion, Resolved
 from modelbox.refs import ModelRef
 from modelbox.signature import Compatibility
+from tests.faults.registry import fault
 from tests.feed_source import FeedSource
 from tests.loading import SETTINGS, answer, loading, recorded
 from tests.onnx_models import add_constant, endless_loop, unknown_operator
@@ -101,6 +102,7 @@ async def test_goes_back_to_an_older_version(source: FeedSource, tmp_path: Path)
         assert len(source.opens) == 2  # version 1 came from the cache
 
 
+@fault(56)
 async def test_the_newest_target_wins(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, log):
         reloader = await loader.load(REF, LoadOptions())
@@ -125,6 +127,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, bytes | Path]], type[ModelBoxError],
 }
 
 
+@fault(47, 48, 49)
 @pytest.mark.parametrize("kind", sorted(BAD))
 async def test_a_bad_version_leaves_the_old_one(kind: str, source: FeedSource, tmp_path: Path) -> None:
     files, error, stage = BAD[kind]
@@ -149,6 +152,7 @@ async def test_a_bad_version_leaves_the_old_one(kind: str, source: FeedSource, t
         assert await answer(reloader) == 3.0
 
 
+@fault(53)
 async def test_an_endless_model_is_stopped_and_refused(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path, settings=replace(SETTINGS, warm_up_timeout_s=2.0)) as (loader, log):
         reloader = await loader.load(REF, LoadOptions(compatibility=Compatibility.ANY))
@@ -158,6 +162,7 @@ async def test_an_endless_model_is_stopped_and_refused(source: FeedSource, tmp_p
         assert await answer(reloader) == 2.0
 
 
+@fault(12)
 async def test_wrong_bytes_are_fetched_again_then_refused(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, log):
         reloader = await loader.load(REF, LoadOptions())
@@ -188,6 +193,7 @@ async def test_a_failure_that_passes_is_tried_again(source: FeedSource, tmp_path
         assert await answer(reloader) == 3.0
 
 
+@fault(16)
 async def test_an_older_answer_never_wins(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, log):
         reloader = await loader.load(REF, LoadOptions())
@@ -216,6 +222,7 @@ async def test_first_load_errors(source: FeedSource, tmp_path: Path) -> None:
         assert await answer(await loader.load(REF, LoadOptions())) == 2.0
 
 
+@fault(2)
 async def test_serves_the_last_good_version_without_a_server(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, log):
         reloader = await loader.load(REF, LoadOptions())
@@ -265,6 +272,7 @@ async def test_a_start_into_a_bad_promotion_serves_the_last_good(source: FeedSou
     assert failures == [1, 0]  # the second time the quarantine is known from disk
 
 
+@fault(2)
 async def test_a_silent_server_delays_a_start_only_shortly(source: FeedSource, tmp_path: Path) -> None:
     async with loading(source, tmp_path) as (loader, _):
         await recorded(await loader.load(REF, LoadOptions()), lambda state: True)

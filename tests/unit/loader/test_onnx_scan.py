@@ -18,6 +18,7 @@ from modelbox.errors import ModelInvalid, UnsupportedOperator
 from modelbox.loader import protobuf_wire
 from modelbox.loader.onnx_scan import OnnxSummary, ScanLimits, scan
 from modelbox.manifest import Manifest
+from tests.faults.registry import fault
 from tests.model_source import manifest_of
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -254,6 +255,7 @@ HIDING_PLACES = [
 ]
 
 
+@fault(50, 51)
 @pytest.mark.parametrize("entries", BAD_REFERENCES.values(), ids=BAD_REFERENCES.keys())
 def test_bad_references_are_refused(tmp_path: Path, entries: dict[str, str]) -> None:
     with pytest.raises(ModelInvalid, match="outside of the model") as caught:
@@ -261,6 +263,7 @@ def test_bad_references_are_refused(tmp_path: Path, entries: dict[str, str]) -> 
     assert "secret" not in str(caught.value) or "secret" in entries["location"]
 
 
+@fault(50)
 @pytest.mark.parametrize("hide", HIDING_PLACES, ids=lambda f: f.__name__)
 def test_references_are_found_wherever_they_hide(tmp_path: Path, hide: Callable[[TensorProto], ModelProto]) -> None:
     good = external({"location": "weights.bin"})
@@ -277,6 +280,7 @@ def test_a_reference_counts_even_where_the_location_says_inline(tmp_path: Path) 
         scanned(tmp_path, in_initializer(tensor))
 
 
+@fault(51)
 def test_one_key_given_twice_is_refused(tmp_path: Path) -> None:
     tensor = external({"location": "weights.bin"})
     tensor.external_data.add(key="location", value="../secret")
@@ -284,6 +288,7 @@ def test_one_key_given_twice_is_refused(tmp_path: Path) -> None:
         scanned(tmp_path, in_initializer(tensor))
 
 
+@fault(50)
 def test_links_are_refused(tmp_path: Path) -> None:
     path, manifest = place(tmp_path, in_initializer(external({"location": "weights.bin"})))
     scan(path, manifest)
@@ -301,6 +306,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
         scan(path, manifest)
 
 
+@fault(50)
 def test_linked_directories_are_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/w.bin").write_bytes(WEIGHTS)
@@ -343,6 +349,7 @@ BOMBS = {
 }
 
 
+@fault(52)
 @pytest.mark.parametrize("model", BOMBS.values(), ids=BOMBS.keys())
 def test_memory_bombs_are_refused(tmp_path: Path, model: ModelProto) -> None:
     assert model.ByteSize() < 500
@@ -350,6 +357,7 @@ def test_memory_bombs_are_refused(tmp_path: Path, model: ModelProto) -> None:
         scanned(tmp_path, model)
 
 
+@fault(52)
 def test_sparse_bombs_are_refused(tmp_path: Path) -> None:
     model = in_sparse(INLINE)
     scanned(tmp_path, model)
@@ -371,6 +379,7 @@ def test_honest_tensors_pass_however_they_are_stored(tmp_path: Path, dtype: type
 # -- garbage -----------------------------------------------------------------------------------------------------------
 
 
+@fault(47)
 @pytest.mark.parametrize(
     "data",
     [
@@ -407,6 +416,7 @@ def test_garbage_is_refused(tmp_path: Path, data: bytes) -> None:
         scanned(tmp_path, data)
 
 
+@fault(47)
 def test_every_truncation_of_a_model_is_refused_or_harmless(tmp_path: Path) -> None:
     data = model_of(ADD, initializers=[INLINE], functions=[]).SerializeToString()
     refused = 0
@@ -418,6 +428,7 @@ def test_every_truncation_of_a_model_is_refused_or_harmless(tmp_path: Path) -> N
     assert refused > 0.9 * len(data), "only a cut between the last fields may still be a model"
 
 
+@fault(47)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_mutated_models_never_crash_the_scan(tmp_path: Path, data: st.DataObject) -> None:

@@ -20,6 +20,7 @@ from modelbox.errors import (
 from modelbox.loader.optimise import find_optimised, optimised_key, write_optimised
 from modelbox.loader.session import Session, SessionOptions
 from modelbox.signature import TensorSpec
+from tests.faults.registry import fault
 from tests.onnx_models import add_constant, endless_loop, perceptron, unknown_operator
 from tests.unit.loader.inference import (
     fails_on_zeros,
@@ -48,6 +49,7 @@ def test_run_takes_arrays_of_any_layout(tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.run({"x": layout})[0], layout + 1)
 
 
+@fault(47)
 @pytest.mark.parametrize("content", [b"", b"garbage", add_constant(1.0)[:-20], b"\x80\x04."])
 def test_broken_files_are_invalid(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ModelInvalid) as caught:
@@ -60,6 +62,7 @@ def test_missing_file_is_invalid(tmp_path: Path) -> None:
         Session.open(tmp_path / "absent.onnx", options=OPTIONS)
 
 
+@fault(48)
 def test_unknown_operator_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperator, match="MyOp") as caught:
         opened(tmp_path, unknown_operator())
@@ -144,6 +147,7 @@ def test_infinity_on_made_up_inputs_is_noted_and_allowed(tmp_path: Path) -> None
     assert not report.finite
 
 
+@fault(53)
 def test_warm_up_that_never_ends_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(WarmupFailed, match=r"within 0\.2 s"):
         opened(tmp_path, endless_loop()).warm(0.2)
@@ -164,6 +168,7 @@ def _golden(directory: Path, inputs: dict[str, Any], outputs: dict[str, Any] | N
     return directory
 
 
+@fault(54)
 def test_golden_inputs(tmp_path: Path) -> None:
     session = opened(tmp_path, add_constant(1.0))
     right = {"y": np.full((2, 4), 2.0, np.float32)}

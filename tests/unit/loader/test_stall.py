@@ -17,6 +17,7 @@ from modelbox.loader.generation import Generation
 from modelbox.loader.runner import Mode, Runner, RunnerOptions
 from modelbox.loader.session import new_run_options
 from modelbox.loader.stall import RunStalled
+from tests.faults.registry import fault
 from tests.onnx_models import loop_as_told
 from tests.unit.loader.inference import opened, version
 
@@ -159,6 +160,7 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
     runner.close()
 
 
+@fault(58)
 def test_force_ends_a_run_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STALL_S", 600.0)
     session = opened(tmp_path, loop_as_told())

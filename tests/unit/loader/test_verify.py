@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from modelbox.errors import IntegrityError
 from modelbox.loader.verify import FileVerifier
 from modelbox.manifest import ManifestFile
+from tests.faults.registry import fault
 from tests.model_source import digest_of
 
 
@@ -39,6 +40,7 @@ def test_any_other_bytes_are_refused(data: bytes, draw: st.DataObject) -> None:
     assert caught.value.fields["expected"] == digest_of(data)
 
 
+@fault(13)
 @given(st.binary(max_size=100), st.binary(min_size=1, max_size=20))
 def test_the_first_byte_too_many_is_refused_and_not_taken(data: bytes, more: bytes) -> None:
     verifier = FileVerifier(_file(data))

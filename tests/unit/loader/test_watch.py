@@ -15,6 +15,7 @@ from modelbox.feed import ResyncReason
 from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
 from modelbox.refs import ModelRef
+from tests.faults.registry import fault
 from tests.feed_source import FeedSource
 
 REF = ModelRef.parse("ns/model@prod")
@@ -166,6 +167,7 @@ async def test_resumes_after_a_break_where_it_was(source: FeedSource) -> None:
     assert contact[-1] is True
 
 
+@fault(19)
 async def test_a_lost_revision_is_noticed_and_made_up_for(source: FeedSource) -> None:
     holder = Holder()
     async with informed(source, holder):
@@ -177,6 +179,7 @@ async def test_a_lost_revision_is_noticed_and_made_up_for(source: FeedSource) ->
     assert len(source.watches) >= 2
 
 
+@fault(18)
 async def test_a_repeated_revision_ends_in_the_right_state(source: FeedSource) -> None:
     holder = Holder()
     async with informed(source, holder):
@@ -188,6 +191,7 @@ async def test_a_repeated_revision_ends_in_the_right_state(source: FeedSource) -
         await holder.until_version(3)
 
 
+@fault(26, 27)
 @pytest.mark.parametrize("reason", list(ResyncReason))
 async def test_a_resync_lists_again(source: FeedSource, reason: ResyncReason) -> None:
     holder = Holder()
@@ -243,6 +247,7 @@ async def test_added_while_running_and_removed(source: FeedSource) -> None:
     assert second.version == 2
 
 
+@fault(17)
 async def test_everything_is_checked_again_from_time_to_time(source: FeedSource) -> None:
     holder = Holder()
     settings = InformerSettings(backoff_base_s=0.01, relist_s=0.05)

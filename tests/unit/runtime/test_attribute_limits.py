@@ -24,6 +24,7 @@ from modelbox.runtime.limits import (
 )
 from modelbox.runtime.store.attributes import encode, same
 from modelbox.tracking import AttributeKind
+from tests.faults.registry import fault
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
@@ -63,6 +64,7 @@ def test_what_is_no_json_is_refused(value: JsonValue) -> None:
             check_attributes(kind, {"k": value})
 
 
+@fault(67)
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 10_000, 100_000])
 def test_depth_is_a_limit_and_no_crash(depth: int) -> None:
     check_attributes(AttributeKind.METADATA, {"k": nested(MAX_DEPTH - 2)})

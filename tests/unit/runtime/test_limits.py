@@ -19,6 +19,7 @@ from modelbox.runtime.limits import (
     check_metrics,
     check_text,
 )
+from tests.faults.registry import fault
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -38,6 +39,7 @@ def test_metadata_is_refused_or_survives_json(metadata: dict[str, JsonValue]) ->
     text.encode()
 
 
+@fault(67)
 def test_depth_counts_the_metadata_itself() -> None:
     value: JsonValue = 1
     for _ in range(MAX_DEPTH - 1):
@@ -47,6 +49,7 @@ def test_depth_counts_the_metadata_itself() -> None:
         check_metadata({"k": [value]})
 
 
+@fault(67)
 def test_size_is_that_of_the_json() -> None:
     overhead = len(json.dumps({"k": ""}))
     check_metadata({"k": "x" * (MAX_OBJECT_BYTES - overhead)})
@@ -57,6 +60,7 @@ def test_size_is_that_of_the_json() -> None:
         check_metadata({"k": "é" * (MAX_OBJECT_BYTES // 2)})
 
 
+@fault(67)
 def test_number_of_keys() -> None:
     check_labels({f"k{i}": "" for i in range(MAX_KEYS)})
     keys = [f"k{i}" for i in range(MAX_KEYS + 1)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from modelbox.errors import InvalidError, LimitError
 from modelbox.runtime.services.metric_points import MAX_PAYLOAD_BYTES, MAX_POINTS, check_columns
 from modelbox.tracking import MetricColumns
+from tests.faults.registry import fault
 
 RUN = "run_" + "0" * 24
 
@@ -67,6 +68,7 @@ def test_no_points() -> None:
         check_columns(replace(none, payloads=(b"",)), RUN)
 
 
+@fault(61)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -97,6 +99,7 @@ def test_columns_that_are_refused(change: dict[str, object], said: str) -> None:
         check_columns(replace(GOOD, **change), RUN)  # type: ignore[arg-type]  # Columns of the right types by name.
 
 
+@fault(62)
 def test_limits() -> None:
     count = MAX_POINTS + 1
     many = MetricColumns(object="x", keys=("a",), steps=bytes(8 * count), times_us=bytes(8 * count), values=bytes(8))
