@@ -10,7 +10,8 @@ import pytest
 from modelbox.runtime.store.database import MainDatabase
 from modelbox.runtime.store.opening import open_database
 
-from .rule_stores import ApprovalContract, PromotionContract, ProtectionContract, PublicationContract
+from .alias_stores import ApprovalContract, ProtectionContract
+from .rule_stores import PromotionContract, PublicationContract
 
 
 @pytest.fixture(scope="module")

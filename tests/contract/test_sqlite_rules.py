@@ -10,7 +10,8 @@ import pytest
 from modelbox.runtime.store.sqlite import SqliteDatabase
 from tests.integration.server_core import write_databases
 
-from .rule_stores import ApprovalContract, PromotionContract, ProtectionContract, PublicationContract
+from .alias_stores import ApprovalContract, ProtectionContract
+from .rule_stores import PromotionContract, PublicationContract
 
 
 @pytest.fixture(scope="module")
