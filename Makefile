@@ -62,7 +62,7 @@ docs: $(STAMP) $(TRAIN)  ## Run every snippet of README and docs, and look for w
 MINUTES ?= 60
 
 .PHONY: soak
-soak: $(STAMP)  ## Ask a sidecar over every protocol for an hour while things break (MINUTES=60, ARGS="--seed 7")
+soak: $(STAMP)  ## Half a sidecar under load, half everything at once, while things break (MINUTES=60, ARGS="--seed 7")
 	$(BIN)/python -m tools.soak --minutes $(MINUTES) $(ARGS)
 
 .PHONY: prove-image

@@ -1,7 +1,7 @@
 """All of ModelBox at once, under faults: two servers on one PostgreSQL, two loaders, a sidecar, two watchers.
 
-`World` runs the processes and lets things happen to them. `Story` is one model's life in it: what was done to the model,
-what everybody saw of it, and the verdict. Both are blocking; handles answer and watchers watch in threads of their own.
+`World` runs the processes and lets things happen to them. `Story` is one model's life in it: what was done to it, what
+everybody saw of it, and the verdict. Both are blocking; handles answer and watchers watch in threads of their own.
 
 What must hold, whatever happens:
 
@@ -26,7 +26,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 
 import modelbox.sync
-from modelbox.errors import ConflictError, InUseError, NotFoundError, ServerBusy, TransportError
+from modelbox.errors import ClientClosed, ConflictError, InUseError, NotFoundError, ServerBusy, TransportError
 from modelbox.feed import Change, Resync
 from modelbox.objects import AliasMove
 from modelbox.sync import SyncModel
@@ -93,10 +93,14 @@ class World:
         self.heal()
         self._stack.close()
 
-    def client(self, name: str, **settings: object) -> modelbox.sync.Client:
+    def client(self, name: str, *, sidecar: str = "") -> modelbox.sync.Client:
         """A client of the balancer, with a cache of its own."""
         return modelbox.sync.Client(
-            self.replicas.url, cache_dir=str(self.directory / "caches" / name), request_timeout_s=3, **settings
+            self.replicas.url,
+            cache_dir=str(self.directory / "caches" / name),
+            # A sidecar that starts again costs waiting; a server that is down is told of soon.
+            request_timeout_s=60 if sidecar else 3,
+            sidecar=sidecar,
         )
 
     def story(self) -> Story:
@@ -161,9 +165,11 @@ class World:
 
 
 @dataclass(kw_only=True)
-class _Seen:
-    """What one handle answered: each version, with what it added, and what failed."""
+class Seen:
+    """What one handle answered: each version, with what it added, and how often; and what failed."""
 
+    handle: str
+    alias: str
     answers: dict[tuple[int, float], int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -185,12 +191,15 @@ class Story:
         self._broken: set[int] = set()
         self._gone: set[int] = set()
         self._perhaps_gone: set[int] = set()
-        self._acknowledged: list[tuple[str, int, int]] = []
+        self.acknowledged: list[tuple[str, int, int]] = []
         self._pointed: dict[str, int] = {}
         # A call that was not answered may still be carried out at any later moment.
         self._unanswered: dict[str, set[int]] = {alias: set() for alias in ALIASES}
-        self._seen: list[tuple[str, str, _Seen, SyncModel]] = []
-        self._told: list[list[Change]] = []
+        self.seen: list[Seen] = []
+        self._models: list[SyncModel] = []
+        self.told: list[list[Change]] = []
+        self.history: list[AliasMove] = []
+        self._watching: list[str] = []
         self._stopping = threading.Event()
         self._stack = ExitStack()
 
@@ -214,17 +223,24 @@ class Story:
                 ("sidecar", "prod", beside),
             ):
                 model = stack.enter_context(client.load(f"{self.path}@{alias}", timeout=60))
-                seen = _Seen()
-                self._seen.append((handle, alias, seen, model))
+                seen = Seen(handle=handle, alias=alias)
+                self.seen.append(seen)
+                self._models.append(model)
                 threads.append(threading.Thread(target=self._answer, args=(model, seen), daemon=True))
             for number in range(2):
                 client = stack.enter_context(self.world.client(f"{name}-watcher-{number}"))
-                feed = stack.enter_context(client.changes(objects=[self.path], kinds=["alias"], list_first=True))
-                self._told.append([])
-                threads.append(threading.Thread(target=self._watch, args=(feed, self._told[-1]), daemon=True))
+                feed = stack.enter_context(client.changes(objects=[self.path], kinds=["alias"]))
+                self.told.append([])
+                threads.append(threading.Thread(target=self._watch, args=(feed, self.told[-1]), daemon=True))
             for thread in threads:
                 thread.start()
             stack.callback(self._stop, threads)
+            # A watch begins at a moment of its own; nothing before that is its loss.
+            for version in itertools.cycle((1, 2)):
+                if all(self.told):
+                    break
+                self._client.promote(f"{self.path}@begin", version)
+                time.sleep(0.05)
             self._stack = stack.pop_all()
 
     def _stop(self, threads: list[threading.Thread]) -> None:
@@ -232,23 +248,27 @@ class Story:
         for thread in threads[:-2]:
             thread.join(60)
 
-    def _answer(self, model: SyncModel, seen: _Seen) -> None:
+    def _answer(self, model: SyncModel, seen: Seen) -> None:
         while not self._stopping.wait(_PAUSE_S):
             try:
                 outputs = model.predict(_X)
             except Exception as exc:
-                seen.failures.append(f"{exc!r}, {len(self._acknowledged)} moves after the start")
+                seen.failures.append(f"{exc!r}, {len(self.acknowledged)} moves after the start")
                 continue
             key = (int(outputs.version.version), float(outputs["y"][0, 0]))
             seen.answers[key] = seen.answers.get(key, 0) + 1
 
     def _watch(self, feed: modelbox.sync.SyncChangeFeed, told: list[Change]) -> None:
-        with suppress(modelbox.ClientClosed, StopIteration):
+        try:
             for item in feed:
                 if isinstance(item, Resync):
-                    raise Violation(f"a watcher was told that history is gone: {item}")
-                if not told or (item.rev, item.idx) > (told[-1].rev, told[-1].idx):
+                    self._watching.append(f"a watcher was told that history is gone: {item}")
+                elif not told or (item.rev, item.idx) > (told[-1].rev, told[-1].idx):
                     told.append(item)
+        except ClientClosed:
+            pass
+        except Exception as exc:
+            self._watching.append(f"a watch ended: {exc!r}")
 
     # -- what is done to it ----------------------------------------------------------------------------------------
 
@@ -293,7 +313,7 @@ class Story:
             if version not in self._perhaps_gone:
                 raise
             return
-        self._acknowledged.append((alias, moved.mod_rev, version))
+        self.acknowledged.append((alias, moved.mod_rev, version))
         self._pointed[alias] = version
 
     def promote_with_an_old_place(self, choose: Choose) -> None:
@@ -318,7 +338,7 @@ class Story:
         except (ConflictError, NotFoundError):
             # There was no move yet to go back from, or what it pointed to is gone.
             return
-        self._acknowledged.append((alias, moved.mod_rev, moved.version))
+        self.acknowledged.append((alias, moved.mod_rev, moved.version))
         self._pointed[alias] = moved.version
 
     def delete(self, choose: Choose) -> None:
@@ -362,16 +382,22 @@ class Story:
         Raises:
             Violation: It does not.
         """
-        for handle, _, seen, _ in self._seen:
+        for seen in self.seen:
             if seen.failures:
-                raise Violation(f"{len(seen.failures)} calls of {handle} failed, such as {seen.failures[0]}")
+                raise Violation(f"{len(seen.failures)} calls of {seen.handle} failed, such as {seen.failures[0]}")
             for version, added in list(seen.answers):
                 expected = self._constants.get(version, added)
                 if added != expected or version in self._broken:
-                    raise Violation(f"{handle}: version {version} added {added}, and is to add {expected}")
+                    raise Violation(f"{seen.handle}: version {version} added {added}, and is to add {expected}")
+        if self._watching:
+            raise Violation(self._watching[0])
         for number, one in enumerate(self.world.replicas):
             if number not in self.world.down and not one.running:
                 raise Violation(f"server {number} ended by itself with {one.returncode}: {one.output[-2000:]}")
+
+    def answers(self) -> dict[str, int]:
+        """How often each handle answered."""
+        return {seen.handle: sum(seen.answers.values()) for seen in self.seen}
 
     def end(self) -> None:
         """Heals the world, waits until everybody holds what is stored, and compares.
@@ -387,20 +413,19 @@ class Story:
             self._wait(
                 lambda: self._patiently(lambda: self._at_the_end(final)),
                 lambda: (
-                    f"handles serve {[(name, model.version, model.state) for name, _, _, model in self._seen]}, "
+                    f"handles serve {[(model.ref, model.version, model.state) for model in self._models]}, "
                     f"where {final} is promoted"
                 ),
             )
-            history = self._patiently(lambda: list(self._client.iter_alias_moves(self.path)))
-            last = max(move.rev for move in history)
+            self.history = self._patiently(lambda: list(self._client.iter_alias_moves(self.path)))
+            last = max(move.rev for move in self.history)
             self._wait(
-                lambda: all(told and told[-1].rev >= last for told in self._told),
-                lambda: f"watchers are at {[told[-1].rev if told else 0 for told in self._told]}, not at {last}",
+                lambda: all(told and told[-1].rev >= last for told in self.told),
+                lambda: f"watchers are at {[told[-1].rev if told else 0 for told in self.told]}, not at {last}",
             )
-            self.check()
-            self._compare(history)
         finally:
             self._stack.close()
+        self.judge()
 
     def _publish_final(self) -> int:
         constant = float(next(self._attempts))
@@ -413,26 +438,33 @@ class Story:
         for alias in ALIASES:
             if self._client.resolve(f"{self.path}@{alias}").version.version != final:
                 moved = self._client.promote(f"{self.path}@{alias}", final)
-                self._acknowledged.append((alias, moved.mod_rev, final))
-        return all(model.version == final for _, _, _, model in self._seen)
+                self.acknowledged.append((alias, moved.mod_rev, final))
+        return all(model.version == final for model in self._models)
 
-    def _compare(self, history: list[AliasMove]) -> None:
+    def judge(self) -> None:
+        """Compares what everybody saw with the history.
+
+        Raises:
+            Violation: They do not fit.
+        """
+        self.check()
+        history = self.history
         stored = {(move.name, move.rev, move.to_version) for move in history}
-        if lost := [one for one in self._acknowledged if one not in stored]:
-            raise Violation(f"{len(lost)} of {len(self._acknowledged)} acknowledged moves are lost, such as {lost[0]}")
-        for number, told in enumerate(self._told):
+        if lost := [one for one in self.acknowledged if one not in stored]:
+            raise Violation(f"{len(lost)} of {len(self.acknowledged)} acknowledged moves are lost, such as {lost[0]}")
+        for number, told in enumerate(self.told):
             heard = {(str(one.object).rpartition("@")[2], one.rev) for one in told if isinstance(one.state, dict)}
             first = told[0].rev
             missing = {(move.name, move.rev) for move in history if move.rev > first and move.name in ALIASES} - heard
             if missing:
                 raise Violation(f"watcher {number} was never told of {sorted(missing)[:3]}")
-        for handle, alias, seen, _ in self._seen:
-            pointed = {move.to_version for move in history if move.name == alias}
+        for seen in self.seen:
+            pointed = {move.to_version for move in history if move.name == seen.alias}
             for version, _ in seen.answers:
                 if version not in pointed:
-                    raise Violation(f"{handle} answered by version {version}, to which {alias} never pointed")
+                    raise Violation(f"{seen.handle} answered by version {version}, to which {seen.alias} never pointed")
             if not seen.answers:
-                raise Violation(f"{handle} answered nothing")
+                raise Violation(f"{seen.handle} answered nothing")
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         until = time.monotonic() + _PATIENCE_S

@@ -1,4 +1,4 @@
-"""``python -m tools.soak [--minutes N] [--seed N]``: mixed load and faults; 0 when nothing went wrong."""
+"""``python -m tools.soak [--minutes N] [--seed N] [--of PART]``: load and faults; 0 when nothing went wrong."""
 
 from __future__ import annotations
 
@@ -8,39 +8,62 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 
-from tools.soak.run import Outcome, soak
+from tools.soak.outcome import Outcome
+from tools.soak.run import soak
+from tools.soak.whole import soak_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.soak",
-        description="Asks a sidecar over every protocol while versions move, bad requests come in, and the sidecar and "
-        "the server are killed at random; checks every answer.",
+        description="Two parts, each for half of the time. sidecar: asks a sidecar over every protocol while versions "
+        "move, bad requests come in, and the sidecar and the server are killed at random; checks every answer. whole: "
+        "random operations and faults over two servers on one PostgreSQL, two loaders, a sidecar and two watchers, "
+        "held against a model in memory.",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--seed", type=int, help="of the faults, to repeat a run")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="write there, in a directory that is removed")
+    parser.add_argument("--of", choices=("both", "sidecar", "whole"), default="both", help="one part only")
     options = parser.parse_args(arguments)
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     _say(f"soak: {options.minutes:g} min, seed {seed}")
-    with tempfile.TemporaryDirectory(prefix="modelbox-soak-", dir=options.directory) as name:
-        outcome = anyio.run(lambda: soak(Path(name), seconds=options.minutes * 60, seed=seed, say=_say))
-    _print(outcome, seed)
-    return 1 if outcome.violations else 0
+    parts = ("sidecar", "whole") if options.of == "both" else (options.of,)
+    seconds = options.minutes * 60 / len(parts)
+    violated = False
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="mb-soak-", dir=options.directory) as name:
+            directory = Path(name)
+            if part == "sidecar":
+                outcome = anyio.run(partial(soak, directory, seconds=seconds, seed=seed, say=_say))
+            else:
+                outcome = soak_whole(directory, seconds=seconds, seed=seed, say=_say)
+        print(f"== {part}")
+        _print(outcome, seed)
+        violated |= bool(outcome.violations)
+    return 1 if violated else 0
 
 
 def _print(outcome: Outcome, seed: int) -> None:
     print(f"{outcome.seconds:.0f} s, seed {seed}")
     total = outcome.answered.total()
-    print(f"operations: {total} good answers ({total / outcome.seconds:.0f}/s)")
+    print(f"answers: {total} good ones ({total / outcome.seconds:.0f}/s)")
     for name, count in outcome.answered.items():
-        print(f"  {name:32} {count:9}  failed while the sidecar was away: {outcome.failed[name]}")
-    for title, counts in (("bad requests, refused", outcome.refused), ("faults injected", outcome.faults)):
+        failed = f"  failed while the sidecar was away: {outcome.failed[name]}" if outcome.failed else ""
+        print(f"  {name:32} {count:9}{failed}")
+    for title, counts in (
+        ("operations on models", outcome.operations),
+        ("bad requests, refused", outcome.refused),
+        ("faults injected", outcome.faults),
+    ):
+        if not counts:
+            continue
         print(f"{title}: {counts.total()}")
         for name, count in sorted(counts.items()):
             print(f"  {name:32} {count:9}")

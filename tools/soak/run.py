@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -24,40 +22,15 @@ from tests.server import ProgramProcess, ServerProcess
 from tests.sidecar import SidecarProcess
 from tests.sidecar_traffic import Traffic, added
 from tools.soak.bad_requests import BAD_REQUESTS, LostError
+from tools.soak.outcome import Outcome, telling
 
-__all__ = ("Outcome", "soak")
+__all__ = ("soak",)
 
-_OUTPUT_CHARS = 20_000
 _MODEL = "soak/model"
 _CONSTANTS = {1: 10.0, 2: 20.0, 3: 30.0}
 _BROKEN = 4
 _PATIENCE_S = 60.0
 _BAD_PAUSE_S = 0.02
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What a run was.
-
-    Attributes:
-        seconds: How long the load lasted.
-        answered: Good answers, by protocol.
-        failed: Calls that failed while the sidecar was away, by protocol.
-        refused: Bad requests that were refused, by kind.
-        faults: Done, by kind.
-        violations: What must not be.
-        output: What the programs printed from the first error on, if there were any; in part.
-        memory: Resident bytes by process: at the start, at the end, and the most that was seen.
-    """
-
-    seconds: float = 0.0
-    answered: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    violations: list[str] = field(default_factory=list)
-    output: dict[str, str] = field(default_factory=dict)
-    memory: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 async def soak(directory: Path, *, seconds: float, seed: int, say: Callable[[str], None]) -> Outcome:
@@ -147,7 +120,7 @@ class _Run:
             f"{name} printed a traceback" for name, one in self._processes().items() if "Traceback" in one.output
         ]
         if outcome.violations:
-            outcome.output = {name: _telling(one.output) for name, one in self._processes().items()}
+            outcome.output = {name: telling(one.output) for name, one in self._processes().items()}
         outcome.answered.update({name: sum(seen.values()) for name, seen in traffic.calls.items()})
         outcome.failed.update(traffic.failed)
         outcome.memory = {key: (start[key], end[key], max(most[key], end[key])) for key in start}
@@ -242,10 +215,3 @@ class _Run:
                     return
                 except TransportError:
                     await anyio.sleep(0.05)
-
-
-def _telling(output: str) -> str:
-    """The part of a log in which the first error stands, or its end."""
-    first = output.find(" ERROR ")
-    begin = max(0, first - 2000) if first >= 0 else max(0, len(output) - _OUTPUT_CHARS)
-    return output[begin : begin + _OUTPUT_CHARS]
