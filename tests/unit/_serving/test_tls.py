@@ -14,7 +14,7 @@ import pytest
 
 from modelbox._serving.tls import ServerTls, TlsSettings, open_tls, tls_problems
 from modelbox.errors import ConfigError
-from tests.certificates import DAY, Authority, Pair
+from tests.certificates import DAY, Authority, Pair, put
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,27 +107,25 @@ async def test_new_files_are_taken_and_said_so(
     tls = tls_of(pair)
     tls.open()
     refused = tls.gauges()["modelbox_tls_files_refused"][1]
-    left = tls.gauges()["modelbox_tls_certificate_days_left"][1]
     old = pair.key.read_bytes()
+
+    async def until_said(level: str, text: str) -> None:
+        while not any(level == told and text in message for told, message in logged(caplog)):
+            await anyio.sleep(0.002)
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: tls.watch(every_s=0.001))
-        new = authority.issue("new", "localhost", ends=25 * DAY)
         with anyio.fail_after(20):
-            pair.key.write_bytes(b"")
-            while not refused():
-                await anyio.sleep(0.002)
-            pair.key.write_bytes(old)
-            while refused():
-                await anyio.sleep(0.002)
-            pair.replace_by(new)
-            while left() < 24:
-                await anyio.sleep(0.002)
+            put(pair.key, b"")
+            await until_said("ERROR", f"are not used, those before go on: {pair.certificate}, {pair.key}")
+            assert refused() == 1
+            put(pair.key, old)
+            await until_said("INFO", "new TLS files are in use; the certificate ends in 20.0 days")
+            assert refused() == 0
+            pair.replace_by(authority.issue("new", "localhost", ends=25 * DAY))
+            await until_said("INFO", "new TLS files are in use; the certificate ends in 25.0 days")
+            assert 24 < tls.gauges()["modelbox_tls_certificate_days_left"][1]() < 26
         tasks.cancel_scope.cancel()
-    lines = logged(caplog)
-    assert lines[0][0] == "ERROR"
-    assert f"are not used, those before go on: {pair.certificate}, {pair.key}" in lines[0][1]
-    assert lines[1] == ("INFO", "new TLS files are in use; the certificate ends in 20.0 days")
-    assert lines[-1] == ("INFO", "new TLS files are in use; the certificate ends in 25.0 days")
 
 
 @pytest.mark.parametrize(
