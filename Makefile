@@ -65,6 +65,10 @@ MINUTES ?= 60
 soak: $(STAMP)  ## Half a sidecar under load, half everything at once, while things break (MINUTES=60, ARGS="--seed 7")
 	$(BIN)/python -m tools.soak --minutes $(MINUTES) $(ARGS)
 
+.PHONY: reliability
+reliability: $(STAMP)  ## Make docs/reliability.md of the fault tests (ARGS=--run measures its figures anew)
+	$(BIN)/python -m tools.reliability $(ARGS)
+
 .PHONY: prove-image
 prove-image: $(STAMP)  ## Build the container images and run them, without a Docker engine (as root; see docs/deploying.md)
 	$(BIN)/python -m tools.prove_image $(ARGS)

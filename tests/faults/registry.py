@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ("FIGURES", "Mark", "fault", "marked", "record_figure")
+__all__ = ("FIGURES", "RECORD", "Mark", "fault", "marked", "record_figure")
 
 ROOT = Path(__file__).parents[2]
 FIGURES = Path(__file__).with_name("figures.json")
 """What the tests measured last, by row; written by `make reliability`."""
 
-_RECORD = "MODELBOX_TEST_FIGURES"
+RECORD = "MODELBOX_TEST_FIGURES"
 """Names the file that figures go to; tests record nothing where it is not set."""
 
 
@@ -33,7 +33,7 @@ def fault(*numbers: int) -> pytest.MarkDecorator:
 
 def record_figure(number: int, text: str) -> None:
     """Keeps what a test measured, for the row's last column: counts and times, with their units."""
-    if not (path := os.environ.get(_RECORD)):
+    if not (path := os.environ.get(RECORD)):
         return
     with open(path, "a") as file:
         file.write(json.dumps([number, text]) + "\n")
