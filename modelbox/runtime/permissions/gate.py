@@ -30,6 +30,7 @@ __all__ = ("DenialLog", "Gate", "reads_all", "without_hidden")
 _ROLES = dict(zip(Permission, Role, strict=True))
 _NOBODY = Caller(name="")
 """Until it is known who calls: may do nothing."""
+_NOWHERE = ("", "")
 _CREDENTIALS: ContextVar[Credentials] = ContextVar("modelbox_credentials")
 
 
@@ -164,10 +165,12 @@ class Gate:
             caller = self._access.caller(_CREDENTIALS.get())
         except ModelBoxError:
             return False
-        for need, target in self.pending(rule, caller, source):
-            place = target.place or self._places.known(target.text)
-            if place is None or not caller.may(need.permission, *place):
-                return False
+        for need in rule.needs:
+            if not caller.may(need.permission):
+                for _, text, place in need.on.find(source):
+                    namespace, model = place or self._places.known(text) or _NOWHERE
+                    if not namespace or not caller.may(need.permission, namespace, model):
+                        return False
         return True
 
     def settles(self, rule: Rule, caller: Caller) -> bool:

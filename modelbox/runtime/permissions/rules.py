@@ -6,7 +6,7 @@ of a message ``policy.scope``; of a request over HTTP ``path.ns``, ``query.objec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,34 +58,59 @@ class Asked:
         return self._query(field) if where == "query" else self._body.get(field)
 
 
-def _values(source: Any, field: str) -> list[Any]:
-    """What a field holds: one value, several, or none."""
+def _reader(field: str) -> Callable[[Any], Sequence[str]]:
+    """Reads the texts of a field: one, several, or none."""
+    values = _values_of(field)
+
+    def read(source: Any) -> Sequence[str]:
+        found = values(source)
+        for value in found:
+            if not isinstance(value, str):
+                raise InvalidError(f"{shown(value)} is not text, as {field} is", what=field)
+        return found
+
+    return read
+
+
+def _one_of(field: str) -> Callable[[Any], str]:
+    """Reads the text of a field; empty if there is none."""
+    texts = _reader(field)
+
+    def read(source: Any) -> str:
+        found = texts(source)
+        if len(found) > 1:
+            raise InvalidError(f"{field} is given more than once", what=field)
+        return found[0] if found else ""
+
+    return read
+
+
+def _values_of(field: str) -> Callable[[Any], Sequence[Any]]:
+    """Reads what a field holds, whatever that is."""
     first, *rest = field.split(".")
-    found = source.read(first, rest.pop(0)) if isinstance(source, Asked) else _part(source, first)
-    for name in rest:
-        found = _part(found, name)
-    if found is None:
-        return []
-    return [found] if isinstance(found, str) or not isinstance(found, Iterable) else list(found)
+
+    def read(source: Any) -> Sequence[Any]:
+        names = rest
+        found: Any
+        if type(source) is Asked:
+            found = source.read(first, rest[0])
+            names = rest[1:]
+        else:
+            found = _part(source, first)
+        for name in names:
+            found = _part(found, name)
+        if type(found) is str:
+            return (found,)
+        if found is None:
+            return ()
+        # Messages of neither codec have a length; lists of google's have nothing else in common with lists.
+        return tuple(found) if hasattr(found, "__len__") and type(found) is not dict else (found,)
+
+    return read
 
 
 def _part(of: Any, name: str) -> Any:
-    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
-
-
-def _texts(source: Any, field: str) -> list[str]:
-    values = _values(source, field)
-    for value in values:
-        if not isinstance(value, str):
-            raise InvalidError(f"{shown(value)} is not text, as {field} is", what=field)
-    return values
-
-
-def _text(source: Any, field: str) -> str:
-    texts = _texts(source, field)
-    if len(texts) > 1:
-        raise InvalidError(f"{field} is given more than once", what=field)
-    return texts[0] if texts else ""
+    return of.get(name) if type(of) is dict else getattr(of, name, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +123,7 @@ class Finder:
         about: What it finds, for people.
     """
 
-    find: Callable[[Any], Iterable[Target]]
+    find: Callable[[Any], Sequence[Target]]
     fields: tuple[str, ...]
     about: str
 
@@ -117,13 +142,15 @@ def server() -> Finder:
 
 def namespace(field: str) -> Finder:
     """A namespace by name."""
-    return Finder(lambda source: (targets.namespace_of(_text(source, field)),), (field,), "the namespace")
+    text = _one_of(field)
+    return Finder(lambda source: (targets.namespace_of(text(source)),), (field,), "the namespace")
 
 
 def model(namespace: str, name: str) -> Finder:
     """A model by both its names."""
+    first, second = _one_of(namespace), _one_of(name)
     return Finder(
-        lambda source: (targets.model_of(_text(source, namespace), _text(source, name)),),
+        lambda source: (targets.model_of(first(source), second(source)),),
         (namespace, name),
         "the model",
     )
@@ -131,7 +158,8 @@ def model(namespace: str, name: str) -> Finder:
 
 def at(field: str) -> Finder:
     """A namespace or model as a path; empty for the server."""
-    return Finder(lambda source: (targets.scope_of(_text(source, field)),), (field,), "the namespace or model")
+    text = _one_of(field)
+    return Finder(lambda source: (targets.scope_of(text(source)),), (field,), "the namespace or model")
 
 
 _READERS: Mapping[str, tuple[Callable[[str], Target], str]] = {
@@ -145,12 +173,15 @@ _READERS: Mapping[str, tuple[Callable[[str], Target], str]] = {
 def things(field: str, read: str = "object") -> Finder:
     """One thing or several: any ``object``, by ``path`` what belongs to no model, by ``id``, or by a ``ref``."""
     one, about = _READERS[read]
+    texts = _reader(field)
 
-    def find(source: Any) -> list[Target]:
-        texts = _texts(source, field)
-        if not texts:
+    def find(source: Any) -> Sequence[Target]:
+        found = texts(source)
+        if len(found) == 1:
+            return (one(found[0]),)
+        if not found:
             raise InvalidError(f"{field} is missing", what=field)
-        return [one(text) for text in texts]
+        return [one(text) for text in found]
 
     return Finder(find, (field,), about)
 
@@ -162,12 +193,13 @@ def refs(field: str) -> Finder:
 
 def each(field: str, finder: Finder) -> Finder:
     """The same of each element of a list."""
+    elements = _values_of(field)
 
-    def find(source: Any) -> list[Target]:
-        elements = _values(source, field)
-        if any(isinstance(element, str | int | float) for element in elements):
-            raise InvalidError(f"{field} is not a list of objects", what=field)
-        return [target for element in elements for target in finder.find(element)]
+    def find(source: Any) -> Sequence[Target]:
+        found = elements(source)
+        if len(found) == 1:
+            return finder.find(found[0])
+        return [target for element in found for target in finder.find(element)]
 
     return Finder(find, (field,), finder.about)
 
@@ -175,11 +207,12 @@ def each(field: str, finder: Finder) -> Finder:
 def optional(finder: Finder) -> Finder:
     """The same, or nothing where the field is empty."""
     (field,) = finder.fields
-
-    def find(source: Any) -> Iterable[Target]:
-        return finder.find(source) if any(_texts(source, field)) else ()
-
-    return Finder(find, finder.fields, f"{finder.about}, if one is named")
+    texts = _reader(field)
+    return Finder(
+        lambda source: finder.find(source) if any(texts(source)) else (),
+        finder.fields,
+        f"{finder.about}, if one is named",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
