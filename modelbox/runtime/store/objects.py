@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, or_, select, updat
 
 from modelbox.errors import InvalidError, NotFoundError
 from modelbox.refs import ModelRef, check_name, shown
-from modelbox.runtime.store.lookups import model_row, no_model, ref_row
+from modelbox.runtime.store.lookups import find_model_row, model_row, no_model, ref_row
 from modelbox.runtime.store.prepared import Prepared
 from modelbox.runtime.store.schema import (
     attribute_history,
@@ -140,15 +140,17 @@ def seen_object(conn: Connection, text: str, visible: Visible | None, *, deleted
     """As `object_row`; what the caller may not see is not there. A namespace is, where something in it may be seen."""
     if visible is None:
         return object_row(conn, text, deleted_ok=deleted_ok)
+    if isinstance(text, str) and "/" in text:
+        ref = ModelRef.parse(text)
+        model = find_model_row(conn, ref.namespace, ref.model)
+        if model is None or not visible.shows_model(model.namespace_id, model.id):
+            raise no_model(conn, ref.namespace, ref.model, visible)
     found = object_row(conn, text, deleted_ok=True)
     if found.kind is ObjectKind.NAMESPACE:
         shows = found.namespace_id in visible.named_ids
     else:
         shows = visible.shows_object(conn, found.id)
     if not shows:
-        if "/" in text:
-            ref = ModelRef.parse(text)
-            raise no_model(conn, ref.namespace, ref.model, visible)
         raise _no_object(text)
     if found.deleted and not deleted_ok:
         raise _binned(text, found)

@@ -57,6 +57,10 @@ class Visible:
         yield select(versions.c.uid).where(versions.c.model_id.in_(self.model_ids))
         yield select(artifacts.c.uid).where(artifacts.c.model_id.in_(self.model_ids))
 
+    def shows_model(self, namespace_id: int, model_id: int) -> bool:
+        """Whether the model with the number of a row, in a namespace, may be seen."""
+        return namespace_id in self.namespace_ids or model_id in self.model_ids
+
     def shows_object(self, conn: Connection, row_id: int) -> bool:
         """Whether the object with the number of a row may be seen."""
         query = select(objects.c.id).where(
