@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Table, func, select
 
+from modelbox.access import Caller, Grant, Role
+from modelbox.accounts import AccountPatch, NewToken
 from modelbox.errors import ApprovalNeeded
 from modelbox.manifest import Manifest, ManifestFile
 from modelbox.objects import ArtifactFile, InstanceReport, InstanceState, NewArtifact, NewVersion
@@ -18,6 +20,7 @@ from modelbox.refs import ModelRef
 from modelbox.rules import Rule
 from modelbox.runtime.moving.tables import copied_tables, last_id
 from modelbox.runtime.ports import BlobStore
+from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.artifacts import ArtifactService
 from modelbox.runtime.services.datasets import DatasetService
 from modelbox.runtime.services.fleet import FleetService
@@ -27,6 +30,7 @@ from modelbox.runtime.services.notes import NoteService
 from modelbox.runtime.services.registry import RegistryService
 from modelbox.runtime.services.rules import RuleService
 from modelbox.runtime.services.tracking import TrackingService
+from modelbox.runtime.store.access import SqlAccessStore
 from modelbox.runtime.store.approvals import SqlRuleStore
 from modelbox.runtime.store.artifacts import SqlArtifactStore
 from modelbox.runtime.store.database import MainDatabase
@@ -61,6 +65,7 @@ from modelbox.tracking import (
 )
 from tests.integration.server_core import chunks, digest_of
 
+_ROOT = Caller(name="root", grants=(Grant(role=Role.ADMIN),))
 AT = datetime(2026, 5, 3, 12, 0, 0, 123456, tzinfo=UTC)
 _LATER = AT + timedelta(hours=1)
 _FILES = (b"", b"weights", bytes(range(256)) * 5000, "größe".encode())
@@ -81,6 +86,7 @@ async def fill(database: MainDatabase, blobs: BlobStore) -> None:
     await _records(database, clock, runs)
     await _metrics(metrics, runs)
     await _rules(registry, RuleService(SqlRuleStore(database), clock=clock))
+    await _access(AccessService(SqlAccessStore(database), on=True, clock=lambda: clock.now.timestamp()))
     # Its number is never given again, nor is that of what is purged below.
     await registry.publish_version(_version("gone", b"weights"), actor="ann")
     await registry.delete_version("ns", "gone", 1, actor="bob")
@@ -141,6 +147,20 @@ async def _rules(registry: RegistryService, rules: RuleService) -> None:
         await registry.move_alias("ns", "m", "blue1", version=1, actor="bob", reason="„ja“")
     except ApprovalNeeded as waits:
         await rules.reject_request("ns", "m", str(waits.fields["request"]), comment="no", actor="ann")
+
+
+async def _access(access: AccessService) -> None:
+    await access.create_account("root", description="„ja“ 🎈", certificate_names=("ß.example", "b"), caller=_ROOT)
+    await access.grant_role("root", Grant(role=Role.ADMIN), caller=_ROOT)
+    await access.grant_role("root", Grant(namespace="ns", model="m", role=Role.READER), caller=_ROOT)
+    new = NewToken(account="ci", role=Role.WRITER, namespaces=("ns", "later"), create_account=True)
+    kept = await access.create_token(new, caller=_ROOT)
+    ended = await access.create_token(NewToken(account="root"), caller=_ROOT)
+    await access.revoke_token(ended.info.id, caller=_ROOT)
+    await access.update_account("ci", AccountPatch(disabled=True), caller=_ROOT)
+    await access.update_account("ci", AccountPatch(disabled=False), caller=_ROOT)
+    access.caller(access.credentials(f"Bearer {kept.token}"))
+    await access.note_uses()
 
 
 async def _run(tracking: TrackingService, name: str, **given: Any) -> str:
