@@ -96,10 +96,14 @@ class ModelBoxError(Exception):
     Args:
         message: What went wrong, what was expected, and what to do next.
         **fields: Typed details; JSON scalars, lists and maps only, never secrets.
+
+    Attributes:
+        request_id: The call that failed, as the server's log and its audit log name it; empty if no server answered.
     """
 
     code: ClassVar[str] = "modelbox"
     retryable: ClassVar[bool] = False
+    request_id: str = ""
 
     def __init__(self, message: str, **fields: object) -> None:
         super().__init__(message)
@@ -303,7 +307,7 @@ class ServerBusy(ModelBoxError):
 
 
 class QueueFull(ServerBusy):
-    """Too many calls of one model wait already; ``fields["retry_after_s"]`` estimates when there will be room."""
+    """Too many calls wait already, of one model or of a server; ``fields["retry_after_s"]`` says when to come again."""
 
     code = "busy.queue_full"
 

@@ -332,6 +332,7 @@ class Connection:
     def _answered(self, exc: GRPCError, stream: Stream[Any, Any]) -> ModelBoxError:
         """The error that the server sent in its trailers."""
         error = _wire.unpack_error(exc.status.value, exc.message or "", _error_trailer(stream))
+        error.request_id = _request_id(stream)
         if isinstance(error, NotAuthenticated):
             self._http.security.rejected()
         return error
@@ -605,16 +606,28 @@ class _Left(Exception):
 def _refusal(stream: Stream[Any, Any]) -> ModelBoxError | None:
     """The error of a call that failed before the server said good-bye, and is told of both at once."""
     trailer = _error_trailer(stream)
-    return None if trailer is None else _wire.unpack_error(Status.UNAVAILABLE.value, "", trailer)
+    if trailer is None:
+        return None
+    error = _wire.unpack_error(Status.UNAVAILABLE.value, "", trailer)
+    error.request_id = _request_id(stream)
+    return error
 
 
 def _error_trailer(stream: Stream[Any, Any]) -> bytes | None:
+    value = _trailers(stream).get(_wire.ERROR_KEY)
+    return value if isinstance(value, bytes) else None
+
+
+def _request_id(stream: Stream[Any, Any]) -> str:
+    return str(_trailers(stream).get(_wire.REQUEST_KEY, ""))
+
+
+def _trailers(stream: Stream[Any, Any]) -> Mapping[str, str | bytes]:
     metadata = stream.trailing_metadata
     if metadata is None and getattr(stream, "_stream", None) is not None:
         # The stream was reset after its trailers had come; grpclib then leaves them undecoded.
         metadata = decode_metadata(stream._stream.trailers or stream._stream.headers or [])
-    value = None if metadata is None else metadata.get(_wire.ERROR_KEY)
-    return value if isinstance(value, bytes) else None
+    return {} if metadata is None else metadata
 
 
 def nothing(_: object) -> None:

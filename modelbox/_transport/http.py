@@ -34,7 +34,7 @@ from modelbox._transport.direct import (
 )
 from modelbox._transport.faults import map_errors
 from modelbox._transport.security import Security
-from modelbox._wire import ACTOR_KEY, DIRECT_HEADER
+from modelbox._wire import ACTOR_KEY, DIRECT_HEADER, REQUEST_KEY
 from modelbox.config import ClientConfig, is_loopback
 from modelbox.errors import (
     AuthError,
@@ -264,7 +264,9 @@ class HttpFiles:
         except (ValueError, RecursionError):
             data = None
         if isinstance(data, dict) and isinstance(data.get("code"), str):
-            return error_from_dict(data)
+            error = error_from_dict(data)
+            error.request_id = response.headers.get(REQUEST_KEY, "")
+            return error
         cls = _BY_STATUS.get(response.status, ProtocolError)
         hint = "; is it a ModelBox server?" if cls is ProtocolError else ""
         return cls(f"{self._peer} answered {response.url.path} with HTTP status {response.status}{hint}")

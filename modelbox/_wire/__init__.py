@@ -17,7 +17,15 @@ from modelbox._wire.artifacts import (
     unpack_created_artifact,
     unpack_new_artifact,
 )
-from modelbox._wire.errors import ACTOR_KEY, DIRECT_HEADER, ERROR_KEY, MAX_ERROR_BYTES, pack_error, unpack_error
+from modelbox._wire.errors import (
+    ACTOR_KEY,
+    DIRECT_HEADER,
+    ERROR_KEY,
+    MAX_ERROR_BYTES,
+    REQUEST_KEY,
+    pack_error,
+    unpack_error,
+)
 from modelbox._wire.feed import (
     pack_change,
     pack_feed_item,
@@ -60,6 +68,7 @@ __all__ = (
     "DIRECT_HEADER",
     "ERROR_KEY",
     "MAX_ERROR_BYTES",
+    "REQUEST_KEY",
     "decode_message",
     "pack_alias",
     "pack_alias_move",

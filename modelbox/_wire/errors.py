@@ -26,6 +26,9 @@ from modelbox.redaction import redact, redact_value
 ACTOR_KEY = "modelbox-actor"
 """Request metadata (and HTTP header): who calls, for the history."""
 
+REQUEST_KEY = "x-request-id"
+"""Metadata and HTTP header: the name of a call. A caller may give one; every refusal and every answer over HTTP has one."""
+
 DIRECT_HEADER = "Modelbox-Direct"
 """HTTP header: of a request that also takes the address of the bytes in their place, and of an answer that is one."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ __all__ = (
     "current_origin",
     "current_renewal",
     "current_scope",
+    "given_request_id",
+    "new_request_id",
 )
 
 CALLER: ContextVar[Caller] = ContextVar("modelbox_caller", default=ANYBODY)
@@ -32,6 +36,7 @@ RENEWAL: ContextVar[Callable[[], Caller] | None] = ContextVar("modelbox_renewal"
 
 
 _MAX_CHARS = 64
+_GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,16 @@ class Origin:
 
 
 NO_ORIGIN = Origin()
+
+
+def new_request_id() -> str:
+    """A name for a call that has none."""
+    return secrets.token_hex(8)
+
+
+def given_request_id(text: str) -> str:
+    """The name that a caller gives its call; empty if it gives none, or one that would not look well in a log."""
+    return text if _GIVEN.fullmatch(text) else ""
 
 
 def current_caller() -> Caller:

@@ -16,7 +16,7 @@ from grpclib.const import Handler
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from modelbox._proto.modelbox import v1 as pb
-from modelbox._wire import ERROR_KEY
+from modelbox._wire import ERROR_KEY, REQUEST_KEY
 from modelbox.runtime.app import _Server
 from modelbox.runtime.config import ServerConfig, load_server_config
 from modelbox.runtime.rest.app import routes_of
@@ -121,6 +121,7 @@ class Caller:
         except GRPCError as exc:
             trailers: dict[str, Any] = dict(stream.trailing_metadata or stream.initial_metadata or {})
             error = bytes(trailers.pop(ERROR_KEY, b""))
+            trailers.pop(REQUEST_KEY, None)
             return Answer(
                 f"{exc.status.name} {exc.message}", tuple(sorted((k, str(v)) for k, v in trailers.items())), error
             )
@@ -146,7 +147,9 @@ class Caller:
                 body = await response.content.readline()
             else:
                 body = await response.read()
-            headers = tuple(sorted((name, value) for name, value in response.headers.items() if name != "Date"))
+            # Of the call, whatever it is about.
+            own = ("Date", "X-Request-Id")
+            headers = tuple(sorted((name, value) for name, value in response.headers.items() if name not in own))
             return Answer(str(response.status), headers, body)
 
     async def get(self, path: str, **query: str) -> Any:

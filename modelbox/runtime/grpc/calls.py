@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -23,15 +22,17 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 from h2.errors import ErrorCodes
 
+from modelbox._serving.admission import Admission
 from modelbox._serving.grpc import Servable
 from modelbox._serving.health import Health
 from modelbox._serving.messages import decode_google
 from modelbox._serving.peers import Peer, peer_of
 from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
-from modelbox._wire import ACTOR_KEY, ERROR_KEY, decode_message, pack_error
+from modelbox._wire import ACTOR_KEY, ERROR_KEY, REQUEST_KEY, decode_message, pack_error
 from modelbox.access import Caller
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.redaction import redact
+from modelbox.runtime.caller import REQUEST_ID, given_request_id, new_request_id
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.permissions.deliveries import screen
 from modelbox.runtime.permissions.gate import Gate, without_hidden
@@ -139,6 +140,7 @@ class Boundary:
         metrics: Where calls are counted.
         health: While it accepts none, calls are refused as busy; those of ``always`` are not.
         gate: Which calls pass, and whose.
+        admission: How many calls there may be, apart from streams.
         rules: Which calls are for servers of another role.
         bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
     """
@@ -150,6 +152,7 @@ class Boundary:
         metrics: Metrics,
         health: Health,
         gate: Gate,
+        admission: Admission,
         rules: RoleRules = _ALL,
         bytes_address: Callable[[], str] = str,
     ) -> None:
@@ -157,6 +160,7 @@ class Boundary:
         self._metrics = metrics
         self._health = health
         self._gate = gate
+        self._admission = admission
         self._rules = rules
         self._bytes_address = bytes_address
         self._ambient: set[anyio.CancelScope] = set()
@@ -168,6 +172,7 @@ class Boundary:
         return context
 
     def _know(self, headers: Mapping[str, Any], peer: Peer) -> None:
+        REQUEST_ID.set(given_request_id(str(headers.get(REQUEST_KEY, ""))))
         several = getattr(headers, "getall", None)
         authorization = (
             [str(one) for one in several(_AUTHORIZATION, ())] if several else [headers.get(_AUTHORIZATION, "")]
@@ -209,6 +214,7 @@ class Boundary:
         status = "CANCELLED"
         name = path.removeprefix("/")
         self._know(stream.metadata or {}, peer_of(stream._stream._transport))
+        _name_call()
         scope = anyio.CancelScope()
         try:
             with self._metrics.running("grpc"), scope:
@@ -248,7 +254,7 @@ class Boundary:
                 `direct_google` takes the call, and says what is wrong with it.
         """
         name = path.removeprefix("/")
-        metrics, health = self._metrics, self._health
+        metrics, health, admission = self._metrics, self._health, self._admission
         refused = self._rules.refuses_call(name)
         rule = rule_of_call(path)
         gate = self._gate if self._gate.on else None
@@ -259,7 +265,7 @@ class Boundary:
             message: bytes | memoryview, remaining_s: float | None, done: Callable[[bytes | Exception], None]
         ) -> bool:
             nonlocal loop
-            if not health.accepting or refused:
+            if not health.accepting or refused or admission.full:
                 return False
             begun = time.monotonic()
             limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
@@ -276,9 +282,12 @@ class Boundary:
                 if isinstance(outcome, Exception):
                     error = outcome if isinstance(outcome, ModelBoxError) else _unexpected(name, outcome)
                     status = statuses_of(error).grpc.name if error is outcome else "INTERNAL"
+                    # Calls of one peer share a context here, so only those that fail get a name.
+                    error.request_id = error.request_id or new_request_id()
                     outcome = error
                 else:
                     outcome = _encode_google(outcome)
+                admission.leave()
                 metrics.count_running("grpc", -1)
                 metrics.observe_call("grpc", name, status, time.monotonic() - begun)
                 done(outcome)
@@ -295,6 +304,7 @@ class Boundary:
             if loop is None:
                 loop = asyncio.get_running_loop()
             timer = loop.call_later(limit_s, overdue)
+            admission.enter()
             metrics.count_running("grpc", 1)
             return True
 
@@ -319,10 +329,14 @@ class Boundary:
         async def answer(message: bytes | memoryview, remaining_s: float | None) -> bytes:
             begun = time.monotonic()
             status = "CANCELLED"
+            admitted = False
+            _name_call()
             try:
                 with self._metrics.running("grpc"):
                     if not self._health.accepting:
                         raise ServerBusy(f"the server is {self._health.reason}: try again", retry_after_s=1.0)
+                    self._admission.enter()
+                    admitted = True
                     if refused:
                         raise self._rules.refusal(name, bytes_address=self._bytes_address())
                     limit_s = call_timeout_s if remaining_s is None else min(call_timeout_s, remaining_s)
@@ -337,11 +351,14 @@ class Boundary:
                 return encoded
             except ModelBoxError as exc:
                 status = statuses_of(exc).grpc.name
+                exc.request_id = REQUEST_ID.get()
                 raise
             except Exception as exc:
                 status = "INTERNAL"
                 raise _unexpected(name, exc) from exc
             finally:
+                if admitted:
+                    self._admission.leave()
                 self._metrics.observe_call("grpc", name, status, time.monotonic() - begun)
 
         return answer
@@ -390,11 +407,16 @@ class Boundary:
                     await _Unary(stream, send_s=None, receive_s=limits.stall_timeout_s, admit=admit).recv_message()
                 raise self._rules.refusal(name, bytes_address=self._bytes_address())
             if method.cardinality is Cardinality.UNARY_UNARY:
+                if not always:
+                    self._admission.enter()
                 try:
                     with anyio.fail_after(limits.call_timeout_s):
                         await method.func(_Unary(stream, send_s=None, receive_s=None, admit=admit))
                 except TimeoutError as exc:
                     raise DeadlineExceeded(f"the call took longer than {limits.call_timeout_s} s") from exc
+                finally:
+                    if not always:
+                        self._admission.leave()
             else:
                 follows = name.endswith("/Watch")
                 guarded = _Guarded if method.cardinality.client_streaming else _Unary
@@ -422,10 +444,11 @@ class Boundary:
 
     async def _fail(self, stream: Stream[Any, Any], error: ModelBoxError) -> str:
         status = Status(int(statuses_of(error).grpc))
+        error.request_id = REQUEST_ID.get()
         try:
             with anyio.fail_after(self._limits.send_timeout_s):
                 await stream.send_trailing_metadata(
-                    status=status, status_message=redact(error.message)[:500], metadata={ERROR_KEY: pack_error(error)}
+                    status=status, status_message=redact(error.message)[:500], metadata=_trailers_of(error)
                 )
         except TimeoutError:
             _cut_off(stream)
@@ -434,9 +457,24 @@ class Boundary:
 
 def _unexpected(name: str, error: Exception) -> ModelBoxError:
     """What a caller reads of an exception, which goes to the log."""
-    request_id = secrets.token_hex(6)
+    request_id = REQUEST_ID.get() or new_request_id()
     _LOG.error("%s failed unexpectedly (request %s)", name, request_id, exc_info=error)
-    return ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
+    told = ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
+    told.request_id = request_id
+    return told
+
+
+def _name_call() -> None:
+    """Names the call that this task handles, unless its caller has."""
+    if not REQUEST_ID.get():
+        REQUEST_ID.set(new_request_id())
+
+
+def _trailers_of(error: ModelBoxError) -> dict[str, str | bytes]:
+    trailers: dict[str, str | bytes] = {ERROR_KEY: pack_error(error)}
+    if error.request_id:
+        trailers[REQUEST_KEY] = error.request_id
+    return trailers
 
 
 class _Once:
@@ -475,7 +513,7 @@ def failure_of(error: Exception) -> Failure:
     if not isinstance(error, ModelBoxError):
         error = ModelBoxError("the server failed unexpectedly")
     return Failure(
-        status=int(statuses_of(error).grpc), text=redact(error.message)[:500], metadata={ERROR_KEY: pack_error(error)}
+        status=int(statuses_of(error).grpc), text=redact(error.message)[:500], metadata=_trailers_of(error)
     )
 
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-import secrets
+import math
 import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+import anyio
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from modelbox._serving.admission import Admission
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.peers import peer_of
-from modelbox._wire import ACTOR_KEY
+from modelbox._wire import ACTOR_KEY, REQUEST_KEY
 from modelbox._wire.values import loads
 from modelbox.errors import (
     AuthError,
+    DeadlineExceeded,
     InvalidError,
     LimitError,
     ModelBoxError,
@@ -33,7 +36,7 @@ from modelbox.errors import (
 )
 from modelbox.objects import JsonValue
 from modelbox.refs import shown
-from modelbox.runtime.caller import current_caller
+from modelbox.runtime.caller import REQUEST_ID, current_caller, given_request_id, new_request_id
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.permissions.gate import Gate, without_hidden
 from modelbox.runtime.permissions.rules import Asked
@@ -44,7 +47,23 @@ from modelbox.runtime.status import statuses_of
 __all__ = ("boundary", "json_response")
 
 _LOG = logging.getLogger(__name__)
+_REQUEST_HEADER = "X-Request-Id"
 _ALWAYS = ("/healthz", "/readyz")
+_VERSION_FILE = "/api/v1/models/{ns}/{model}/versions/{selector}/files/{path}"
+_LASTING = frozenset(
+    [
+        "PATCH /api/v1/uploads/{id}",
+        f"GET {_VERSION_FILE}",
+        f"HEAD {_VERSION_FILE}",
+        "GET /api/v1/artifacts/{id}/files/{path}",
+        "HEAD /api/v1/artifacts/{id}/files/{path}",
+        "GET /api/v1/changes",
+        "GET /api/v1/metrics/series",
+        "GET /api/v1/audit/export",
+        "POST /api/v1/retention/run",
+    ]
+)
+"""As long as their bytes move; each looks after that itself."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,6 +81,8 @@ def boundary(
     hello: HelloWatch,
     loopback: bool,
     gate: Gate,
+    admission: Admission,
+    call_timeout_s: float,
     rules: RoleRules,
     bytes_address: Callable[[], str],
 ) -> Middleware:
@@ -74,6 +95,8 @@ def boundary(
         loopback: The server listens on loopback only, so a host name that is not this machine's own comes from a page
             of another site that made its name point here (DNS rebinding).
         gate: Which requests pass, and whose.
+        admission: How many requests there may be, apart from those for files and from those that last.
+        call_timeout_s: How long a request may take, its body included; not for those.
         rules: Which routes are for servers of another role.
         bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
     """
@@ -82,6 +105,7 @@ def boundary(
     async def pass_boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = time.monotonic()
         hello.greet(request)
+        REQUEST_ID.set(given_request_id(request.headers.get(REQUEST_KEY, "")) or new_request_id())
         peer = peer_of(request.transport)
         gate.know(
             request.headers.getall("Authorization", ()),
@@ -109,7 +133,10 @@ def boundary(
                 await _pass_gate(gate, request, route)
             if rules.refuses_route(route):
                 return _elsewhere(request, rules.refusal(route, bytes_address=bytes_address()))
-            response = await handler(request)
+            if route in _LASTING or request.path in _ALWAYS:
+                response = await handler(request)
+            else:
+                response = await _in_time(request, handler, route)
         except ModelBoxError as exc:
             response = _failed(request, without_hidden(exc, current_caller()) if gate.on else exc)
         except web.HTTPException as exc:
@@ -122,14 +149,25 @@ def boundary(
                 request.transport.abort()
             return web.Response(status=499, reason="Client Closed Request")
         except Exception:
-            request_id = secrets.token_hex(6)
+            request_id = REQUEST_ID.get()
             _LOG.exception("%s %s failed unexpectedly (request %s)", request.method, shown(request.path), request_id)
             response = _failed(
                 request, ModelBoxError(f"the server failed unexpectedly: see its log, request {request_id}")
             )
         if not response.prepared:
             response.headers.setdefault("X-Content-Type-Options", "nosniff")
+            response.headers[_REQUEST_HEADER] = REQUEST_ID.get()
         return response
+
+    async def _in_time(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
+        admission.enter()
+        try:
+            with anyio.fail_after(call_timeout_s):
+                return await handler(request)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"{route} took longer than {call_timeout_s:g} s, its body included") from exc
+        finally:
+            admission.leave()
 
     return pass_boundary
 
@@ -153,13 +191,17 @@ async def _pass_gate(gate: Gate, request: web.Request, route: str) -> None:
 def _failed(request: web.Request, error: ModelBoxError, *, status: int | None = None) -> web.Response:
     response = json_response(error.to_dict(), status=status or statuses_of(error).http)
     if isinstance(error, ServerBusy):
-        response.headers["Retry-After"] = "1"
+        response.headers["Retry-After"] = str(_whole_seconds(error.fields.get("retry_after_s")))
     if isinstance(error, NotAuthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
     if request.can_read_body and not request.content.is_eof():
         # What is still on its way could be gigabytes; nobody will read it.
         response.force_close()
     return response
+
+
+def _whole_seconds(value: object) -> int:
+    return max(1, math.ceil(value)) if isinstance(value, int | float) else 1
 
 
 def _elsewhere(request: web.Request, error: ModelBoxError) -> web.Response:
