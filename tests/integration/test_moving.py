@@ -87,7 +87,7 @@ class Place:
 @asynccontextmanager
 async def open_place(directory: Path, url: str = "") -> AsyncIterator[Place]:
     if not directory.exists():
-        directory.mkdir()
+        directory.mkdir(mode=0o700)
         write_databases(directory)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(url, data_dir=directory))

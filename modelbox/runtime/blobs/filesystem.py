@@ -97,7 +97,8 @@ class FilesystemBlobs:
 
     def _make_directories(self) -> None:
         try:
-            for directory in (self._blobs, self._uploads, self._removed):
+            # The first is made by itself: the parents of another would be open to others.
+            for directory in (self._uploads.parent, self._blobs.parent, self._blobs, self._uploads, self._removed):
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             for entry in os.scandir(self._removed):
                 self._put_back(Path(entry.path))
