@@ -39,8 +39,6 @@ __all__ = ("ScopeContract", "world")
 
 T = TypeVar("T")
 
-_GENESIS = bytes(8).hex()
-
 
 @pytest.fixture(scope="module")
 async def world(database: MainDatabase) -> ScopeWorld:
