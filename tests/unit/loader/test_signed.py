@@ -19,6 +19,7 @@ from modelbox.loader.settings import LoadOptions
 from modelbox.objects import InstanceState, ModelVersion
 from modelbox.refs import ModelRef
 from modelbox.signing import SignaturePolicy, Trust, TrustedFile, parse_modes
+from tests.faults.registry import fault
 from tests.feed_source import FeedSource
 from tests.loading import SETTINGS, Log, answer, recorded
 from tests.onnx_models import add_constant
@@ -124,6 +125,7 @@ async def test_a_key_that_is_trusted_later_needs_no_restart(source: FeedSource, 
         await log.served(1)
 
 
+@fault(15)
 async def test_the_valid_signature_of_another_version_or_model_does_not_count(
     source: FeedSource, tmp_path: Path, keys: Keys
 ) -> None:
@@ -142,6 +144,7 @@ async def test_the_valid_signature_of_another_version_or_model_does_not_count(
         assert await answer(reloader) == 2.0
 
 
+@fault(11)
 async def test_a_server_of_another_history_is_followed_by_signature_only(
     source: FeedSource, tmp_path: Path, keys: Keys
 ) -> None:
