@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelbox.access import ALL, Scope
 from modelbox.feed import Change, Filter
 from modelbox.runtime.ports import StoredRevision
 from modelbox.runtime.services.feed_ring import Interest, Ring
@@ -20,6 +21,15 @@ FILTERS = st.builds(
     namespace=st.sampled_from(["", "a", "b"]),
     objects=st.lists(st.sampled_from(["a", "a/m", "a/m@prod", "b/m", RUN]), max_size=3).map(tuple),
     kinds=st.lists(st.sampled_from(KINDS), max_size=2).map(tuple),
+)
+SCOPES = st.sampled_from(
+    [
+        ALL,
+        Scope(),
+        Scope(namespaces=frozenset({"a"})),
+        Scope(namespaces=frozenset({"a"}), models=frozenset({("b", "m")})),
+        Scope(namespaces=frozenset(f"n{number}" for number in range(60)) | {"b"}),
+    ]
 )
 REVISIONS = st.lists(
     st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(KINDS)), min_size=1, max_size=3), max_size=30
@@ -49,17 +59,17 @@ def revision(rev: int, what: list[tuple[str, str]]) -> StoredRevision:
     return StoredRevision(rev=rev, chain=bytes([rev % 256]) * 32, changes=changes, size_bytes=10)
 
 
-def matches(one: StoredRevision, wanted: Filter) -> bool:
-    return any(wanted.matches(change) for change in one.changes)
+def matches(one: StoredRevision, wanted: Filter, scope: Scope) -> bool:
+    return any(wanted.matches(change) and scope.shows_namespace(change.namespace) for change in one.changes)
 
 
-@given(script=REVISIONS, wanted=FILTERS, size=st.integers(1, 12), start=st.integers(0, 5))
+@given(script=REVISIONS, wanted=FILTERS, scope=SCOPES, size=st.integers(1, 12), start=st.integers(0, 5))
 def test_nothing_that_matches_is_passed_over(
-    script: list[list[tuple[str, str]]], wanted: Filter, size: int, start: int
+    script: list[list[tuple[str, str]]], wanted: Filter, scope: Scope, size: int, start: int
 ) -> None:
     ring = Ring(max_changes=size, max_bytes=1 << 30)
     ring.start(start, b"")
-    interest = Interest(wanted)
+    interest = Interest(wanted, scope)
     revisions = [revision(start + 1 + number, what) for number, what in enumerate(script)]
     for one in revisions:
         ring.append(one)
@@ -68,7 +78,7 @@ def test_nothing_that_matches_is_passed_over(
             continue
         found = ring.next_for(interest, cursor)
         passed = [one for one in revisions if cursor < one.rev < (found.rev if found else ring.last + 1)]
-        assert not any(matches(one, wanted) for one in passed)
+        assert not any(matches(one, wanted, scope) for one in passed)
         assert found is None or found in revisions
     kept = [one for one in revisions if ring.holds(one.rev)]
     assert sum(len(one.changes) for one in kept) <= size
@@ -76,20 +86,24 @@ def test_nothing_that_matches_is_passed_over(
         assert ring.last_chain == revisions[-1].chain
 
 
-@given(script=REVISIONS, wanted=FILTERS)
-async def test_a_watcher_is_woken_by_what_may_be_for_it(script: list[list[tuple[str, str]]], wanted: Filter) -> None:
+@given(script=REVISIONS, wanted=FILTERS, scope=SCOPES)
+async def test_a_watcher_is_woken_by_what_may_be_for_it(
+    script: list[list[tuple[str, str]]], wanted: Filter, scope: Scope
+) -> None:
     ring = Ring(max_changes=1000, max_bytes=1 << 30)
-    interest = Interest(wanted)
+    interest = Interest(wanted, scope)
     ring.add(interest)
     ring.caught_up(interest)
     for number, what in enumerate(script):
         interest.rearm()
         one = revision(number + 1, what)
         ring.append(one)
-        if matches(one, wanted):
+        if matches(one, wanted, scope):
             assert interest.woken
         elif wanted.objects and not any(path.startswith(tuple(wanted.objects)) for path, _ in what):
             assert not interest.woken
+        elif scope.namespaces == {"a"} and wanted == Filter() and all(path.startswith("b") for path, _ in what):
+            assert scope.models or not interest.woken
     ring.remove(interest)
     interest.rearm()
     ring.append(revision(ring.last + 1, [("a", "model"), ("a/m@prod", "alias"), (RUN, "run"), ("b/m@prod", "alias")]))
