@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelbox.cli.audit_verify import Compared, compare, read_export
+from modelbox.cli.exits import Exit
 from modelbox.cli.output import (
     OutputFormat,
     OutputOption,
@@ -13,6 +16,7 @@ from modelbox.cli.output import (
     local_time,
     note,
     print_json,
+    print_line,
     print_table,
     value_text,
 )
@@ -166,6 +170,43 @@ def export_audit(
             print_json(entry, lines=True)
 
     with_client(url, run)
+
+
+@app.command("verify")
+def verify_audit(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What modelbox audit export printed.", exists=True, dir_okay=False)
+    ],
+    url: UrlOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Compare an export with what the server says now: nothing in it may be altered or gone.
+
+    Finds what modelbox server fsck cannot: a history that was rewritten as a whole. Exits with 6 where something is not
+    what it was.
+
+    Example: modelbox audit verify audit.jsonl
+    """
+    times = [entry.at for entry in read_export(file)]
+
+    async def run(client: Client) -> Compared:
+        if not times:
+            return Compared()
+        oldest = await anext(client.iter_audit(oldest_first=True), None)
+        # To the end, and not to the last time: clocks may have been set.
+        now = client.iter_audit(since=min(times), oldest_first=True)
+        return await compare(read_export(file), now, oldest_rev=oldest.rev if oldest is not None else 1)
+
+    found = with_client(url, run)
+    if output is OutputFormat.JSON:
+        print_json(found)
+    else:
+        for fault in found.faults:
+            print_line(fault)
+        old = f", {found.forgotten} are older than what the server keeps" if found.forgotten else ""
+        print_line(f"{found.same} entries are as they were, {found.wrong} are not{old}")
+    if found.wrong:
+        raise typer.Exit(Exit.INTEGRITY)
 
 
 def _entries(
