@@ -18,9 +18,7 @@ _BYTES_ROUTES = frozenset(
     [
         "PATCH /api/v1/uploads/{id}",
         "GET /api/v1/models/{ns}/{model}/versions/{selector}/files/{path}",
-        "HEAD /api/v1/models/{ns}/{model}/versions/{selector}/files/{path}",
         "GET /api/v1/artifacts/{id}/files/{path}",
-        "HEAD /api/v1/artifacts/{id}/files/{path}",
     ]
 )
 _WITH_BYTES_CALLS = _BYTES_CALLS | {
@@ -37,8 +35,6 @@ _WITH_BYTES_ROUTES = _BYTES_ROUTES | {
     "GET /api/v1/members",
     "GET /healthz",
     "GET /readyz",
-    "HEAD /healthz",
-    "HEAD /readyz",
 }
 
 
@@ -59,7 +55,9 @@ class RoleRules:
         return self.role == "blobs" and name.startswith("modelbox.") and name not in _WITH_BYTES_CALLS
 
     def refuses_route(self, route: str) -> bool:
-        """Whether a route of HTTP, as ``METHOD /path/{part}``, is for servers of another role."""
+        """Whether a route of HTTP, as ``METHOD /path/{part}``, is for servers of another role; HEAD goes as GET."""
+        if route.startswith("HEAD "):
+            route = f"GET {route[5:]}"
         if self.role == "control":
             return route in _BYTES_ROUTES
         return self.role == "blobs" and route != "unknown" and route not in _WITH_BYTES_ROUTES

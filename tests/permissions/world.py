@@ -16,6 +16,7 @@ from grpclib.const import Handler
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from modelbox._proto.modelbox import v1 as pb
+from modelbox._serving.process import single_error
 from modelbox._wire import ERROR_KEY, REQUEST_KEY
 from modelbox.runtime.app import _Server
 from modelbox.runtime.config import ServerConfig, load_server_config
@@ -24,6 +25,8 @@ from tests.integration.server_core import digest_of, manifest
 from tests.permissions.cases import Place
 
 FILE = b"weights of a model"
+_OWN = ("date", "x-request-id")
+"""Headers of the call, whatever it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,8 @@ class Caller:
                 body = await response.content.readline()
             else:
                 body = await response.read()
-            # Of the call, whatever it is about.
-            own = ("Date", "X-Request-Id")
-            headers = tuple(sorted((name, value) for name, value in response.headers.items() if name not in own))
+            sent = response.headers.items()
+            headers = tuple(sorted((name, value) for name, value in sent if name.lower() not in _OWN))
             return Answer(str(response.status), headers, body)
 
     async def get(self, path: str, **query: str) -> Any:
@@ -184,25 +186,32 @@ def config_of(directory: Path, **settings: object) -> ServerConfig:
 
 @asynccontextmanager
 async def _running(config: ServerConfig) -> AsyncIterator[Live]:
-    async with AsyncExitStack() as stack:
-        server = _Server(config, stack)
-        await server.start()
-        token = await anyio.Path(config.admin_token_path).read_text()
-        try:
-            yield Live(server, token.strip())
-        finally:
-            await server.stop()
+    try:
+        async with AsyncExitStack() as stack:
+            server = _Server(config, stack)
+            await server.start()
+            token = await anyio.Path(config.admin_token_path).read_text()
+            try:
+                yield Live(server, token.strip())
+            finally:
+                await server.stop()
+    except BaseExceptionGroup as group:
+        # As the program does.
+        raise single_error(group) from None
 
 
 @contextmanager
 def live_server(directory: Path, **settings: object) -> Iterator[Live]:
     """Runs one in a thread of its own."""
     config = config_of(directory, access="on", **settings)
-    with (
-        anyio.from_thread.start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(_running(config)) as live,
-    ):
-        yield live
+    with anyio.from_thread.start_blocking_portal("asyncio") as portal:
+        running = portal.wrap_async_context_manager(_running(config))
+        live = running.__enter__()
+        try:
+            yield live
+        finally:
+            # Whatever fails here is not the server's.
+            running.__exit__(None, None, None)
 
 
 async def make_place(admin: Caller, namespace: str) -> Place:
