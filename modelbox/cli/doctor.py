@@ -48,6 +48,7 @@ def doctor(url: UrlOption = None, output: OutputOption = OutputFormat.TABLE) -> 
         checks.append(_Check(check="settings", state="ok", detail=detail))
         checks += _server(config)
         checks.append(_cache(config))
+        checks.append(_signatures(config))
     if output is OutputFormat.JSON:
         print_json(checks)
     else:
@@ -148,6 +149,18 @@ def _cache(config: ClientConfig) -> _Check:
     if free < 1 << 30:
         return _Check(check="cache", state="warning", detail=f"{text}; little room for models")
     return _Check(check="cache", state="ok", detail=text)
+
+
+def _signatures(config: ClientConfig) -> _Check:
+    policy = config.signature_policy()
+    try:
+        policy.open()
+    except ModelBoxError as exc:
+        return _Check(check="signatures", state="failed", detail=str(exc))
+    if policy.trust.empty:
+        return _Check(check="signatures", state="ok", detail="nobody is trusted, nothing is verified")
+    detail = f"{config.signatures or 'warn'}; all trusted files can be read"
+    return _Check(check="signatures", state="ok", detail=detail)
 
 
 def _release(package: str) -> str:

@@ -107,6 +107,7 @@ class Trust:
         Raises:
             ConfigError: One of them cannot be used, or the extra ``signing`` is not installed.
         """
+        crypto()
         for file in self._keys:
             self._key(file)
         for file in self._roots:

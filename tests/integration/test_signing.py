@@ -169,6 +169,9 @@ def test_commands(cli: Cli, ns: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "NOT_TRUSTED" in cli("verify", f"{ns}/m@1", code=7)
     monkeypatch.setenv("MODELBOX_SIGNATURES", "require")
     assert "NOT_TRUSTED" in cli("models", "download", f"{ns}/m@1", str(tmp_path / "out"), code=7)
+    assert "all trusted files can be read" in cli("doctor")
+    monkeypatch.setenv("MODELBOX_TRUSTED_KEYS", "")
+    cli("doctor", code=1)
 
 
 # -- the tool of OpenSSF -------------------------------------------------------------------------------------------
