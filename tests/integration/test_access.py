@@ -299,20 +299,16 @@ def test_the_way_back_in_and_a_restart(
             client.whoami()
 
 
-@pytest.mark.parametrize("mode", [0o755, 0o701])
-def test_a_data_directory_that_others_can_look_into_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_data_directory_that_others_can_look_into_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "something").touch()
-    data.chmod(mode)
+    data.chmod(0o755)
     process = ServerProcess(data)
     process.spawn()
     assert process.wait() == 2
     assert f"chmod o-rwx {data}" in process.output
     assert "Traceback" not in process.output
-    (data / "something").unlink()
-    with process:
-        assert data.stat().st_mode & 0o777 == mode & 0o770
 
 
 def test_without_access_control_nobody_can_be_given_any(server: ServerProcess) -> None:
