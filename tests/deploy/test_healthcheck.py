@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from tests.server import ServerProcess
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
@@ -66,6 +67,33 @@ def test_a_real_server_is_healthy_until_it_is_gone(server: ServerProcess) -> Non
     done = check(port)
     assert done.returncode == 1
     assert "no answer" in done.stdout
+
+
+@pytest.mark.parametrize("client_auth", ["off", "required"])
+def test_a_server_with_tls_is_asked_with_tls(tmp_path: Path, client_auth: str) -> None:
+    authority = Authority(tmp_path)
+    # For a name that is not the one that the check asks at.
+    pair = authority.issue("server", "modelbox.example")
+    environment = {
+        "MODELBOX_TLS_CERT": str(pair.certificate),
+        "MODELBOX_TLS_KEY": str(pair.key),
+        "MODELBOX_TLS_CLIENT_AUTH": client_auth,
+    }
+    if client_auth != "off":
+        environment["MODELBOX_TLS_CLIENT_CA"] = str(authority.certificate)
+    with ServerProcess(tmp_path / "data", env=environment) as server:
+        port = server.http_address.rpartition(":")[2]
+        assert check(f"MODELBOX_HTTP_PORT={port}", **environment).returncode == 0
+        assert check(f"MODELBOX_HTTP_PORT={port}", "/nothing/here", **environment).returncode == 1
+        assert check(f"MODELBOX_HTTP_PORT={port}").returncode == 1
+        server.kill()
+        assert "no answer" in check(f"MODELBOX_HTTP_PORT={port}", **environment).stdout
+
+
+def test_without_tls_the_library_for_it_is_not_loaded() -> None:
+    program = f"import sys; sys.argv[1:] = ['1', '/']; exec(open({str(SCRIPT)!r}).read().split('if __name__')[0])"
+    program += "; main(sys.argv[1:]); sys.exit('ssl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-I", "-S", "-c", program], check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(
