@@ -31,7 +31,8 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     │   ├── UnsupportedOperator             needs an operator that this runtime lacks
     │   ├── SignatureChanged                a new version with another interface
     │   ├── SignatureRefused                not signed, or by nobody whom this client trusts
-    │   └── WarmupFailed                    opens, but does not run as it should
+    │   ├── WarmupFailed                    opens, but does not run as it should
+    │   └── NotEnoughMemory                 would not fit beside what is served (retried)
     ├── PredictError                        the model failed on inputs that fit its signature
     │   └── RunTerminated                   the run was stopped: its version was replaced and its drain time ended
     ├── StorageError                        the server's database or blob store failed
@@ -70,6 +71,7 @@ __all__ = (
     "ModelBoxError",
     "ModelInvalid",
     "NotAuthenticated",
+    "NotEnoughMemory",
     "NotFoundError",
     "PredictError",
     "ProtocolError",
@@ -278,6 +280,12 @@ class WarmupFailed(LoadError):
     """The model opens but its warm-up run fails, never ends, or gives wrong outputs."""
 
     code = "load.warmup"
+
+
+class NotEnoughMemory(LoadError):
+    """There is no memory for the model beside what is served; it is tried again later."""
+
+    code = "load.memory"
 
 
 class PredictError(ModelBoxError):

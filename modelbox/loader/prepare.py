@@ -25,6 +25,7 @@ from modelbox.errors import FormatRefused, LoadError, ModelBoxError, SignatureCh
 from modelbox.loader import onnx_scan
 from modelbox.loader.cache import Cache, Lease
 from modelbox.loader.download import Downloader
+from modelbox.loader.memory import check_room
 from modelbox.loader.optimise import find_optimised, optimised_key, write_optimised
 from modelbox.loader.session import Session
 from modelbox.loader.settings import LoaderSettings, LoadOptions
@@ -70,6 +71,12 @@ def find_entrypoint(manifest: Manifest) -> str:
     Raises:
         FormatRefused: The version is not of a format that ModelBox opens, or several files would do.
     """
+    if manifest.framework == "safetensors":
+        raise FormatRefused(
+            "the version holds tensors and no graph: there is nothing to run here; load it in the application, or "
+            "publish an ONNX export",
+            framework=manifest.framework,
+        )
     if manifest.framework != "onnx":
         raise _refused(manifest)
     if manifest.entrypoint is not None:
@@ -126,6 +133,7 @@ class Preparer:
         self._settings = settings
         self._policy = policy or SignaturePolicy()
         self._opening = CapacityLimiter(1)
+        self._held = 0
 
     async def check(self, ref: ModelRef, version: ModelVersion) -> None:
         """Whether ``version`` may be used for ``ref``.
@@ -163,7 +171,7 @@ class Preparer:
         stage_s: dict[str, float] = {}
         with _stage("verify", stage_s):
             await self.check(ref, version)
-            holds_tensors = version.manifest.framework == "safetensors"
+            holds_tensors = options.tensors and version.manifest.framework == "safetensors"
             entries = find_tensor_files(version.manifest) if holds_tensors else [find_entrypoint(version.manifest)]
         if holds_tensors:
             return await self._prepare_tensors(version, entries, stage_s, on_progress)
@@ -179,7 +187,8 @@ class Preparer:
                 if kept is None and entry.endswith(".onnx"):
                     await to_thread.run_sync(onnx_scan.scan, path, version.manifest)
             with _stage("open", stage_s):
-                session = await self._in_opener(partial(Session.open, path, options=options.session, optimised=kept))
+                opening = partial(Session.open, path, options=options.session, optimised=kept)
+                session = await self._in_opener(self._opened, opening, version)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(lease.release)
@@ -222,7 +231,7 @@ class Preparer:
                 tree = await self._downloader.fetch(version, on_progress)
             with _stage("open", stage_s):
                 paths = [tree / entry for entry in entries]
-                session = await self._in_opener(TensorFiles.open_files, paths)
+                session = await self._in_opener(self._opened, partial(TensorFiles.open_files, paths), version)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(lease.release)
@@ -239,7 +248,7 @@ class Preparer:
 
     async def discard(self, session: Session, lease: Lease) -> None:
         """Frees a session and gives its files back to the cache's care."""
-        await self._in_opener(session.close)
+        await self._in_opener(self._closed, session)
         await to_thread.run_sync(lease.release)
 
     async def keep_optimised(self, prepared: Prepared, options: LoadOptions) -> None:
@@ -254,6 +263,18 @@ class Preparer:
         except ModelBoxError as exc:
             _log.info("the optimised form of %s is not kept: %s", prepared.version.ref, exc)
 
+    def _opened(self, opening: Callable[[], T], version: ModelVersion) -> T:
+        """Opens a session, if there is room for it beside those that are open; the first one may try in any case."""
+        if self._held:
+            check_room(version.manifest.size_bytes)
+        session = opening()
+        self._held += 1
+        return session
+
+    def _closed(self, session: Session) -> None:
+        session.close()
+        self._held -= 1
+
     def _find_optimised(self, version: ModelVersion, options: LoadOptions) -> Path | None:
         kept = self._cache.find_derived(version.digest, _kept_key(options))
         return find_optimised(kept) if kept is not None else None
@@ -261,6 +282,7 @@ class Preparer:
     def _write_optimised(self, version: ModelVersion, path: Path, options: LoadOptions) -> None:
         key = _kept_key(options)
         if self._cache.find_derived(version.digest, key) is None:
+            check_room(version.manifest.size_bytes)
             with self._cache.new_derived(version.digest, key) as writer:
                 write_optimised(path, writer.directory, options=options.session)
                 writer.commit()

@@ -35,6 +35,7 @@ from modelbox.errors import (
     InvalidError,
     LoadError,
     ModelBoxError,
+    NotEnoughMemory,
     NotFoundError,
     SignatureRefused,
 )
@@ -492,8 +493,9 @@ class Reloader:
 
 
 def _is_permanent(error: ModelBoxError) -> bool:
-    # A signature may still come, or a key be trusted that was not.
-    return isinstance(error, LoadError | InvalidError | IntegrityError) and not isinstance(error, SignatureRefused)
+    # A signature may still come, a key be trusted that was not, and memory be given back.
+    passing = isinstance(error, SignatureRefused | NotEnoughMemory)
+    return isinstance(error, LoadError | InvalidError | IntegrityError) and not passing
 
 
 def _order(resolved: Resolved) -> tuple[int, int]:

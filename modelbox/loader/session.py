@@ -29,6 +29,7 @@ from modelbox.errors import (
     LoadError,
     ModelBoxError,
     ModelInvalid,
+    NotEnoughMemory,
     PredictError,
     RunTerminated,
     UnsupportedOperator,
@@ -387,7 +388,7 @@ def _open_error(exc: Exception) -> LoadError:
     if _OPSET.search(str(exc)):
         return UnsupportedOperator(f"the model is newer than onnxruntime {runtime().__version__}: {text}", stage="open")
     if isinstance(exc, MemoryError) or "bad_alloc" in str(exc) or "Failed to allocate memory" in str(exc):
-        return LoadError(f"there is not enough memory to open the model: {text}", stage="open")
+        return NotEnoughMemory(f"there is not enough memory to open the model: {text}", stage="open")
     if kind in _INVALID:
         return ModelInvalid(f"the model does not open: {text}", stage="open")
     return LoadError(f"the model does not open: {kind}: {text}", stage="open")

@@ -70,11 +70,12 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.SignatureChanged: _UNPROCESSABLE,
     errors.SignatureRefused: _UNPROCESSABLE,
     errors.WarmupFailed: _UNPROCESSABLE,
+    errors.NotEnoughMemory: _UNPROCESSABLE,
     errors.PredictError: _INTERNAL,
     errors.RunTerminated: Statuses(GrpcStatus.UNAVAILABLE, 503),
     errors.StorageError: _INTERNAL,
     errors.ServerBusy: Statuses(GrpcStatus.UNAVAILABLE, 503),
-    errors.QueueFull: Statuses(GrpcStatus.RESOURCE_EXHAUSTED, 503),
+    errors.QueueFull: Statuses(GrpcStatus.RESOURCE_EXHAUSTED, 429),
     errors.ConfigError: _INTERNAL,
 }
 

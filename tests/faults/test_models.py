@@ -1,0 +1,237 @@
+"""Models that ask for too much: what serves goes on, and memory comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import anyio
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from modelbox import LoadOptions, ReloadFailed, ReloadSucceeded, SessionFreed
+from modelbox.errors import FormatRefused, ModelInvalid, RunTerminated
+from modelbox.refs import ModelRef
+from tests.faults.registry import fault, record_figure
+from tests.feed_source import FeedSource
+from tests.loading import X, answer, loading
+from tests.onnx_models import add_constant
+
+ROOT = Path(__file__).parents[2]
+REF = ModelRef.parse("ns/model@prod")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def source() -> FeedSource:
+    source = FeedSource()
+    source.add({"model.onnx": add_constant(1)})
+    source.move("prod", source.versions["ns/model@1"])
+    return source
+
+
+def long_when_negative(constant: int) -> bytes:
+    """``add_constant``, but for an element far below zero it counts to 2**62 before it answers."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["sum"], ["sum_on"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_on", TensorProto.FLOAT, None),
+        ],
+    )
+    scalar = helper.make_tensor
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=scalar("c", TensorProto.FLOAT, [], [float(constant)])),
+        helper.make_node("Constant", [], ["low"], value=scalar("low", TensorProto.FLOAT, [], [-1e6])),
+        helper.make_node("Constant", [], ["true"], value=scalar("true", TensorProto.BOOL, [], [True])),
+        helper.make_node("Constant", [], ["many"], value=scalar("many", TensorProto.INT64, [], [2**62])),
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Less", ["least", "low"], ["negative"]),
+        helper.make_node("Cast", ["negative"], ["as_number"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["many", "as_number"], ["turns"]),
+        helper.make_node("Add", ["x", "c"], ["sum0"]),
+        helper.make_node("Loop", ["turns", "true", "sum0"], ["y"], body=body),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "long", [value("x", TensorProto.FLOAT, ["n", 4])], [value("y", TensorProto.FLOAT, ["n", 4])]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@fault(54)
+@pytest.mark.parametrize("golden", [7.0, np.nan, np.inf], ids=["other values", "NaN", "infinity"])
+async def test_a_version_that_misses_its_golden_outputs_is_refused(
+    source: FeedSource, tmp_path: Path, golden: float
+) -> None:
+    files = {"model.onnx": add_constant(2)}
+    for name, arrays in (("inputs", X), ("outputs", {"y": np.full((1, 4), golden, np.float32)})):
+        np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        files[f"golden/{name}.npz"] = (tmp_path / f"{name}.npz").read_bytes()
+    source.add(files, version=2)
+    async with loading(source, tmp_path / "cache") as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        failed = await log.failed(2)
+        assert (failed.stage, failed.code, failed.quarantined) == ("warm", "load.warmup", True)
+        assert await answer(reloader) == 2.0
+
+
+@fault(56)
+async def test_of_fifty_promotions_the_last_one_counts(source: FeedSource, tmp_path: Path) -> None:
+    for number in range(2, 52):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        for number in range(2, 52):
+            source.move("prod", source.versions[f"ns/model@{number}"])
+            await anyio.sleep(0.002)
+        await log.served(51)
+        await anyio.wait_all_tasks_blocked()
+        assert await answer(reloader) == 52.0
+        swapped = [event.version for event in log.events if isinstance(event, ReloadSucceeded)]
+        assert swapped == sorted(swapped), "never back to one that was overtaken"
+        assert not [event for event in log.events if isinstance(event, ReloadFailed)]
+        record_figure(56, f"{len(swapped) - 1} swaps for 50 promotions, the last one serves")
+
+
+@fault(58)
+async def test_a_call_without_end_holds_its_version_for_the_drain_only(source: FeedSource, tmp_path: Path) -> None:
+    source.add({"model.onnx": long_when_negative(1)}, version=2)
+    source.add({"model.onnx": add_constant(3)}, version=3)
+    source.move("prod", source.versions["ns/model@2"])
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        assert await answer(reloader) == 2.0
+        ended: list[BaseException] = []
+
+        async def ask_for_ever() -> None:
+            try:
+                await reloader.runner.predict({"x": np.full((1, 4), -1e7, np.float32)})
+            except RunTerminated as exc:
+                ended.append(exc)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(ask_for_ever)
+            await anyio.sleep(0.1)
+            source.move("prod", source.versions["ns/model@3"])
+            await log.served(3)
+            assert await answer(reloader) == 4.0
+            freed = await log.until(lambda event: isinstance(event, SessionFreed))
+        assert isinstance(freed, SessionFreed)
+        assert (freed.version, freed.forced) == (2, True)
+        assert len(ended) == 1
+
+
+_ZIP = b"PK\x03\x04" + b"\0" * 26
+_PICKLE = b"\x80\x04\x95\x1c\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x04true\x94\x85\x94R\x94."
+CORPUS = {
+    "a pickle": ("model.pkl", _PICKLE, "sklearn"),
+    "a torch archive": ("model.pt", _ZIP, "torch"),
+    "keras": ("model.keras", _ZIP, "keras"),
+    "a shared library": ("custom.so", b"\x7fELF\x02\x01\x01" + b"\0" * 60, "onnx"),
+    "an archive that climbs": ("model.zip", _ZIP + b"../../../etc/cron.d/x", "onnx"),
+    "a tar": ("model.tar", b"../../../etc/passwd".ljust(100, b"\0") + b"0000644\0" + b"\0" * 404, "onnx"),
+    "a pickle that says it is onnx": ("model.onnx", _PICKLE, "onnx"),
+    "an archive that says it is onnx": ("model.onnx", _ZIP, "onnx"),
+    "a model that is an archive as well": ("model.onnx", add_constant(2) + _ZIP, "onnx"),
+    "a library that says it is onnx": ("model.onnx", b"\x7fELF\x02\x01\x01" + b"\0" * 60, "onnx"),
+}
+
+
+@fault(59)
+@pytest.mark.parametrize("kind", CORPUS)
+async def test_what_is_no_model_is_kept_and_never_opened(source: FeedSource, tmp_path: Path, kind: str) -> None:
+    from dataclasses import replace
+
+    name, content, framework = CORPUS[kind]
+    version = source.add({name: content}, version=2)
+    manifest = replace(version.manifest, framework=framework)
+    bad = source.versions["ns/model@2"] = replace(version, manifest=manifest, digest=manifest.digest)
+    outside = {path for path in tmp_path.iterdir()}
+    async with loading(source, tmp_path / "cache") as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", bad)
+        failed = await log.failed(2)
+        assert failed.code in (FormatRefused.code, ModelInvalid.code)
+        assert failed.quarantined
+        assert await answer(reloader) == 2.0
+        # Its bytes may be here, as one file with its digest for a name; nothing was unpacked.
+        held = {path.name for path in (tmp_path / "cache").rglob("*")}
+        assert not held & {"x", "passwd", "cron.d"}
+    assert set(tmp_path.iterdir()) - outside == {tmp_path / "cache"}
+
+
+# Serves a small model, then gets one that does not fit, then more room.
+_TIGHT = """
+import json, resource, sys
+from pathlib import Path
+import anyio, numpy as np
+from modelbox import LoadOptions
+from modelbox.events import ReloadFailed
+from modelbox.loader import memory
+from modelbox.refs import ModelRef
+from modelbox.signature import Compatibility
+from tests.feed_source import FeedSource
+from tests.loading import answer, loading
+from tests.onnx_models import add_constant, perceptron
+
+async def main():
+    source = FeedSource()
+    source.add({"model.onnx": add_constant(1)})
+    source.add({"model.onnx": perceptron(2048, 6)}, version=2)  # 100 MB
+    source.move("prod", source.versions["ns/model@1"])
+    async with loading(source, Path(sys.argv[1])) as (loader, log):
+        reloader = await loader.load(ModelRef.parse("ns/model@prod"), LoadOptions(compatibility=Compatibility.ANY))
+        await answer(reloader)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (250 << 20), resource.RLIM_INFINITY))
+        source.move("prod", source.versions["ns/model@2"])
+        failed = await log.failed(2, count=2)
+        still = await answer(reloader)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        await log.served(2)
+        print(json.dumps({
+            "code": failed.code, "stage": failed.stage, "reason": failed.reason, "quarantined": failed.quarantined,
+            "still": still, "tries": sum(isinstance(event, ReloadFailed) for event in log.events),
+        }))
+
+anyio.run(main)
+"""
+
+
+@fault(55)
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS holds on Linux only")
+def test_a_model_that_does_not_fit_waits_for_room(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_TIGHT), str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["code"], told["stage"], told["quarantined"]) == ("load.memory", "open", False)
+    assert told["still"] == 2.0
+    assert told["tries"] >= 2, "it was tried again while there was no room"
