@@ -11,6 +11,7 @@ from modelbox.runtime.store.opening import open_database
 from tests.servers.postgres import PostgresServer
 
 from .scope_feed import ScopeFeedContract
+from .scope_places import ScopePlacesContract
 from .scope_stores import ScopeContract, world
 
 __all__ = ("world",)
@@ -36,4 +37,8 @@ class TestScope(ScopeContract):
 
 
 class TestFeed(ScopeFeedContract):
+    pass
+
+
+class TestPlaces(ScopePlacesContract):
     pass

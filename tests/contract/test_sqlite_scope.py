@@ -10,6 +10,7 @@ from modelbox.runtime.store.sqlite import SqliteDatabase
 from tests.integration.server_core import write_databases
 
 from .scope_feed import ScopeFeedContract
+from .scope_places import ScopePlacesContract
 from .scope_stores import ScopeContract, world
 
 __all__ = ("world",)
@@ -33,4 +34,8 @@ class TestScope(ScopeContract):
 
 
 class TestFeed(ScopeFeedContract):
+    pass
+
+
+class TestPlaces(ScopePlacesContract):
     pass

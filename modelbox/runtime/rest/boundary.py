@@ -129,12 +129,8 @@ def boundary(
             _check_origin(request, loopback=loopback)
             if not health.accepting and request.path not in _ALWAYS:
                 raise ServerBusy(f"the server is {health.reason}: try again", retry_after_s=1.0)
-            if gate.on and route != "unknown":
-                await _pass_gate(gate, request, route)
-            if rules.refuses_route(route):
-                return _elsewhere(request, rules.refusal(route, bytes_address=bytes_address()))
             if route in _LASTING or request.path in _ALWAYS:
-                response = await handler(request)
+                response = await _gated(request, handler, route)
             else:
                 response = await _in_time(request, handler, route)
         except ModelBoxError as exc:
@@ -159,11 +155,19 @@ def boundary(
             response.headers[_REQUEST_HEADER] = REQUEST_ID.get()
         return response
 
+    async def _gated(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
+        if gate.on and route != "unknown":
+            await _pass_gate(gate, request, route)
+        if rules.refuses_route(route):
+            return _elsewhere(request, rules.refusal(route, bytes_address=bytes_address()))
+        return await handler(request)
+
     async def _in_time(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
         admission.enter()
         try:
+            # The gate may have to read the body, too.
             with anyio.fail_after(call_timeout_s):
-                return await handler(request)
+                return await _gated(request, handler, route)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"{route} took longer than {call_timeout_s:g} s, its body included") from exc
         finally:
