@@ -11,6 +11,7 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import yaml
 
+from modelbox.config import load_client_config
 from modelbox.runtime.config import load_server_config
 from modelbox.sidecar.config import load_sidecar_config
 
@@ -229,3 +230,82 @@ def test_the_replicas_understand_their_settings() -> None:
     assert grace_s > config.drain_delay_s + config.drain_timeout_s
     probe = server["readinessProbe"]
     assert config.drain_delay_s > probe["periodSeconds"] * probe["failureThreshold"]
+
+
+# -- with TLS and access control ---------------------------------------------------------------------------------------
+
+SECURE = ROOT / "deploy" / "kubernetes-secure"
+_MERGE_KEYS = {"containers": "name", "initContainers": "name", "env": "name", "volumes": "name", "ports": "port"}
+
+
+def _patched(base: Any, patch: Any, key: str = "") -> Any:
+    """``base`` with a strategic merge patch, as far as ours go."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        return base | {name: _patched(base.get(name), value, name) for name, value in patch.items()}
+    if isinstance(base, list) and isinstance(patch, list):
+        by = "mountPath" if key == "volumeMounts" else _MERGE_KEYS[key]
+        merged = {item[by]: item for item in base}
+        for item in patch:
+            merged[item[by]] = _patched(merged.get(item[by]), item)
+        return list(merged.values())
+    return patch
+
+
+def _secure(name: str, base: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = _patched(
+        base, yaml.safe_load((SECURE / f"{name}.yaml").read_text()) | {"kind": base["kind"]}
+    )
+    return found
+
+
+SECURED = {
+    "alone": _secure("server", OBJECTS["StatefulSet/modelbox-server"]),
+    "replicated": _secure("server", REPLICATED),
+    "service": _secure("service", OBJECTS["Service/modelbox-server"]),
+    "speech": _secure("speech", OBJECTS["Deployment/speech"]),
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("name", SECURED)
+def test_what_is_secured_fits_the_schema(name: str, release: str) -> None:
+    assert kubernetes_validate.validate(SECURED[name], release, strict=True) == release
+
+
+def test_every_patch_is_applied() -> None:
+    overlay = yaml.safe_load((SECURE / "kustomization.yaml").read_text())
+    assert overlay["resources"] == ["../kubernetes"]
+    assert {patch["path"] for patch in overlay["patches"]} == {path.name for path in SECURE.iterdir()} - {
+        "kustomization.yaml"
+    }
+
+
+@pytest.mark.parametrize("name", ["alone", "replicated"])
+def test_a_secured_server_has_tls_and_knows_who_calls(name: str) -> None:
+    pod = SECURED[name]["spec"]["template"]["spec"]
+    (server,) = pod["containers"]
+    given = {entry["name"]: entry.get("value", "a-pod") for entry in server["env"]}
+    given |= {"MODELBOX_DATABASE_URL": "postgresql://modelbox:secret@postgres.example:5432/modelbox"}
+    config = load_server_config(flags={}, env=given | {"MODELBOX_HOST": "0.0.0.0"})
+    assert config.access_on
+    assert not config.insecure_open
+    assert not config.insecure_plaintext
+    mounts = {mount["name"]: mount["mountPath"] for mount in server["volumeMounts"]}
+    assert (config.tls_cert, config.tls_key) == (f"{mounts['tls']}/tls.crt", f"{mounts['tls']}/tls.key")
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]} | ({"data"} if name == "alone" else set())
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["httpGet"]["scheme"] == "HTTPS"
+        assert server[probe]["failureThreshold"] if probe != "readinessProbe" else server[probe]["periodSeconds"]
+    assert all(port["appProtocol"] == "https" for port in SECURED["service"]["spec"]["ports"])
+
+
+@pytest.mark.parametrize("which", ["initContainers", "containers"])
+def test_clients_of_a_secured_server_say_who_they_are(which: str) -> None:
+    pod = SECURED["speech"]["spec"]["template"]["spec"]
+    (client,) = pod[which]
+    given = {entry["name"]: entry["value"] for entry in client["env"]}
+    config = load_client_config(env={"HOME": "/", "USER": "speech", **given})
+    assert config.url == "https://modelbox-server:8080"
+    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in client["volumeMounts"]}
+    assert (config.tls_ca, config.token_file) == (mounts["ca"] / "ca.crt", mounts["token"] / "token")
+    assert set(mounts) <= {volume["name"] for volume in pod["volumes"]}
