@@ -23,9 +23,16 @@ def set_up_logging(level: str, *, chatty: Sequence[str] = ()) -> None:
         chatty: More loggers of which only warnings are of interest.
     """
     keep_secrets_of(os.environ)
+    logging.getLogger("aiohttp.server").addFilter(_is_our_mistake)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     for name in (*_CHATTY, *chatty):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
     redact_uncaught()
+
+
+def _is_our_mistake(record: logging.LogRecord) -> bool:
+    """Whether a record is not about bytes of a peer that are no HTTP: anybody could fill the log with those."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not type(error).__module__.startswith("aiohttp.http_exceptions")

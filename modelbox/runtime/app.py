@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 from aiohttp import web
 
+from modelbox._serving.admission import Admission
 from modelbox._serving.guard import Limits
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
@@ -266,6 +267,7 @@ class _Server:
         denials = Denials(audit_store)
         await self._stack.enter_async_context(denials.running())
         gate = Gate(access, places, denials=denials)
+        admission = Admission(config.max_calls)
         self._boundary = Boundary(
             limits=CallLimits(
                 call_timeout_s=config.call_timeout_s,
@@ -275,6 +277,7 @@ class _Server:
             metrics=metrics,
             health=health,
             gate=gate,
+            admission=admission,
             rules=rules,
             bytes_address=self._members.http_with_bytes,
         )
@@ -306,8 +309,10 @@ class _Server:
             metrics=metrics,
             server_info=info,
             gate=gate,
+            admission=admission,
             rules=rules,
             loopback=config.loopback,
+            call_timeout_s=config.call_timeout_s,
             send_timeout_s=config.send_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
         )
@@ -345,6 +350,11 @@ class _Server:
             "modelbox_connections_refused",
             "Connections closed at once since the start, as there were too many.",
             lambda: self._grpc.refused + http_shares.refused + scrape_shares.refused,
+        )
+        metrics.observe_gauge(
+            "modelbox_calls_refused",
+            "Calls refused since the start, as too many were in work.",
+            lambda: admission.refused,
         )
         metrics.observe_gauge("modelbox_watchers", "Open streams of the change feed.", lambda: self._feed.watchers)
         for name, (help_text, read) in self._database.gauges().items():

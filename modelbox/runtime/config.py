@@ -267,6 +267,11 @@ class ServerConfig:
         number(1, 100_000, "connections", whole=True),
         "Those of one address, a /64 of IPv6. Behind a balancer all have its address: then as many as max_connections.",
     )
+    max_calls: int = setting(
+        4000,
+        number(1, 1_000_000, "calls", whole=True),
+        "Calls and requests in work at a time, apart from transfers and watches; more are told to come again.",
+    )
     max_streams: int = setting(
         200, number(1, 10_000, "calls", whole=True), "Calls at a time on one gRPC connection, watches included."
     )

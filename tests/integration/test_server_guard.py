@@ -11,7 +11,8 @@ import aiohttp
 import anyio
 import psutil
 import pytest
-from grpclib.exceptions import StreamTerminatedError
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.events import ConnectionTerminated, ResponseReceived, StreamReset, TrailersReceived
 
 from modelbox import _wire as wire
@@ -305,6 +306,73 @@ async def test_an_address_has_its_share_of_connections_and_no_more(tmp_path: Pat
             opened.transport.abort()
         await _scraped(server, "modelbox_connections_refused 7.0")
         _quiet(server)
+
+
+_SLOW_BODY = b"POST /api/v1/experiments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"
+
+
+async def test_calls_beyond_what_a_server_takes_are_told_to_come_again(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", max_calls=2, call_timeout_s=60) as server:
+        host, _, port = server.http_address.rpartition(":")
+        slow = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        for _, writer in slow:
+            writer.write(_SLOW_BODY)
+        await _scraped(server, 'modelbox_api_running{protocol="http"} 2.0')
+        async with aiohttp.ClientSession() as http, connect(server.grpc_address) as stubs:
+            async with http.get(f"{server.url}/api/v1/members") as response:
+                assert (response.status, response.headers["Retry-After"]) == (429, "1")
+                assert (await response.json())["code"] == "busy.queue_full"
+            with pytest.raises(GRPCError) as raised:
+                await stubs.server.get_server_info(pb.GetServerInfoRequest())
+            assert raised.value.status is Status.RESOURCE_EXHAUSTED
+            # Who asks whether it is well is told.
+            async with http.get(f"{server.url}/healthz") as response:
+                assert response.status == 200
+            for _, writer in slow:
+                writer.transport.abort()
+            await _scraped(server, 'modelbox_api_running{protocol="http"} 0.0')
+            async with http.get(f"{server.url}/api/v1/members") as response:
+                assert response.status == 200
+        await _answers(server)
+        await _scraped(server, "modelbox_calls_refused 2.0")
+        _quiet(server)
+
+
+async def test_a_body_that_does_not_come_has_its_time(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", call_timeout_s=1) as server:
+        host, _, port = server.http_address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(_SLOW_BODY)
+        with anyio.fail_after(30):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408 "), answer
+        assert b"its body included" in answer
+        writer.close()
+        _quiet(server)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST /api/v1/experiments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10737418240\r\n\r\n", b"413"),
+        (b"POST /api/v1/experiments HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", b"400"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"400"),
+    ],
+    ids=["a body of 10 GiB", "a negative length", "a header of 70 kB", "a path of 70 kB"],
+)
+async def test_what_http_announces_too_much_of(shared_server: ServerProcess, head: bytes, status: bytes) -> None:
+    host, _, port = shared_server.http_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head + b"{" * (2 << 20))
+    with anyio.fail_after(30):
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        line = await reader.readline()
+    assert line.split()[1] == status, line
+    writer.transport.abort()
+    await _answers(shared_server)
+    _quiet(shared_server)
 
 
 async def test_calls_beyond_the_limit_of_a_connection_are_refused(tmp_path: Path) -> None:

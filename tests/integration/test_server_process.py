@@ -140,7 +140,10 @@ def test_what_is_not_there_is_an_error_in_json(shared_server: ServerProcess) -> 
 
 def test_it_is_ready_soon_and_small(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data") as server:
-        assert server.rss_bytes() < 120e6
+        # The first start makes the tables, and keeps the tools for that in memory: 12 MB.
+        assert server.rss_bytes() < 130e6
+        server.restart()
+        assert server.rss_bytes() < 118e6
         # About 1.5 s where nothing else runs. What it worked says the same however busy the machine is.
         times = psutil.Process(server.pid).cpu_times()
         assert times.user + times.system < 6

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
+from modelbox._serving.admission import Admission
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox.objects import to_json
@@ -41,6 +42,8 @@ def build_app(
     metrics: Metrics,
     server_info: Callable[[], Mapping[str, str]],
     gate: Gate,
+    admission: Admission,
+    call_timeout_s: float,
     rules: RoleRules,
     loopback: bool,
     send_timeout_s: float,
@@ -56,6 +59,8 @@ def build_app(
         server_info: Gives what GET /api/v1/server answers; an address that begins with a colon is completed with the
             host that the client used.
         gate: Which requests pass, and whose.
+        admission: How many requests there may be.
+        call_timeout_s: How long a request may take.
         rules: Which routes are for servers of another role.
         loopback: Whether only this machine can reach the server.
         send_timeout_s: See `ChangeRoutes` and `MetricRoutes`.
@@ -92,6 +97,8 @@ def build_app(
                 hello=hello,
                 loopback=loopback,
                 gate=gate,
+                admission=admission,
+                call_timeout_s=call_timeout_s,
                 rules=rules,
                 bytes_address=services.members.http_with_bytes,
             )
