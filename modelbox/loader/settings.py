@@ -23,6 +23,7 @@ class LoadOptions:
             version's metadata (``batching``) decide, or the warm-up (rows alone give what rows together give).
         compatibility: Which interface a new version must have to replace the running one.
         golden: Whether ``golden/inputs.npz`` and ``golden/outputs.npz`` of a version must reproduce.
+        tensors: Whether versions of safetensors are opened, which have nothing to run; a sidecar refuses them.
         warm_up_timeout_s: As in `LoaderSettings`, for this reference alone; None for the loader's.
     """
 
@@ -31,6 +32,7 @@ class LoadOptions:
     batching: bool | None = None
     compatibility: Compatibility = Compatibility.WIDENING
     golden: bool = True
+    tensors: bool = True
     warm_up_timeout_s: float | None = None
 
 

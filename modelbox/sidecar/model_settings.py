@@ -215,6 +215,7 @@ def serving_of(config: SidecarConfig, ref: ModelRef) -> ModelServing:
             ),
             batching={"auto": None, "on": True, "off": False}[get("batching")],
             golden=get("golden"),
+            tensors=False,
             warm_up_timeout_s=get("warm_up_timeout_s"),
         ),
         max_queue=get("max_queue"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -20,6 +23,7 @@ from tests.cli import Cli
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
 from tests.servers.model_signing import ModelSigning, model_signing
+from tests.sidecar import SidecarProcess
 from tests.signing import Keys, make_authority, make_keys, make_signer
 
 
@@ -172,6 +176,28 @@ def test_commands(cli: Cli, ns: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "all trusted files can be read" in cli("doctor")
     monkeypatch.setenv("MODELBOX_TRUSTED_KEYS", "")
     cli("doctor", code=1)
+
+
+async def test_a_sidecar_goes_by_the_same_settings(
+    client: Client, keys: Keys, shared_server: ServerProcess, ns: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "model.onnx", add_constant(1.0))
+    await client.publish(f"{ns}/signed", file, sign=keys.signing)
+    await client.publish(f"{ns}/unsigned", file)
+    await client.publish(f"{ns}/tensors", file, framework="safetensors", sign=keys.signing)
+    refs = [f"{ns}/{name}@1" for name in ("signed", "unsigned", "tensors")]
+    env = {"MODELBOX_SIGNATURES": "require", "MODELBOX_TRUSTED_KEYS": str(keys.public)}
+
+    async def says(pattern: str) -> None:
+        await anyio.to_thread.run_sync(partial(sidecar.wait_for, re.compile(pattern), timeout=60))
+
+    with closing(SidecarProcess(tmp_path, shared_server.url, *refs, env=env)) as sidecar:
+        await anyio.to_thread.run_sync(sidecar.listen)
+        await says(f"{refs[0]} is served")
+        await says(f"{refs[1]} cannot be served: NOT_SIGNED")
+        await says(f"{refs[2]} cannot be served: .*no graph")
+        await client.sign(refs[1], keys.signing)
+        await says(f"{refs[1]} is served")
 
 
 # -- the tool of OpenSSF -------------------------------------------------------------------------------------------

@@ -199,6 +199,16 @@ async def test_a_version_of_tensors_is_served_and_replaced(tmp_path: Path) -> No
         np.testing.assert_array_equal(held, [1, 2])
 
 
+async def test_who_only_runs_models_refuses_tensors(tmp_path: Path) -> None:
+    source = FeedSource()
+    of_tensors(source, 1, {"a.safetensors": tensors_of(a=1)})
+    source.move("prod", source.versions["ns/model@1"])
+    async with loading(source, tmp_path) as (loader, _):
+        with pytest.raises(FormatRefused, match="nothing to run"):
+            await loader.load(REF, LoadOptions(tensors=False))
+    assert source.opens == []
+
+
 async def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(tensors_of(t=1))
