@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelbox.cli.audit_verify import Compared, compare, read_export
+from modelbox.cli.audit_verify import Compared, compare, open_new, read_export
 from modelbox.cli.exits import Exit
 from modelbox.cli.output import (
     OutputFormat,
@@ -22,7 +23,7 @@ from modelbox.cli.output import (
 )
 from modelbox.cli.run import time_of, with_client
 from modelbox.feed import Action, Kind
-from modelbox.objects import JsonValue
+from modelbox.objects import JsonValue, to_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -143,11 +144,14 @@ def export_audit(
     request_id: RequestOption = "",
     since: SinceOption = None,
     until: UntilOption = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="A new file to write; default: stdout.")
+    ] = None,
     url: UrlOption = None,
 ) -> None:
-    """Print what was done, oldest first: one JSON object a line, with whole states before and after.
+    """Write what was done, oldest first: one JSON object a line, with whole states before and after.
 
-    Example: modelbox audit export --since 30d > audit.jsonl
+    Example: modelbox audit export --since 30d --file audit.jsonl
     """
 
     async def run(client: Client) -> None:
@@ -166,8 +170,13 @@ def export_audit(
             until=until,
             oldest_first=True,
         )
-        async for entry in entries:
-            print_json(entry, lines=True)
+        count = 0
+        with open_new(file) as lines:
+            async for entry in entries:
+                lines.write(f"{json.dumps(to_json(entry), ensure_ascii=False)}\n")
+                count += 1
+        if file is not None:
+            note(f"wrote {count} entries into {file}")
 
     with_client(url, run)
 

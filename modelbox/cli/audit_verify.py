@@ -1,4 +1,4 @@
-"""Comparing an export of the audit log with what a server says of the same changes now.
+"""Exports of the audit log as files, and comparing one with what a server says of the same changes now.
 
 Whoever may change every row of a database may also compute its chain anew, and the server's own check finds nothing
 wrong. What was exported before, and is kept elsewhere, does not agree with it any more: that is found here.
@@ -7,15 +7,19 @@ wrong. What was exported before, and is kept elsewhere, does not agree with it a
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TextIO
 
 from modelbox.audit import AuditEntry
-from modelbox.errors import InvalidError
+from modelbox.errors import ConfigError, InvalidError
 from modelbox.objects import from_json
 
-__all__ = ("Compared", "compare", "read_export")
+__all__ = ("Compared", "compare", "open_new", "read_export")
 
 _MAX_FAULTS = 20
 
@@ -41,6 +45,25 @@ class Compared:
         self.wrong += 1
         if len(self.faults) < _MAX_FAULTS:
             self.faults.append(fault)
+
+
+@contextmanager
+def open_new(file: Path | None) -> Iterator[TextIO]:
+    """A file that only its owner reads, which must be new; or stdout.
+
+    Raises:
+        ConfigError: The file is there, or cannot be made.
+    """
+    if file is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    try:
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(f"cannot make {file}: {exc.strerror}") from exc
+    with os.fdopen(opened, "w", encoding="utf-8") as lines:
+        yield lines
 
 
 def read_export(file: Path) -> Iterator[AuditEntry]:

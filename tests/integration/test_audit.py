@@ -184,7 +184,10 @@ async def test_tampering_is_found_by_the_check_and_a_rewritten_history_by_an_exp
         return await anyio.to_thread.run_sync(lambda: cli(*argv, code=code))
 
     export = tmp_path / "audit.jsonl"
-    export.write_text(await run("audit", "export"))
+    await run("audit", "export", "--file", str(export))
+    assert export.stat().st_mode & 0o777 == 0o600
+    assert export.read_text() == await run("audit", "export")
+    assert "exists" in await run("audit", "export", "--file", str(export), code=2)
     assert (await run("audit", "verify", str(export))).endswith(" entries are as they were, 0 are not\n")
     listed = await run("audit", "list", "--object", "left/m", "--action", "updated")
     assert "owner: first -> second" in listed
