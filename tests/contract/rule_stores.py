@@ -48,6 +48,7 @@ class World:
 
     def __init__(self, database: MainDatabase, *, protected: tuple[str, ...] = ()) -> None:
         self.database = database
+        self.at = AT
         self.registry = SqlRegistryStore(database, protected=protected, approval_wait=WAIT)
         self.rules = SqlRuleStore(database, protected=protected)
         self.lineage = SqlLineageStore(database)
@@ -55,24 +56,24 @@ class World:
     async def publish(self, content: str, *, by: Caller = PAT, **parts: Any) -> int:
         await hold(self.database, "ns", content)
         new = NewVersion(namespace="ns", model="m", manifest=manifest(content), **parts)
-        made = await self.registry.publish_version(new, actor=by.name, at=AT, caller=by)
+        made = await self.registry.publish_version(new, actor=by.name, at=self.at, caller=by)
         return made.item.version
 
     async def move(
         self, alias: str, version: int, *, by: Caller, expected: int | None = None, model: str = "m"
     ) -> Alias | AliasRequest:
         return await self.registry.move_alias(
-            "ns", model, alias, version, expected_mod_rev=expected, reason="why", actor=by.name, at=AT, caller=by
+            "ns", model, alias, version, expected_mod_rev=expected, reason="why", actor=by.name, at=self.at, caller=by
         )
 
     async def rollback(self, alias: str, *, by: Caller) -> Alias:
         return await self.registry.rollback_alias(
-            "ns", "m", alias, expected_mod_rev=None, reason="", actor=by.name, at=AT, caller=by
+            "ns", "m", alias, expected_mod_rev=None, reason="", actor=by.name, at=self.at, caller=by
         )
 
     async def delete(self, alias: str, *, by: Caller) -> AliasRequest | None:
         return await self.registry.delete_alias(
-            "ns", "m", alias, expected_mod_rev=None, reason="", actor=by.name, at=AT, caller=by
+            "ns", "m", alias, expected_mod_rev=None, reason="", actor=by.name, at=self.at, caller=by
         )
 
     async def ask(self, alias: str, version: int, *, by: Caller = PAT) -> AliasRequest:
@@ -82,23 +83,25 @@ class World:
 
     async def approve(self, request: AliasRequest, *, by: Caller = PIA, after: timedelta = timedelta()) -> AliasRequest:
         return await self.rules.approve_request(
-            "ns", "m", request.id, comment="fine", caller=by, actor=by.name, at=AT + after
+            "ns", "m", request.id, comment="fine", caller=by, actor=by.name, at=self.at + after
         )
 
     async def reject(self, request: AliasRequest, *, by: Caller) -> AliasRequest:
-        return await self.rules.reject_request("ns", "m", request.id, comment="no", caller=by, actor=by.name, at=AT)
+        return await self.rules.reject_request(
+            "ns", "m", request.id, comment="no", caller=by, actor=by.name, at=self.at
+        )
 
     async def protect(self, scope: str, alias: str, *, approval: bool = False) -> None:
         protection = AliasProtection(scope=scope, alias=alias, approval=approval)
-        await self.rules.protect_alias(protection, actor="ada", at=AT)
+        await self.rules.protect_alias(protection, actor="ada", at=self.at)
 
     async def rule(self, scope: str = "ns", **parts: Any) -> Rule:
-        return await self.rules.set_rule(Rule(scope=scope, **parts), actor="ada", at=AT)
+        return await self.rules.set_rule(Rule(scope=scope, **parts), actor="ada", at=self.at)
 
     async def requests(self, *, everything: bool = False, after: timedelta = timedelta()) -> tuple[AliasRequest, ...]:
         return (
             await self.rules.list_requests(
-                "ns", "m", alias="", everything=everything, at=AT + after, limit=100, after=None
+                "ns", "m", alias="", everything=everything, at=self.at + after, limit=100, after=None
             )
         ).items
 
@@ -113,13 +116,15 @@ class World:
         """A version of a dataset: its id; ``data@1`` by name."""
         part = DatasetComponent(type="path", location="/data")
         new = NewDatasetVersion(namespace=namespace, dataset="data", components=(part,))
-        return (await SqlDatasetStore(self.database).create_version(new, actor="ann", at=AT)).item.id
+        return (await SqlDatasetStore(self.database).create_version(new, actor="ann", at=self.at)).item.id
 
     async def run(self) -> str:
         tracking = SqlTrackingStore(self.database)
         experiment = NewExperiment(namespace="ns", name="e")
-        made = await tracking.create_experiment(experiment, actor="ann", at=AT)
-        run = await tracking.create_run(NewRun(experiment=made.item.id, name="r", started_at=AT), actor="ann", at=AT)
+        made = await tracking.create_experiment(experiment, actor="ann", at=self.at)
+        run = await tracking.create_run(
+            NewRun(experiment=made.item.id, name="r", started_at=self.at), actor="ann", at=self.at
+        )
         return run.item.id
 
 

@@ -11,6 +11,7 @@ from modelbox.runtime.store.database import MainDatabase
 from modelbox.runtime.store.opening import open_database
 
 from .alias_stores import ApprovalContract, ProtectionContract
+from .alias_walk import AliasWalkContract
 from .rule_stores import PromotionContract, PublicationContract
 
 
@@ -38,4 +39,8 @@ class TestProtections(ProtectionContract):
 
 
 class TestApprovals(ApprovalContract):
+    pass
+
+
+class TestWalk(AliasWalkContract):
     pass

@@ -11,6 +11,7 @@ from modelbox.runtime.store.sqlite import SqliteDatabase
 from tests.integration.server_core import write_databases
 
 from .alias_stores import ApprovalContract, ProtectionContract
+from .alias_walk import AliasWalkContract
 from .rule_stores import PromotionContract, PublicationContract
 
 
@@ -39,4 +40,8 @@ class TestProtections(ProtectionContract):
 
 
 class TestApprovals(ApprovalContract):
+    pass
+
+
+class TestWalk(AliasWalkContract):
     pass
