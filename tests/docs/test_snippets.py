@@ -37,6 +37,8 @@ _SKIPPED = (
     *("modelbox server export", "modelbox server import", "export MODELBOX_", "systemctl "),
 )
 _ENDLESS = ("modelbox watch",)
+_GUARDED = ("access.md",)
+"""Pages about servers with access control."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def workplace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A server, a directory with model files, and the environment that points at them."""
+    guarded = request.node.callspec.params["page"].name in _GUARDED
     work = tmp_path / "work"
     work.mkdir()
     for number, name in enumerate(("vad.onnx", "vad-int8.onnx", "model.onnx"), 1):
         (work / name).write_bytes(add_constant(number))
     np.save(work / "x.npy", np.zeros((1, 4), np.float32))
-    with ServerProcess(tmp_path / "server") as server:
+    with ServerProcess(tmp_path / "server", access="on" if guarded else "off") as server:
+        if guarded:
+            monkeypatch.setenv("MODELBOX_TOKEN", (server.data_dir / "admin-token").read_text().strip())
         monkeypatch.setenv("MODELBOX_URL", server.url)
         monkeypatch.setenv("MODELBOX_CACHE_DIR", str(tmp_path / "cache"))
         monkeypatch.setenv("MODELBOX_SPOOL_DIR", str(tmp_path / "spool"))

@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio import to_thread
 
 from modelbox.access import ANYBODY, Caller
 from modelbox.errors import ModelBoxError, NotAuthenticated, ServerBusy
-from modelbox.runtime.access_ports import AccessStore
+from modelbox.runtime.access_ports import AccessState, AccessStore
 from modelbox.runtime.services.access_book import EMPTY_BOOK, AccessBook, Credentials, FailureCount, read_credentials
 
 __all__ = ("SERVER_ACTOR", "CallerService", "Credentials")
@@ -205,10 +206,12 @@ class CallerService:
             upto = self._asked
             since = datetime.fromtimestamp(self._clock(), UTC) - _EXPIRED_KNOWN
             state = await self._store.load(expired_since=since)
+            # Of thousands of tokens it takes tens of milliseconds, which calls need not wait for.
+            book = await to_thread.run_sync(_book_of, state, self._book)
+            changed, self._book = book is not self._book, book
             self._answered = upto
-        if state == self._book.state:
+        if not changed:
             return
-        self._book = AccessBook(state)
         self._noted = {kid: at for kid, at in self._noted.items() if self._book.knows(kid)}
         for callback in tuple(self._callbacks):
             callback()
@@ -252,3 +255,8 @@ class CallerService:
             except ModelBoxError as exc:
                 _LOG.warning("cannot read accounts, roles and tokens after a change, trying again: %s", exc)
                 self._news.set()
+
+
+def _book_of(state: AccessState, before: AccessBook) -> AccessBook:
+    """The book of a state; the one before if nothing has changed."""
+    return before if state == before.state else AccessBook(state)
