@@ -178,6 +178,8 @@ class Cache:
     def make_room(self, size_bytes: int) -> None:
         """Prunes until ``size_bytes`` more fit below ``max_bytes``, and checks that the disk has them.
 
+        On a disk that is too full, versions go that no reference may come back to.
+
         Raises:
             CacheError: They can never fit, or the disk is too full.
         """
@@ -193,6 +195,9 @@ class Cache:
             self.prune(self.max_bytes - size_bytes)
         with disk.cache_errors("asking for free space", self.directory):
             free = shutil.disk_usage(self.directory).free
+            if free < size_bytes:
+                cache_upkeep.make_free(self._layout, size_bytes - free)
+                free = shutil.disk_usage(self.directory).free
         if free < size_bytes:
             raise CacheError(
                 f"{size_bytes} bytes are needed at {self.directory} and {free} are free: free some space, run "

@@ -108,10 +108,11 @@ def usage(layout: Layout) -> list[CacheEntry]:
     return sorted(entries, key=lambda entry: entry.last_used_at)
 
 
-def prune(layout: Layout, max_bytes: int) -> int:
+def prune(layout: Layout, max_bytes: int, *, keep_named: bool = False) -> int:
     """Removes versions until at most ``max_bytes`` of files are left; returns how many bytes went.
 
-    Versions without a record go before those that a reference may come back to, then the least recently used one.
+    Versions without a record go before those that a reference may come back to, which stay with ``keep_named``; then
+    the least recently used one.
     """
     before = total = _total(layout)
     if total > max_bytes:
@@ -119,9 +120,16 @@ def prune(layout: Layout, max_bytes: int) -> int:
     for entry in sorted(usage(layout), key=lambda entry: (bool(entry.names), entry.last_used_at)):
         if total <= max_bytes:
             break
+        if keep_named and entry.names:
+            break
         if not entry.leased and _remove_version(layout, entry.digest):
             total = _total(layout)
     return before - total
+
+
+def make_free(layout: Layout, size_bytes: int) -> int:
+    """Removes what no reference may come back to until ``size_bytes`` more are free; returns how many bytes went."""
+    return prune(layout, max(0, _total(layout) - size_bytes), keep_named=True)
 
 
 def scrub(layout: Layout, *, remove: bool) -> CacheReport:
