@@ -10,6 +10,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from grpclib.client import Channel
+from grpclib.const import Cardinality, Status
+from grpclib.exceptions import GRPCError
 
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import ConfigError
@@ -107,6 +110,34 @@ def _check_nobody(answer: Answer, token: str) -> None:
     assert answer.code in ("auth.unknown", "busy"), answer
     assert answer.status.partition(" ")[0] in ("UNAUTHENTICATED", "UNAVAILABLE", "401", "503"), answer
     assert token.split("_")[2][:20] not in answer.body.decode()
+
+
+class _Garbage:
+    """A message of no type."""
+
+    def SerializeToString(self) -> bytes:  # as codecs call it
+        return b"\xff" * 40
+
+
+async def test_nothing_is_read_for_nobody(world: World) -> None:
+    host, _, port = world.live.grpc_address.rpartition(":")
+    channel = Channel(host, int(port))
+    try:
+        for metadata in ([], [("x-twice", "1"), ("x-twice", "2")]):
+            for name in ("MetricService/LogMetrics", "RegistryService/GetModel"):
+                path = f"/modelbox.v1.{name}"
+                async with channel.request(
+                    path, Cardinality.UNARY_UNARY, _Garbage, pb.Model, metadata=metadata, timeout=30
+                ) as stream:
+                    await stream.send_message(_Garbage(), end=True)
+                    with pytest.raises(GRPCError) as failed:
+                        await stream.recv_initial_metadata()
+                        await stream.recv_trailing_metadata()
+                    assert failed.value.status is Status.UNAUTHENTICATED
+    finally:
+        channel.close()
+    async with aiohttp.ClientSession(world.live.url) as session, session.post("/api/v1/runs", data=b"{") as response:
+        assert response.status == 401
 
 
 async def test_a_token_in_the_address_is_none(world: World) -> None:

@@ -323,7 +323,7 @@ class Boundary:
         refused = self._rules.refuses_call(name)
         call_timeout_s = self._limits.call_timeout_s
         if gate is not None:
-            call = self._gated(name, rule, call, refused=refused)
+            call, decode = self._gated(name, rule, decode, call, refused=refused), _untouched
             refused = False
 
         async def answer(message: bytes | memoryview, remaining_s: float | None) -> bytes:
@@ -364,14 +364,22 @@ class Boundary:
         return answer
 
     def _gated(
-        self, name: str, rule: Rule, call: Callable[[Any], Awaitable[Any]], *, refused: bool
-    ) -> Callable[[Any], Awaitable[Any]]:
+        self,
+        name: str,
+        rule: Rule,
+        decode: Callable[[bytes | memoryview], Any],
+        call: Callable[[Any], Awaitable[Any]],
+        *,
+        refused: bool,
+    ) -> Callable[[bytes | memoryview], Awaitable[Any]]:
         """``call``, behind the gate; what is ``refused`` by this server's role, too."""
         gate = self._gate
         name = short_name(name)
 
-        async def pass_gate(message: Any) -> Any:
+        async def pass_gate(data: bytes | memoryview) -> Any:
+            # Nothing is read for nobody.
             caller = await gate.enter(name)
+            message = decode(data)
             try:
                 # What was made says afterwards whether it is what was to be made: that saves looking for its id before.
                 await self._admit(name, rule, caller, message, fresh=rule.made is None)
@@ -503,6 +511,10 @@ def _decode(cls: Any, data: bytes | memoryview) -> Any:
     return decode_message(cls, bytes(data))
 
 
+def _untouched(data: bytes | memoryview) -> Any:
+    return data
+
+
 def _encode_google(message: Any) -> bytes:
     encoded: bytes = message.SerializeToString()
     return encoded
@@ -512,9 +524,7 @@ def failure_of(error: Exception) -> Failure:
     """How a method that is answered directly fails because of ``error``."""
     if not isinstance(error, ModelBoxError):
         error = ModelBoxError("the server failed unexpectedly")
-    return Failure(
-        status=int(statuses_of(error).grpc), text=redact(error.message)[:500], metadata=_trailers_of(error)
-    )
+    return Failure(status=int(statuses_of(error).grpc), text=redact(error.message)[:500], metadata=_trailers_of(error))
 
 
 def _cut_off(stream: Stream[Any, Any]) -> None:
