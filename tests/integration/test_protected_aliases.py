@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -156,3 +157,35 @@ async def test_rules_hold_for_admins_too(world: World) -> None:
     assert await world.eve.list_rules() == ()
     await world.writer.update_version(f"{world.model}@1", labels={"reviewed": "yes"})
     await world.ada.promote(f"{world.model}@staging", 1)
+
+
+async def test_what_was_refused_is_in_the_audit_log(shared_server: ServerProcess, world: World, tmp_path: Path) -> None:
+    prod = f"{world.model}@prod"
+    file = tmp_path / "weights.bin"
+    file.write_text("four")
+    await world.pat.promote(prod, 1)
+    for _ in range(2):
+        await refused(world.writer.promote(prod, 2))
+    await refused(world.writer.rollback(prod))
+    await refused(world.writer.delete_alias(prod))
+    await refused(world.writer.publish(world.model, {"weights.bin": file}, framework="other", aliases=["prod"]))
+    # What waits was not refused; to approve it oneself was.
+    await world.ada.protect_alias(world.model, "blue", approval=True)
+    error = await refused(world.pat.promote(f"{world.model}@blue", 1), ApprovalNeeded)
+    await refused(world.pat.approve_alias(world.model, str(error.fields["request"])))
+    # A server that stops writes what it has counted.
+    shared_server.restart()
+    async with Client(shared_server.url, token=world.tokens["ada"]) as admin:
+        found = [one async for one in admin.iter_audit(denials=True, namespace=world.ns)]
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for one in found:
+        assert isinstance(one.after, dict)
+        assert one.after["permission"] == "promote"
+        seen[one.actor.partition("-")[0], one.object, str(one.after["method"])] += int(str(one.after["count"]))
+    assert seen == {
+        ("writer", prod, "RegistryService/MoveAlias"): 2,
+        ("writer", prod, "RegistryService/RollbackAlias"): 1,
+        ("writer", prod, "RegistryService/DeleteAlias"): 1,
+        ("writer", world.model, "RegistryService/PublishVersion"): 1,
+        ("pat", world.model, "RuleService/ApproveAliasRequest"): 1,
+    }
