@@ -23,6 +23,7 @@ from modelbox.feed import Change, Kind
 from modelbox.sync import Client as SyncClient
 from modelbox.tokens import Token
 from tests.cli import Cli
+from tests.faults.registry import fault, record_figure
 from tests.server import ServerProcess
 
 
@@ -175,6 +176,18 @@ async def test_what_cannot_be_right_is_refused(
     assert (status, answer["code"]) == (400, "invalid"), answer
 
 
+@fault(68)
+async def test_a_token_in_the_address_is_no_token(guarded: ServerProcess, root: str) -> None:
+    for path in (f"whoami?token={root}", f"whoami?access_token={root}", f"whoami?authorization=Bearer%20{root}"):
+        status, body, _ = await http(guarded, "GET", path)
+        assert (status, body["code"]) == (401, "auth.unknown")
+    async with aiohttp.ClientSession() as session:
+        url = guarded.url.replace("http://", f"http://ada:{root}@")
+        async with session.get(f"{url}/api/v1/whoami") as answer:
+            assert answer.status == 401
+
+
+@fault(68)
 async def test_a_revoke_ends_a_watch_and_every_later_call(guarded: ServerProcess, admin: Client, name: str) -> None:
     made = await admin.create_token(name, role="reader", namespaces=[name], create_account=True)
     assert made.account_created
@@ -182,10 +195,12 @@ async def test_a_revoke_ends_a_watch_and_every_later_call(guarded: ServerProcess
         async with session.get(f"{guarded.url}/api/v1/changes?namespace={name}") as stream:
             assert stream.status == 200
             assert await stream.content.readline()
+            begun = anyio.current_time()
             await admin.revoke_token(made.info.id)
             with anyio.fail_after(10):
                 async for _ in stream.content:
                     pass
+            record_figure(68, f"a watch ends {anyio.current_time() - begun:.1f} s after the revoke")
         async with session.get(f"{guarded.url}/api/v1/whoami") as answer:
             assert answer.status == 401
 

@@ -22,6 +22,7 @@ from modelbox.runtime.services.access_book import (
     read_credentials,
 )
 from modelbox.tokens import Token
+from tests.faults.registry import fault
 
 NOW = datetime(2026, 5, 3, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -87,6 +88,7 @@ def test_an_account_without_roles_is_known_and_may_nothing() -> None:
     assert BOOK.caller(bearer(OTHERS), at(NOW)).grants == ()
 
 
+@fault(68)
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -129,6 +131,7 @@ def test_any_header_is_read_and_only_good_ones_are_somebody(text: str) -> None:
         BOOK.caller(given_with(text), at(NOW))
 
 
+@fault(68)
 def test_a_token_ends_a_little_after_its_time_as_clocks_differ() -> None:
     credentials = bearer(TOKEN)
     end = at(NOW + HOUR)
