@@ -15,7 +15,7 @@ from modelbox.access import Caller, Grant, Role
 from modelbox.accounts import AccountPatch, NewToken
 from modelbox.errors import ApprovalNeeded
 from modelbox.manifest import Manifest, ManifestFile
-from modelbox.objects import ArtifactFile, InstanceReport, InstanceState, NewArtifact, NewVersion
+from modelbox.objects import ArtifactFile, InstanceReport, InstanceState, NewArtifact, NewVersion, VersionPatch
 from modelbox.refs import ModelRef
 from modelbox.rules import Rule
 from modelbox.runtime.moving.tables import copied_tables, last_id
@@ -43,6 +43,7 @@ from modelbox.runtime.store.notes import SqlNoteStore
 from modelbox.runtime.store.registry import SqlRegistryStore
 from modelbox.runtime.store.schema import feed_head
 from modelbox.runtime.store.tracking import SqlTrackingStore
+from modelbox.signing import Bundle, statement_of
 from modelbox.tracking import (
     AttributeKind,
     DatasetComponent,
@@ -128,6 +129,9 @@ async def _registry(registry: RegistryService, artifacts: ArtifactService) -> No
         _version("m", *_FILES, aliases=("prod",), labels=labels, metadata=metadata), actor="ann"
     )
     await registry.publish_version(_version("m", b"weights", metrics={"acc": 0.1 + 0.2, "tiny": 5e-324}), actor="ann")
+    signed = statement_of("ns/m@2", _version("m", b"weights").manifest)
+    bundle = Bundle(payload=signed, signature=b"whoever").to_json()
+    await registry.update_version("ns", "m", 2, VersionPatch(bundle=bundle), actor="ann")
     await registry.move_alias("ns", "m", "prod", version=2, actor="bob", reason="better; „ja“")
     await registry.rollback_alias("ns", "m", "prod", actor="bob", reason="was not")
     await registry.move_alias("ns", "m", "prod", version=2, actor="bob")
