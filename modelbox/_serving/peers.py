@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = ("UNKNOWN", "Peer", "peer_of")
 
-_KINDS = {"DNS": "dns", "URI": "uri", "email": "email", "IP Address": "ip"}
+# No text is a name of two kinds: whoever may have a certificate with one cannot pass for another one's.
+_SHAPES = {
+    "DNS": re.compile(r"[A-Za-z0-9*_.-]+"),
+    "URI": re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+"),
+    "email": re.compile(r"[^@:\s]+@[^@:\s]+"),
+    "IP Address": re.compile(r"[0-9A-Fa-f.:]+"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +25,9 @@ class Peer:
 
     Attributes:
         address: Without a port; empty if there is none. Behind a balancer it is the balancer's.
-        certificate_names: The names (SANs) in the client's certificate, which was checked; each says of what kind it
-            is: ``dns:ci.example.org``, ``uri:spiffe://example.org/ci``, ``email:ci@example.org``, ``ip:192.0.2.7``.
+        certificate_names: The names (SANs) in the client's certificate, which was checked: ``ci.example.org``,
+            ``spiffe://example.org/ci``, ``ci@example.org``, ``192.0.2.7``. Those that could be of another kind are not
+            among them.
     """
 
     address: str = ""
@@ -54,5 +62,20 @@ def _address(peername: Any) -> str:
 
 
 def _names(certificate: Any) -> tuple[str, ...]:
-    names = [f"{_KINDS[kind]}:{value}" for kind, value in certificate.get("subjectAltName", ()) if kind in _KINDS]
-    return tuple(dict.fromkeys(names))
+    found: dict[str, None] = {}
+    for kind, value in certificate.get("subjectAltName", ()):
+        shape = _SHAPES.get(kind)
+        if shape is None or not isinstance(value, str) or shape.fullmatch(value) is None:
+            continue
+        address = _is_address(value)
+        if address == (kind == "IP Address"):
+            found[str(ipaddress.ip_address(value)) if address else value] = None
+    return tuple(found)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

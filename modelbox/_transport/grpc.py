@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
 import anyio
-from grpclib.client import Channel, Stream
+from grpclib.client import Channel, Handler, Stream
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
@@ -69,6 +69,7 @@ WATCH_SILENCE_S = 30.0
 """Three bookmarks: a watch that is silent for longer is broken."""
 
 _GRACE_S = 0.5
+_CLOSE_S = 1.0
 
 _KEEPALIVE = Configuration(
     _keepalive_time=20.0,
@@ -151,14 +152,36 @@ class _Codec(CodecBase):
             raise ProtocolError(f"the server sent an answer that cannot be read: {exc}") from exc
 
 
+class _Protocol(H2Protocol):
+    """A connection whose end can be waited for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.transport: asyncio.Transport | None = None
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins to speak."""
+        self.transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Nothing is left of it."""
+        super().connection_lost(exc)
+        self.lost.set()
+
+
 class _Channel(Channel):
     """A channel that gives up connecting after a while and says so."""
 
-    def __init__(self, host: str, port: int, *, security: Security, connect_timeout_s: float) -> None:
+    def __init__(
+        self, host: str, port: int, *, security: Security, connect_timeout_s: float, opened: WeakSet[_Protocol]
+    ) -> None:
         config = replace(_KEEPALIVE, ssl_target_name_override=security.name_of(host))
         super().__init__(host, port, codec=_Codec(), config=config, ssl=security.grpc)
         self._said = partial(security.headers, host, tls=security.tls)
         self._connect_timeout_s = connect_timeout_s
+        self._opened = opened
 
     def metadata(self, actor: Mapping[str, str]) -> dict[str, str]:
         """What a call brings beside its message: who the client says it is, and what shows it.
@@ -167,6 +190,11 @@ class _Channel(Channel):
             ConfigError: See `Security.headers`.
         """
         return {**actor, **self._said()}
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = _Protocol(Handler(), self._config, self._h2_config)
+        self._opened.add(protocol)
+        return protocol
 
     async def _create_connection(self) -> H2Protocol:
         try:
@@ -210,12 +238,27 @@ class Connection:
         self._address: tuple[str, int] | None = None
         self._finding = asyncio.Lock()
         self._channels: dict[bool, _Channel] = {}
+        self._opened: WeakSet[_Protocol] = WeakSet()
         self._closed = False
 
     def close(self) -> None:
         """Closes the channels; calls that are under way fail. Idempotent."""
         self._closed = True
         self._forget()
+
+    async def aclose(self) -> None:
+        """The same, and waits a moment for the connections to end.
+
+        With TLS that takes its time, which a loop that is about to stop does not have.
+        """
+        self.close()
+        if not self._http.security.tls:
+            return
+        with anyio.move_on_after(_CLOSE_S):
+            for protocol in tuple(self._opened):
+                if protocol.transport is not None and not protocol.lost.is_set():
+                    protocol.transport.abort()
+                    await protocol.lost.wait()
 
     # --- channels ------------------------------------------------------------------------------------------------
 
@@ -235,7 +278,11 @@ class Connection:
             host, port = self._address
             if streaming not in self._channels:
                 self._channels[streaming] = _Channel(
-                    host, port, security=self._http.security, connect_timeout_s=self._config.connect_timeout_s
+                    host,
+                    port,
+                    security=self._http.security,
+                    connect_timeout_s=self._config.connect_timeout_s,
+                    opened=self._opened,
                 )
             return self._channels[streaming]
 

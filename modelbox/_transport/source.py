@@ -54,7 +54,7 @@ class RemoteSource:
 
     async def aclose(self) -> None:
         """Closes all connections. Idempotent."""
-        self.grpc.close()
+        await self.grpc.aclose()
         await self.http.aclose()
 
     async def resolve(self, ref: ModelRef) -> Resolved:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import socket
 import ssl
 import threading
@@ -20,7 +21,7 @@ import grpc
 import pytest
 
 import modelbox
-from modelbox.errors import ConfigError, Unavailable
+from modelbox.errors import AuthError, ConfigError, NotAuthenticated, Unavailable
 from tests.certificates import DAY, Authority, put, serial_of
 from tests.server import ServerProcess
 
@@ -77,6 +78,12 @@ async def reach(client: modelbox.Client) -> None:
         await client._call(lambda source: source.grpc.list_namespaces())
 
 
+def fetched(url: str, context: ssl.SSLContext) -> str:
+    with urllib.request.urlopen(url, context=context, timeout=20) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def shown(address: str, authority: Authority) -> int:
     """Which certificate a new connection is shown."""
     host, port = address.split(":")
@@ -109,9 +116,7 @@ async def test_everything_goes_over_tls(server: ServerProcess, authority: Author
 def test_http_and_metrics_speak_tls_1_3_with_others(server: ServerProcess, authority: Authority, which: str) -> None:
     url = server.url + "/readyz" if which == "http" else server.metrics_url
     context = ssl.create_default_context(cafile=str(authority.certificate))
-    with urllib.request.urlopen(url, context=context, timeout=20) as answer:
-        text = answer.read().decode()
-    assert answer.status == 200
+    text = fetched(url, context)
     if which == "metrics":
         assert "modelbox_tls_files_refused 0.0" in text
         left = [line for line in text.splitlines() if line.startswith("modelbox_tls_certificate_days_left ")]
@@ -139,6 +144,40 @@ def test_a_stop_loses_no_answer(authority: Authority, tmp_path: Path) -> None:
             assert health_of(channel) == b"\x08\x01"
             assert server.terminate(timeout=20) == 0
     assert "Traceback" not in server.output
+
+
+async def test_a_certificate_says_who_calls(authority: Authority, tmp_path: Path) -> None:
+    pair = authority.issue("accounts", "localhost", "127.0.0.1")
+    mine = authority.issue("gpu-7", "gpu-7.example.org", "spiffe://example.org/gpu-7")
+    unknown = authority.issue("gpu-8", "spiffe://example.org/gpu-8")
+    with ServerProcess(
+        tmp_path / "data",
+        access="on",
+        tls_cert=pair.certificate,
+        tls_key=pair.key,
+        tls_client_ca=authority.certificate,
+        tls_client_auth="optional",
+    ) as server:
+        token = (tmp_path / "data" / "admin-token").read_text().strip()
+        async with client_of(server, tmp_path, tls_ca=authority.certificate, token=token) as admin:
+            await admin.create_account("gpu-7", certificate_names=["spiffe://example.org/gpu-7"])
+            await admin.grant_role("gpu-7", "reader", namespace="langtech")
+        ours = {"tls_ca": authority.certificate, "tls_client_cert": mine.certificate, "tls_client_key": mine.key}
+        async with client_of(server, tmp_path, **ours) as client:
+            assert (await client.whoami()).name == "gpu-7"
+            with pytest.raises(AuthError):
+                await client.create_model("other/model")
+        context = ssl.create_default_context(cafile=str(authority.certificate))
+        context.load_cert_chain(mine.certificate, mine.key)
+        assert json.loads(fetched(f"{server.url}/api/v1/whoami", context))["name"] == "gpu-7"
+        for settings in (
+            {},
+            {"tls_client_cert": unknown.certificate, "tls_client_key": unknown.key},
+        ):
+            async with client_of(server, tmp_path, tls_ca=authority.certificate, **settings) as stranger:
+                with pytest.raises(NotAuthenticated):
+                    await stranger.whoami()
+        assert token not in server.output
 
 
 # --- renewal -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelbox._serving.peers import UNKNOWN, peer_of
 
@@ -34,24 +36,58 @@ def test_an_address_is_said_in_one_way(peername: Any, address: str) -> None:
     assert peer_of(Wire(peername=peername)).address == address
 
 
-def test_names_say_of_what_kind_they_are() -> None:
+def names_of(*names: tuple[str, Any]) -> tuple[str, ...]:
+    return peer_of(Wire(peercert={"subject": (), "subjectAltName": names})).certificate_names
+
+
+def test_names_are_those_of_the_certificate() -> None:
     certificate = {
         "subject": ((("commonName", "admin"),),),
         "subjectAltName": (
             ("DNS", "ci.example.org"),
+            ("DNS", "*.gpu_1.example.org"),
             ("URI", "spiffe://example.org/ci"),
             ("email", "ci@example.org"),
             ("IP Address", "192.0.2.7"),
+            ("IP Address", "2001:DB8:0:0:0:0:0:7"),
             ("DNS", "ci.example.org"),
             ("DirName", ((("commonName", "root"),),)),
+            ("Registered ID", "1.2.3"),
         ),
     }
     assert peer_of(Wire(peercert=certificate)).certificate_names == (
-        "dns:ci.example.org",
-        "uri:spiffe://example.org/ci",
-        "email:ci@example.org",
-        "ip:192.0.2.7",
+        "ci.example.org",
+        "*.gpu_1.example.org",
+        "spiffe://example.org/ci",
+        "ci@example.org",
+        "192.0.2.7",
+        "2001:db8::7",
     )
+
+
+@pytest.mark.parametrize("kind", ["DNS", "URI", "email", "IP Address"])
+@pytest.mark.parametrize(
+    ("meant", "text"),
+    [
+        ("DNS", "ci.example.org"),
+        ("URI", "spiffe://example.org/ci"),
+        ("URI", "urn:ci"),
+        ("email", "ci@example.org"),
+        ("IP Address", "192.0.2.7"),
+        ("IP Address", "2001:db8::7"),
+        ("IP Address", "fe80::"),
+        ("", "a name"),
+        ("", ""),
+        ("", "a@b@c"),
+    ],
+)
+def test_a_name_passes_for_no_other_kind(kind: str, meant: str, text: str) -> None:
+    assert names_of((kind, text)) == ((text,) if kind == meant else ())
+
+
+@given(text=st.text(max_size=30) | st.from_regex(r"[a-f0-9.:@/*-]{1,20}", fullmatch=True))
+def test_no_text_is_a_name_of_two_kinds(text: str) -> None:
+    assert sum(names_of((kind, text)) != () for kind in ("DNS", "URI", "email", "IP Address")) <= 1
 
 
 @pytest.mark.parametrize("certificate", [None, {}, {"subject": ()}])
