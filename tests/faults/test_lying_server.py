@@ -9,9 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from grpclib.client import Channel
+from grpclib.const import Cardinality
+from grpclib.encoding.base import CodecBase
 
 from modelbox import _wire
 from modelbox._proto.modelbox import v1 as pb
@@ -400,3 +404,71 @@ async def test_garbage_in_place_of_an_answer_ends_a_call_only(
         await one.settled(2)
     with pytest.raises(InvalidError):
         _wire.decode_message(pb.ResolveResponse, b"\xff" * 40)
+
+
+def with_something_new(message: Any) -> bytes:
+    """A message as a newer release may send it: with a field that this one does not know, number 1000, text."""
+    new = b"from the future"
+    return bytes(message) + b"\xc2\x3e" + bytes([len(new)]) + new
+
+
+@fault(37)
+async def test_a_newer_server_is_understood_as_far_as_it_can_be(
+    truthful: ServerProcess, lying: LyingServer, tmp_path: Path
+) -> None:
+    told = 0
+
+    def newer(item: FeedItem) -> Iterable[Any]:
+        nonlocal told
+        if isinstance(item, Revision):
+            # A change of a kind that there is not, beside the one that there is; then an item that is none of ours.
+            strange = replace(item.changes[0], kind="hologram", action="projected", object="lies/elsewhere#1")
+            yield with_something_new(_wire.pack_feed_item(replace(item, changes=(strange, *item.changes))))
+            yield with_something_new(pb.WatchResponse())
+            told += 1
+        else:
+            yield with_something_new(_wire.pack_feed_item(item))
+
+    def newer_watch(message: pb.WatchResponse) -> Iterable[Any]:
+        item = _wire.unpack_feed_item(message)
+        assert item is not None
+        return newer(item)
+
+    async with serving(truthful, lying, tmp_path) as one:
+        watches = lying.called("Watch")
+        lying.answers["Watch"] = newer_watch
+        for method in ("Resolve", "BeginDownload", "Report"):
+            lying.answers[method] = lambda answer: [with_something_new(answer)]
+        for version in (2, 3):
+            await one.promote(version)
+            await one.settled(version)
+        assert told >= 2
+        assert lying.called("Watch") == watches
+        assert not [event for event in one.log.events if isinstance(event, ReloadFailed)]
+
+
+@fault(37)
+async def test_a_newer_client_is_understood_as_far_as_it_can_be(truthful: ServerProcess) -> None:
+    host, _, port = truthful.grpc_address.rpartition(":")
+    async with Client(truthful.url) as client:
+        await client.create_model("lies/newer")
+    channel = Channel(host, int(port), codec=_Raw())
+    try:
+        call = channel.request("/modelbox.v1.RegistryService/GetModel", Cardinality.UNARY_UNARY, bytes, bytes)
+        async with call as stream:
+            await stream.send_message(with_something_new(pb.GetModelRequest(namespace="lies", name="newer")), end=True)
+            answer = await stream.recv_message()
+        assert answer is not None
+        assert pb.Model.parse(answer).name == "newer"
+    finally:
+        channel.close()
+
+
+class _Raw(CodecBase):
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return bytes(message)
+
+    def decode(self, data: bytes, message_type: Any) -> bytes:
+        return data

@@ -111,6 +111,14 @@ def test_prometheus_says(exported: dict[str, object], line: str) -> None:
     assert line in text.splitlines(), "\n".join(found for found in text.splitlines() if line.split("{")[0] in found)
 
 
+def test_the_age_of_what_is_known_is_shown(exported: dict[str, object]) -> None:
+    (line,) = (
+        line for line in str(exported["prometheus"]).splitlines() if line.startswith("modelbox_state_age_seconds{")
+    )
+    assert line.startswith('modelbox_state_age_seconds{alias="prod",model="ns/model"} ')
+    assert float(line.rpartition(" ")[2]) >= 0
+
+
 def test_a_collector_receives_true_sums_and_histograms(exported: dict[str, object]) -> None:
     names = exported["otlp"]
     assert isinstance(names, list)
