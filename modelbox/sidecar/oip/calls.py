@@ -24,6 +24,7 @@ from h2.exceptions import ProtocolError
 from modelbox._serving.unary import COMPRESSED, Failure
 from modelbox._wire.errors import ERROR_KEY, pack_error
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
+from modelbox.redaction import redact
 from modelbox.sidecar.oip.status import retry_after_s, statuses_of
 
 __all__ = ("Allowance", "PeerStream", "bounded", "failure_of", "failure_text")
@@ -251,7 +252,7 @@ class _Bounded:
 def failure_text(error: Exception, what: str) -> str:
     """What a caller reads of ``error``; an unexpected one is logged, and named by a number only."""
     if isinstance(error, ModelBoxError):
-        return error.message
+        return redact(error.message)
     request_id = secrets.token_hex(6)
     _LOG.exception("%s failed unexpectedly (request %s)", what, request_id, exc_info=error)
     return f"the sidecar failed unexpectedly: see its log, request {request_id}"
@@ -265,7 +266,9 @@ def failure_of(error: Exception, what: str) -> Failure:
     pause_s = retry_after_s(error)
     if pause_s is not None:
         metadata["retry-after"] = f"{pause_s:g}"
-    return Failure(status=int(statuses_of(error).grpc), text=error.message[:_MAX_TEXT].strip(), metadata=metadata)
+    return Failure(
+        status=int(statuses_of(error).grpc), text=redact(error.message)[:_MAX_TEXT].strip(), metadata=metadata
+    )
 
 
 async def _fail(stream: Stream[Any, Any], error: Exception, what: str) -> None:

@@ -30,6 +30,7 @@ import anyio.to_thread
 
 from modelbox._serving.process import package_version
 from modelbox.errors import AuthError, InputError, LimitError, ModelBoxError, NotFoundError
+from modelbox.redaction import redact
 from modelbox.refs import shown
 from modelbox.sidecar.oip.binary import parse_header_length, read_body, read_raw
 from modelbox.sidecar.oip.datatypes import datatype_of
@@ -120,7 +121,7 @@ class _Route:
 
 def failure(error: ModelBoxError, *, status: int | None = None) -> HttpAnswer:
     """The answer that ``error`` becomes."""
-    answer = _json({"error": error.message}, status=status or statuses_of(error).http)
+    answer = _json({"error": redact(error.message)}, status=status or statuses_of(error).http)
     if answer.status == 503:
         pause_s = retry_after_s(error)
         answer.headers["Retry-After"] = str(math.ceil(pause_s) if pause_s else 1)
