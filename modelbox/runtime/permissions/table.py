@@ -19,7 +19,6 @@ being there. What a request names to have it made (``_write(…, "model")``) is 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -387,13 +386,7 @@ def check_routes(routes: Collection[str]) -> None:
 
 def _check(what: str, missing: Collection[str]) -> None:
     if missing:
-        error = ConfigError(
+        raise ConfigError(
             f"these {what} are not in the table of permissions, so that nobody knows who may call them: "
             f"{', '.join(sorted(missing))}; add them to modelbox/runtime/permissions/table.py"
         )
-        if _STRICT:
-            raise error
-        logging.getLogger(__name__).error("%s", error)
-
-
-_STRICT = False
