@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +16,11 @@ from sqlalchemy.dialects.mysql import TINYBLOB
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from modelbox.errors import ConfigError
+from modelbox.feed import Action, Kind, next_chain
+from modelbox.runtime.caller import NO_ORIGIN, Origin
 from modelbox.runtime.store import metric_schema, schema
 from modelbox.runtime.store import migrate as migrate_module
+from modelbox.runtime.store.history import NewChange, append, create_head, next_rev, verify_chain
 from modelbox.runtime.store.metric_partitions import DEFAULT as PARTITION
 from modelbox.runtime.store.migrate import MAIN, METRICS, Migrations, migrate, stored_revision
 from modelbox.runtime.store.opening import parse_database_url
@@ -216,6 +221,40 @@ def test_data_of_the_first_release_comes_up_and_down(place: Place) -> None:
     assert place.run(count) == first
     place.run(migrate)
     assert place.run(count) == newest
+
+
+def test_going_back_forgets_the_changes_that_name_callers(place: Place) -> None:
+    """Older releases could not verify them."""
+    changes, head = schema.feed_changes, schema.feed_head
+
+    def write(connection: Connection) -> None:
+        create_head(connection)
+        for rev in range(1, 6):
+            place_ = next_rev(connection)
+            origin = Origin(address="::1") if rev == 3 else NO_ORIGIN
+            change = NewChange(
+                namespace="ns", object="ns/m", kind=Kind.MODEL, action=Action.UPDATED, state={"rev": rev}, origin=origin
+            )
+            append(connection, place_, [change], actor="ann", at=datetime(2026, 5, 3, tzinfo=UTC))
+
+    def stored(connection: Connection) -> tuple[list[int], int, bool]:
+        revs = list(connection.execute(select(changes.c.rev).order_by(changes.c.rev)).scalars())
+        row = connection.execute(select(head.c.compact_rev, head.c.compact_chain)).one()
+        chain = bytes(row.compact_chain)
+        following = connection.execute(select(changes.c.chain, changes.c.state).where(changes.c.rev == 4)).one()
+        body = ["idx", "namespace", "object", "kind", "action", "actor", "at_us", "state"]
+        parts = connection.execute(select(*(changes.c[name] for name in body)).where(changes.c.rev == 4)).one()
+        text_ = json.dumps(list(parts), ensure_ascii=False, separators=(",", ":")).encode()
+        return revs, row.compact_rev, next_chain(chain, 4, [text_]) == bytes(following.chain)
+
+    place.run(migrate)
+    place.run(write)
+    assert place.run(verify_chain) == 5
+    place.run(lambda conn: migrate(conn, to="0006"))
+    # What is left fits, by the rules of that release.
+    assert place.run(stored) == ([4, 5], 3, True)
+    place.run(migrate)
+    assert place.run(verify_chain) == 2
 
 
 def test_a_schema_of_a_newer_release_is_left_alone(place: Place) -> None:
