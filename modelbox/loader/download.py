@@ -48,7 +48,8 @@ ProgressCallback = Callable[[int, int], None]
 _LOG = logging.getLogger(__name__)
 _CLEANUP_S = 30.0
 _BREAKS = (Unavailable, DeadlineExceeded, ServerBusy)
-_ENOUGH = 1 << 20
+_ENOUGH = 1 << 16
+"""Bytes that count as progress: on a network that breaks every connection early, a large file still arrives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class DownloadOptions:
     Attributes:
         max_version_bytes: Larger versions are refused before anything is allocated.
         files_at_once: Files of one version that are fetched side by side.
-        attempts: Tries in a row without progress (a megabyte, or the end of the file) before a fetch fails.
+        attempts: Tries in a row without progress (64 KiB, or the end of the file) before a fetch fails.
         backoff_s: The pause before the second try is random between 0 and this, then twice as long each time.
         max_backoff_s: No pause is longer, but for what a busy server asks for.
         min_bytes_per_s: A stream that is slower than this over ``stall_s`` seconds is broken off and resumed.

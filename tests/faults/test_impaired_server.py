@@ -187,7 +187,7 @@ async def test_downloads_and_streams_over_a_bad_network(tmp_path: Path) -> None:
             async with asked_all_the_time(model):
                 # Each connection brings a piece, and is reset.
                 net.http.cut()
-                net.http.add(ResetPeer(after_bytes=1_500_000))
+                net.http.add(ResetPeer(after_bytes=500_000))
                 moved = net.http.passed_bytes["down"]
                 await client.load("bad/large@latest")
                 moved = net.http.passed_bytes["down"] - moved

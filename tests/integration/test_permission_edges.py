@@ -19,6 +19,7 @@ from modelbox.errors import ConfigError
 from modelbox.runtime.permissions import table
 from modelbox.runtime.permissions.deliveries import OPERATIONS
 from modelbox.tokens import Token
+from tests.faults.registry import fault
 from tests.integration.server_core import digest_of, manifest
 from tests.permissions.cases import Place
 from tests.permissions.world import FILE, Answer, Caller, Live, live_server, make_place, make_token
@@ -92,6 +93,7 @@ def _bad_headers(token: str) -> list[str]:
     ]
 
 
+@fault(68)
 async def test_bad_credentials_are_nobody(tmp_path: Path) -> None:
     # A server of its own: many of them from one address are held up.
     with live_server(tmp_path / "data") as live:
@@ -140,6 +142,7 @@ async def test_nothing_is_read_for_nobody(world: World) -> None:
         assert response.status == 401
 
 
+@fault(68)
 async def test_a_token_in_the_address_is_none(world: World) -> None:
     async with world.live.caller() as nobody:
         for name in ("token", "access_token", "authorization"):
@@ -156,6 +159,7 @@ async def test_two_headers_are_none(world: World) -> None:
             assert response.status == 200
 
 
+@fault(68)
 async def test_a_revoked_token_is_worth_nothing_on_open_connections(world: World) -> None:
     async with world.live.caller(world.live.admin) as admin:
         token = await make_token(admin, "leaver", [("reader", HERE, "")])
@@ -311,6 +315,7 @@ def test_every_operation_has_a_row() -> None:
 # -- bytes -----------------------------------------------------------------------------------------------------------
 
 
+@fault(68)
 async def test_a_digest_grants_nothing(world: World) -> None:
     digest = digest_of(b"only there")
     async with world.live.caller(world.live.admin) as admin:

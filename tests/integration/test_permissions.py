@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from grpclib.const import Cardinality
 
+from tests.faults.registry import fault
 from tests.permissions.cases import CALLS, ROUTES, Case, Place
 from tests.permissions.world import (
     Answer,
@@ -116,6 +117,7 @@ async def test_every_method_and_route_has_a_case(live: Live) -> None:
     assert {f"GET {route[5:]}" for route in live.routes if route.startswith("HEAD ")} <= set(ROUTES)
 
 
+@fault(68)
 @pytest.mark.parametrize("role", ROLES)
 async def test_methods_where_the_caller_has_a_role(world: World, role: str) -> None:
     async with world.live.caller(world.tokens[role]) as caller:
@@ -124,6 +126,7 @@ async def test_methods_where_the_caller_has_a_role(world: World, role: str) -> N
             _check_here(role, case, answer, f"{name} (streams: {streams})")
 
 
+@fault(68)
 @pytest.mark.parametrize("role", ["stranger", "admin", "of-model"])
 async def test_methods_where_the_caller_has_none(world: World, role: str) -> None:
     async with world.live.caller(world.tokens[role]) as caller:
@@ -133,6 +136,7 @@ async def test_methods_where_the_caller_has_none(world: World, role: str) -> Non
             _check_elsewhere(case, there, nowhere, world, f"{name} (streams: {streams})")
 
 
+@fault(68)
 @pytest.mark.parametrize("role", ROLES)
 async def test_routes_where_the_caller_has_a_role(world: World, role: str) -> None:
     async with world.live.caller(world.tokens[role]) as caller:
@@ -140,6 +144,7 @@ async def test_routes_where_the_caller_has_a_role(world: World, role: str) -> No
             _check_here(role, case, await caller.request(route, case.fields(world.here)), route)
 
 
+@fault(68)
 @pytest.mark.parametrize("role", ["stranger", "admin", "of-model"])
 async def test_routes_where_the_caller_has_none(world: World, role: str) -> None:
     async with world.live.caller(world.tokens[role]) as caller:

@@ -14,6 +14,7 @@ from modelbox.errors import LimitError, NotAuthenticated
 from modelbox.feed import Bookmark, FeedItem, Filter, ResumeToken, Resync, ResyncReason, Revision
 from modelbox.objects import NewModel
 from modelbox.runtime.services.feed import FeedService
+from tests.faults.registry import fault
 
 from .server_core import Core, open_core
 
@@ -60,6 +61,7 @@ async def until_end(items: AsyncIterator[FeedItem]) -> list[FeedItem]:
         return [item async for item in items]
 
 
+@fault(68)
 @pytest.mark.parametrize("after", [None, ANYBODY, BOTH, Caller(name="ada")], ids=["gone", "all", "more", "nothing"])
 async def test_a_change_of_access_ends_a_watch_at_once(core: Core, after: Caller | None) -> None:
     access = Access(ALPHA)
@@ -77,6 +79,7 @@ async def test_a_change_of_access_ends_a_watch_at_once(core: Core, after: Caller
     assert left[0].reason is ResyncReason.AUTHZ
 
 
+@fault(68)
 async def test_a_token_that_expires_ends_its_watch_although_nothing_happens(core: Core) -> None:
     access = Access(ALPHA)
     async with feed_of(core, bookmark_interval_s=0.02) as feed:

@@ -20,6 +20,7 @@ from modelbox._wire import pack_error
 from modelbox.errors import InvalidError, StorageError
 from modelbox.redaction import RedactingFormatter, keep_secret, keep_secrets_of, redact, redact_command, redact_value
 from modelbox.refs import ModelRef
+from tests.faults.registry import fault
 
 SECRET = "mbx_k7_" + "Zx9" * 14 + "_0a1b2c"
 
@@ -73,6 +74,7 @@ def test_ordinary_code_is_left_alone() -> None:
     assert redact(code, names=False) == code
 
 
+@fault(70)
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -111,6 +113,7 @@ def test_variables_are_known_by_their_names() -> None:
     assert redact("env-1-secret /run/no-secret-1 /h0me") == "*** /run/no-secret-1 /h0me"
 
 
+@fault(70)
 @given(st.text(max_size=300))
 def test_any_text_is_taken_and_nothing_is_left_of_a_secret_in_it(text: str) -> None:
     assert SECRET.rpartition("_")[0] not in redact(f"{text} {SECRET} {text}")
@@ -122,6 +125,7 @@ def test_values_of_json_keep_their_form() -> None:
     assert redact_value(value) == {"a": [1, True, None, "mbx_k7_***"], "b": {"c": 2.5}}
 
 
+@fault(70)
 def test_errors_travel_without() -> None:
     error = InvalidError(f"no such thing: {SECRET}", given={"text": [SECRET]})
     assert SECRET not in json.dumps(error.to_dict())
@@ -160,6 +164,7 @@ def test_what_ends_a_program_or_a_thread_is_printed_without() -> None:
     assert "Zx9Zx9" not in done.stderr.replace(f'ValueError("{SECRET}")', "")
 
 
+@fault(70)
 def test_spans_record_failures_without() -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
