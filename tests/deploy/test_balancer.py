@@ -7,8 +7,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from anyio import to_thread
 
 import modelbox
 from modelbox.feed import Change
+from tests.certificates import Authority
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
 from tests.servers.availability import unavailable
@@ -23,6 +25,7 @@ from tests.servers.debian import CannotHave, Packages, unpacked
 from tests.servers.files import free_port
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+TLS_CONFIG = CONFIG.with_name("tls.cfg")
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +64,31 @@ def replicas(tmp_path: Path, postgres_url: str) -> Iterator[tuple[ServerProcess,
 @pytest.fixture
 def balancer(replicas: tuple[ServerProcess, ServerProcess, int], haproxy: Packages) -> Iterator[str]:
     one, two, grpc_port = replicas
+    with balancing(haproxy, CONFIG, one, two, grpc_port=grpc_port) as http_port:
+        yield f"http://127.0.0.1:{http_port}"
+
+
+@contextmanager
+def balancing(
+    haproxy: Packages, config: Path, one: ServerProcess, two: ServerProcess, *, grpc_port: int, **more: str
+) -> Iterator[int]:
+    """The balancer before two servers; gives its port of HTTP."""
     http_port = free_port()
-    env = {"LISTEN_HTTP": f"127.0.0.1:{http_port}", "LISTEN_GRPC": f"127.0.0.1:{grpc_port}"}
+    env = {"LISTEN_HTTP": f"127.0.0.1:{http_port}", "LISTEN_GRPC": f"127.0.0.1:{grpc_port}", **more}
     for number, server in enumerate((one, two), 1):
         env |= {
             f"SERVER_{number}_HTTP": server.http_address,
             f"SERVER_{number}_GRPC": server.grpc_address,
             f"SERVER_{number}_CHECK": server.http_address.rpartition(":")[2],
         }
-    command = [str(haproxy.root / "usr/sbin/haproxy"), "-f", str(CONFIG)]
+    command = [str(haproxy.root / "usr/sbin/haproxy"), "-f", str(config)]
     checked = subprocess.run([*command, "-c"], env=haproxy.env() | env, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "WARNING" not in checked.stdout + checked.stderr
     process = subprocess.Popen([*command, "-db"], env=haproxy.env() | env)
     try:
         wait_listening(http_port)
-        yield f"http://127.0.0.1:{http_port}"
+        yield http_port
     finally:
         process.kill()
         process.wait()
@@ -135,3 +147,39 @@ async def test_a_rolling_restart_behind_the_balancer_loses_nothing(
                 while seen != moved:
                     await anyio.sleep(0.05)
             tasks.cancel_scope.cancel()
+
+
+async def test_tls_passes_through_to_a_server_that_is_ready(tmp_path: Path, haproxy: Packages) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("balanced", "modelbox.example", "127.0.0.1")
+    grpc_port = free_port()
+    settings: dict[str, Any] = {
+        "advertise_grpc": f"127.0.0.1:{grpc_port}",
+        "tls_cert": pair.certificate,
+        "tls_key": pair.key,
+    }
+    with ExitStack() as stack:
+        # Not replicas: which of them answers does not matter here.
+        one = stack.enter_context(ServerProcess(tmp_path / "one", **settings))
+        two = stack.enter_context(ServerProcess(tmp_path / "two", **settings))
+        checks = {"SERVERS_CA": str(authority.certificate), "SERVERS_NAME": "modelbox.example"}
+        http_port = stack.enter_context(balancing(haproxy, TLS_CONFIG, one, two, grpc_port=grpc_port, **checks))
+
+        async def ask() -> str:
+            url = f"https://127.0.0.1:{http_port}"
+            async with modelbox.Client(url, tls_ca=authority.certificate, cache_dir=tmp_path / "cache") as client:
+                await client._call(lambda source: source.grpc.list_namespaces())
+                info = await client._call(lambda source: source.http.server_info())
+            return info.server_id
+
+        assert await ask()
+        await to_thread.run_sync(one.kill)
+        # Nobody is left but the second, once the balancer has noticed.
+        with anyio.fail_after(30):
+            while True:
+                try:
+                    first, second = await ask(), await ask()
+                except modelbox.ModelBoxError:
+                    continue
+                if first == second:
+                    break
