@@ -22,17 +22,30 @@ def init_config(
         Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloaded models are kept.")
     ] = None,
     actor: Annotated[str | None, typer.Option("--actor", help="Who is named in histories.")] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-ca", metavar="FILE", help="Authorities believed for https:// addresses."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="Where the token is that says who you are.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Write a commented settings file.
 
-    Example: modelbox client init-config --url http://models.example:8080
+    Example: modelbox client init-config --url https://models.example:8080 --token-file ~/.modelbox-token
     """
     from modelbox.config import client_config_path, client_config_toml, load_client_config
 
     target = (path or client_config_path()).expanduser()
-    given: dict[str, Any] = {"url": url, "cache_dir": cache_dir, "actor": actor}
+    given: dict[str, Any] = {
+        "url": url,
+        "cache_dir": cache_dir,
+        "actor": actor,
+        "tls_ca": tls_ca and tls_ca.absolute(),
+        "token_file": token_file and token_file.absolute(),
+    }
     # Refuses what could not be read back.
     load_client_config(env={"HOME": "/"}, **given)
     try:
