@@ -135,7 +135,11 @@ async def test_every_refusal_names_the_call(guarded: ServerProcess, tokens: dict
     assert len(headers["X-Request-Id"]) == 16
 
 
-async def test_refusals_are_in_the_log_of_whom_they_concern(guarded: ServerProcess, tokens: dict[str, str]) -> None:
+async def test_refusals_are_in_the_log_of_whom_they_concern(
+    guarded: ServerProcess, tokens: dict[str, str], tmp_path: Path
+) -> None:
+    files = tmp_path / "weights.bin"
+    files.write_bytes(b"weights")
     async with Client(guarded.url, token=tokens["reader"]) as reader:
         ids = []
         for _ in range(3):
@@ -144,13 +148,19 @@ async def test_refusals_are_in_the_log_of_whom_they_concern(guarded: ServerProce
             ids.append(caught.value.request_id)
         with pytest.raises(NotFoundError):
             await reader.get_model("right/m")
+    async with Client(guarded.url, token=tokens["writer"]) as writer:
+        # What only the registry knows: the alias is protected.
+        await writer.publish("left/m", files)
+        with pytest.raises(AuthError, match="promoter"):
+            await writer.promote("left/m@prod", 1)
+    assert (await http(guarded, "audit?namespace=left", tokens["writer"]))[0] == 403
     async with Client(guarded.url, token=Token.new().reveal()) as nobody:
         with pytest.raises(NotAuthenticated):
             await nobody.get_model("left/m")
     # A server that stops writes what it has counted.
     guarded.restart()
     async with Client(guarded.url, token=tokens["admin"]) as admin:
-        (entry,) = await all_of(admin, denials=True, object="left/m")
+        (entry,) = await all_of(admin, denials=True, object="left/m", actor="left-reader")
     denial = entry.after
     assert isinstance(denial, dict)
     assert (entry.actor, entry.address, entry.action, entry.request_id) == (
@@ -164,6 +174,11 @@ async def test_refusals_are_in_the_log_of_whom_they_concern(guarded: ServerProce
     async with Client(guarded.url, token=tokens["root"]) as client:
         denials = await all_of(client, denials=True)
     assert ("right", "right/m", "left-reader") in [(one.namespace, one.object, one.actor) for one in denials]
+    found = [
+        (one.actor, one.after["method"], one.after["permission"]) for one in denials if isinstance(one.after, dict)
+    ]
+    assert ("left-writer", "RegistryService/MoveAlias", "promote") in found
+    assert ("left-writer", "GET /api/v1/audit", "admin") in found
     unknown = [one for one in denials if isinstance(one.after, dict) and one.after["permission"] == "authentication"]
     assert unknown
     assert {(one.actor, one.token_id, one.address) for one in unknown} == {("", "", "127.0.0.1")}

@@ -30,7 +30,7 @@ from modelbox._serving.peers import Peer, peer_of
 from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, REQUEST_KEY, decode_message, pack_error
 from modelbox.access import Caller
-from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
+from modelbox.errors import AuthError, DeadlineExceeded, InvalidError, ModelBoxError, ServerBusy
 from modelbox.redaction import redact
 from modelbox.runtime.caller import REQUEST_ID, given_request_id, new_request_id
 from modelbox.runtime.metrics import Metrics
@@ -385,7 +385,11 @@ class Boundary:
                 await self._admit(name, rule, caller, message, fresh=rule.made is None)
                 if refused:
                     raise self._rules.refusal(name, bytes_address=self._bytes_address())
-                answer = await call(message)
+                try:
+                    answer = await call(message)
+                except AuthError as exc:
+                    gate.note_refusal(name, caller, exc)
+                    raise
                 if rule.made is not None:
                     await gate.check_made(rule, caller, answer)
             except ModelBoxError as exc:

@@ -28,6 +28,7 @@ from modelbox.runtime.services.denials import AUTHENTICATION
 __all__ = ("DenialLog", "Gate", "reads_all", "without_hidden")
 
 _ROLES = dict(zip(Permission, Role, strict=True))
+_PERMISSIONS = {role.value: permission.value for permission, role in _ROLES.items()}
 _NOBODY = Caller(name="")
 """Until it is known who calls: may do nothing."""
 _NOWHERE = ("", "")
@@ -113,6 +114,19 @@ class Gate:
         if lasting:
             RENEWAL.set(lambda: self._access.renewed(caller))
         return caller
+
+    def note_refusal(self, call: str, caller: Caller, error: AuthError) -> None:
+        """Keeps what the services behind the gate refuse, who know more than the table: which alias is protected.
+
+        Args:
+            call: The method or route.
+            caller: Who made it.
+            error: What they said.
+        """
+        namespace = str(error.fields.get("namespace", ""))
+        permission = _PERMISSIONS.get(str(error.fields.get("role", "")), "")
+        name = str(error.fields.get("name", "")) or namespace
+        self._note(caller, call, permission, namespace, name)
 
     def _note(self, caller: Caller, call: str, permission: str, namespace: str = "", name: str = "") -> None:
         if self._denials is not None:

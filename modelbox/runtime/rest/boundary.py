@@ -160,7 +160,12 @@ def boundary(
             await _pass_gate(gate, request, route)
         if rules.refuses_route(route):
             return _elsewhere(request, rules.refusal(route, bytes_address=bytes_address()))
-        return await handler(request)
+        try:
+            return await handler(request)
+        except AuthError as exc:
+            if gate.on:
+                gate.note_refusal(route, current_caller(), exc)
+            raise
 
     async def _in_time(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
         admission.enter()
