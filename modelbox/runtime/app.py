@@ -240,13 +240,12 @@ class _Server:
         space = SpaceService(SqlSpaceStore(self._database), blobs, grace_s=config.blob_grace_s)
         if alone:
             await space.resume_removals()
-        denials = Denials(audit_store)
         protected = parse_patterns(config.protected_aliases)
         registry = SqlRegistryStore(
             self._database, protected=protected, approval_wait=timedelta(seconds=config.approval_wait_s)
         )
         services = Services(
-            registry=RegistryService(registry, blobs, metrics=metric_service, refusals=denials),
+            registry=RegistryService(registry, blobs, metrics=metric_service),
             access=access,
             artifacts=artifacts,
             feed=self._feed,
@@ -258,13 +257,14 @@ class _Server:
             lineage=LineageService(SqlLineageStore(self._database)),
             find=FindService(SqlFindStore(self._database, limit_s=config.find_timeout_s)),
             retention=retention,
-            rules=RuleService(SqlRuleStore(self._database, protected=protected), refusals=denials),
+            rules=RuleService(SqlRuleStore(self._database, protected=protected)),
             space=space,
             audit=AuditService(audit_store),
             members=self._members,
         )
         tasks = await self._stack.enter_async_context(task_group())
 
+        denials = Denials(audit_store)
         await self._stack.enter_async_context(denials.running())
         gate = Gate(access, places, denials=denials)
         admission = Admission(config.max_calls)

@@ -274,7 +274,7 @@ async def walk(database: MainDatabase, *, steps: int) -> dict[str, int]:
     return walk.seen
 
 
-def _lets_everybody(guard: Guard, namespace: str, model: str, why: str) -> None:
+def _lets_everybody(guard: Guard, namespace: str, model: str, why: str, *, name: str) -> None:
     pass
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from modelbox.access import Caller, Permission, Role
-from modelbox.errors import AuthError, ConflictError, ModelBoxError, NotAuthenticated, NotFoundError
+from modelbox.errors import ApprovalNeeded, AuthError, ConflictError, ModelBoxError, NotAuthenticated, NotFoundError
 from modelbox.refs import shown
 from modelbox.runtime.absence import hide
 from modelbox.runtime.caller import CALLER, RENEWAL, REQUEST_ID
@@ -123,6 +123,9 @@ class Gate:
             caller: Who made it.
             error: What they said.
         """
+        # What waits for a second person was not refused.
+        if isinstance(error, ApprovalNeeded):
+            return
         namespace = str(error.fields.get("namespace", ""))
         permission = _PERMISSIONS.get(str(error.fields.get("role", "")), "")
         name = str(error.fields.get("name", "")) or namespace

@@ -36,7 +36,6 @@ from modelbox.runtime.caller import current_caller
 from modelbox.runtime.limits import check_labels, check_metadata, check_metrics, check_text
 from modelbox.runtime.ports import BlobStore, RegistryStore
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
-from modelbox.runtime.services.refusals import RefusalLog, noting
 from modelbox.runtime.tracking_ports import MetricSink
 from modelbox.signing.bundle import check_bundle
 from modelbox.signing.statement import subject_of
@@ -56,7 +55,6 @@ class RegistryService:
         store: Where they are kept.
         blobs: Where the files must be before they can be published.
         metrics: Where series of what is deleted are removed.
-        refusals: Told who was refused what for want of a promoter.
         clock: Gives the time of a change, aware and in UTC.
 
     Every method raises `InvalidError` for names and values that can never be right, `LimitError` for what is too large
@@ -69,12 +67,10 @@ class RegistryService:
         blobs: BlobStore,
         *,
         metrics: MetricSink | None = None,
-        refusals: RefusalLog | None = None,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._store = store
         self._metrics = metrics
-        self._refusals = refusals
         self._blobs = blobs
         self._clock = clock
 
@@ -197,10 +193,7 @@ class RegistryService:
                 what="file",
                 missing=missing[:10],
             )
-        with noting(self._refusals, "RegistryService/PublishVersion", new.namespace, f"{new.namespace}/{new.model}"):
-            return await self._store.publish_version(
-                new, actor=_actor(actor), at=self._clock(), caller=current_caller()
-            )
+        return await self._store.publish_version(new, actor=_actor(actor), at=self._clock(), caller=current_caller())
 
     async def get_version(self, ref: ModelRef) -> ModelVersion:
         """Reads the version that a reference names.
@@ -309,18 +302,17 @@ class RegistryService:
         _check_path(namespace, model)
         _check_movable(alias)
         _check_version(version)
-        with noting(self._refusals, "RegistryService/MoveAlias", namespace, f"{namespace}/{model}@{alias}"):
-            moved = await self._store.move_alias(
-                namespace,
-                model,
-                alias,
-                version,
-                expected_mod_rev=_expected(expected_mod_rev),
-                reason=check_text(reason, "reason", max_chars=1024),
-                actor=_actor(actor),
-                at=self._clock(),
-                caller=current_caller(),
-            )
+        moved = await self._store.move_alias(
+            namespace,
+            model,
+            alias,
+            version,
+            expected_mod_rev=_expected(expected_mod_rev),
+            reason=check_text(reason, "reason", max_chars=1024),
+            actor=_actor(actor),
+            at=self._clock(),
+            caller=current_caller(),
+        )
         if isinstance(moved, AliasRequest):
             raise _waits(moved)
         return moved
@@ -347,17 +339,16 @@ class RegistryService:
         """
         _check_path(namespace, model)
         _check_movable(alias)
-        with noting(self._refusals, "RegistryService/RollbackAlias", namespace, f"{namespace}/{model}@{alias}"):
-            return await self._store.rollback_alias(
-                namespace,
-                model,
-                alias,
-                expected_mod_rev=_expected(expected_mod_rev),
-                reason=check_text(reason, "reason", max_chars=1024),
-                actor=_actor(actor),
-                at=self._clock(),
-                caller=current_caller(),
-            )
+        return await self._store.rollback_alias(
+            namespace,
+            model,
+            alias,
+            expected_mod_rev=_expected(expected_mod_rev),
+            reason=check_text(reason, "reason", max_chars=1024),
+            actor=_actor(actor),
+            at=self._clock(),
+            caller=current_caller(),
+        )
 
     async def delete_alias(
         self,
@@ -379,17 +370,16 @@ class RegistryService:
         """
         _check_path(namespace, model)
         _check_movable(alias)
-        with noting(self._refusals, "RegistryService/DeleteAlias", namespace, f"{namespace}/{model}@{alias}"):
-            request = await self._store.delete_alias(
-                namespace,
-                model,
-                alias,
-                expected_mod_rev=_expected(expected_mod_rev),
-                reason=check_text(reason, "reason", max_chars=1024),
-                actor=_actor(actor),
-                at=self._clock(),
-                caller=current_caller(),
-            )
+        request = await self._store.delete_alias(
+            namespace,
+            model,
+            alias,
+            expected_mod_rev=_expected(expected_mod_rev),
+            reason=check_text(reason, "reason", max_chars=1024),
+            actor=_actor(actor),
+            at=self._clock(),
+            caller=current_caller(),
+        )
         if request is not None:
             raise _waits(request)
 

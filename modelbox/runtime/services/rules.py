@@ -29,7 +29,6 @@ from modelbox.runtime.limits import check_text
 from modelbox.runtime.rule_ports import RuleStore
 from modelbox.runtime.services.naming import check_actor
 from modelbox.runtime.services.paging import decode_key, page_of, page_size_of
-from modelbox.runtime.services.refusals import RefusalLog, noting
 
 __all__ = ("RuleService",)
 
@@ -45,15 +44,11 @@ class RuleService:
 
     Args:
         store: Where they are kept.
-        refusals: Told who was refused what for want of a promoter.
         clock: Gives the time of a change, aware and in UTC.
     """
 
-    def __init__(
-        self, store: RuleStore, *, refusals: RefusalLog | None = None, clock: Callable[[], datetime] = _now
-    ) -> None:
+    def __init__(self, store: RuleStore, *, clock: Callable[[], datetime] = _now) -> None:
         self._store = store
-        self._refusals = refusals
         self._clock = clock
 
     # -- rules -----------------------------------------------------------------------------------------------------
@@ -188,16 +183,15 @@ class RuleService:
             RuleError: The version lacks what a rule asks for by now.
         """
         _check_request(namespace, model, request_id, comment)
-        with noting(self._refusals, "RuleService/ApproveAliasRequest", namespace, f"{namespace}/{model}"):
-            return await self._store.approve_request(
-                namespace,
-                model,
-                request_id,
-                comment=comment,
-                caller=current_caller(),
-                actor=check_actor(actor),
-                at=self._clock(),
-            )
+        return await self._store.approve_request(
+            namespace,
+            model,
+            request_id,
+            comment=comment,
+            caller=current_caller(),
+            actor=check_actor(actor),
+            at=self._clock(),
+        )
 
     async def reject_request(
         self, namespace: str, model: str, request_id: str, *, comment: str = "", actor: str
@@ -210,16 +204,15 @@ class RuleService:
             ConflictError: As in `approve_request`.
         """
         _check_request(namespace, model, request_id, comment)
-        with noting(self._refusals, "RuleService/RejectAliasRequest", namespace, f"{namespace}/{model}"):
-            return await self._store.reject_request(
-                namespace,
-                model,
-                request_id,
-                comment=comment,
-                caller=current_caller(),
-                actor=check_actor(actor),
-                at=self._clock(),
-            )
+        return await self._store.reject_request(
+            namespace,
+            model,
+            request_id,
+            comment=comment,
+            caller=current_caller(),
+            actor=check_actor(actor),
+            at=self._clock(),
+        )
 
 
 def _shown(found: Sequence[T], about: str, scope: Scope) -> list[T]:

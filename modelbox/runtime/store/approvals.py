@@ -85,14 +85,15 @@ def approve_request(
     """
     owner, request = _waiting(conn, namespace, model, uid, at)
     path = f"{namespace}/{model}@{request.alias}"
-    guard.check_promoter(namespace, model, f"the move of {path} waits for a promoter")
+    guard.check_promoter(namespace, model, f"the move of {path} waits for a promoter", name=path)
     if not actor or actor == request.requested_by:
         raise AuthError(
             f"{actor} asked for the move of {path}: somebody else has to approve it"
             if actor
             else f"the move of {path} waits for somebody who says who they are",
             what="request",
-            name=uid,
+            namespace=namespace,
+            name=path,
         )
     before = find_alias_row(conn, owner, request.alias)
     target = None
@@ -124,7 +125,8 @@ def reject_request(
     """
     owner, request = _waiting(conn, namespace, model, uid, at)
     if not actor or actor != request.requested_by:
-        guard.check_promoter(namespace, model, f"{request.requested_by or 'somebody'} asked for this move")
+        why = f"{request.requested_by or 'somebody'} asked for this move"
+        guard.check_promoter(namespace, model, why, name=f"{namespace}/{model}@{request.alias}")
     writing = AliasWriting(conn, actor=actor, at=at)
     _decide(writing, uid, RequestState.REJECTED, comment)
     rejected = note_request(writing, owner, uid, Action.UPDATED)

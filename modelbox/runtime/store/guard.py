@@ -79,16 +79,18 @@ class Guard:
         found = [*server_wide(self.protected), *protections_for(conn, namespace, model)]
         holding = [one for one in found if matches_alias(one.alias, alias)]
         if holding:
-            self.check_promoter(namespace, model, f"{namespace}/{model}@{alias} is protected")
+            path = f"{namespace}/{model}@{alias}"
+            self.check_promoter(namespace, model, f"{path} is protected", name=path)
         return any(one.approval for one in holding)
 
-    def check_promoter(self, namespace: str, model: str, why: str) -> None:
+    def check_promoter(self, namespace: str, model: str, why: str, *, name: str) -> None:
         """Lets promoters of the model pass.
 
         Args:
             namespace: Of the model.
             model: Its name.
             why: For the error, such as "the alias is protected".
+            name: What the call is about, for the audit log.
 
         Raises:
             AuthError: The caller is none.
@@ -100,6 +102,7 @@ class Guard:
                 what="alias",
                 role=Role.PROMOTER.value,
                 namespace=namespace,
+                name=name,
             )
 
 
