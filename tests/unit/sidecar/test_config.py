@@ -247,3 +247,47 @@ def test_a_model_that_is_no_table(tmp_path: Path) -> None:
         load(path=file)
     file.write_text('[model."a/b"]\n[model."a/b@latest"]\n[model."a/b@sha256:%s"]\n' % ("0" * 64))
     assert len(load(path=file).model) == 3
+
+
+TLS = {"tls_cert": "/c", "tls_client_ca": "/a", "tls_client_auth": "required"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"host": "127.0.0.1"},
+        {"host": "127.0.0.1", "tls_cert": "/c"},
+        {"host": "0.0.0.0", **TLS},
+        {"host": "0.0.0.0", "tls_cert": "/c", "insecure_open": "true"},
+        {"host": "0.0.0.0", **TLS, "tls_client_auth": "optional", "insecure_open": "true"},
+        {"host": "0.0.0.0", "insecure_plaintext": "true"},
+    ],
+)
+def test_who_may_be_reached_by_others(flags: dict[str, object]) -> None:
+    assert load(flags=flags).host == flags["host"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        ({}, "there is no TLS: expected tls_cert"),
+        ({"insecure_open": "true"}, "there is no TLS: expected tls_cert"),
+        ({"tls_cert": "/c"}, "nobody is asked who it is: expected tls_client_auth = required"),
+        ({**TLS, "tls_client_auth": "optional"}, "nobody is asked who it is: expected tls_client_auth = required"),
+    ],
+)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "gpu-7.example"])
+def test_who_may_not(host: str, flags: dict[str, object], missing: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(flags={"host": host, **flags})
+    problems = caught.value.fields["problems"]
+    assert isinstance(problems, list)
+    (problem,) = problems
+    assert problem.startswith(f"host = {host!r} can be reached from other machines")
+    assert missing in problem
+
+
+def test_the_server_may_have_tls() -> None:
+    assert load(flags={"server": "https://models.example"}).server == "https://models.example"
+    with pytest.raises(ConfigError, match=r"expected http://host:port or https://host:port, or empty"):
+        load(flags={"server": "ftp://models.example"})
