@@ -80,7 +80,7 @@ _IMPAIRED = _rows(
     ),
     (
         "The server comes up for two seconds, and goes down for two, without end.",
-        "Pauses grow to 10 s on average 5 s, and begin anew only after a stream lasted a minute.",
+        "Pauses grow up to 10 s (5 s on average), and begin anew only after a stream lasted a minute.",
     ),
     (
         "The URL leads to another ModelBox than before.",
@@ -176,12 +176,12 @@ _FEED = _rows(
     ),
     (
         "Somebody else holds the lock of the database.",
-        "Writers wait for a bounded time, then say `Unavailable`; reads go on; a server that stands still with the "
-        "lock is cut off.",
+        "Writers wait for a bounded time, then are told `ServerBusy` and when to come again; reads go on; a server "
+        "that stands still with the lock is cut off.",
     ),
     (
         "The database's disk is full.",
-        "Writes are refused as `StorageError`, reads and watches go on, and writes too once there is room.",
+        "Writes are refused as `LimitError`, reads and watches go on, and writes too once there is room.",
     ),
     (
         "fsync fails.",
@@ -222,11 +222,12 @@ _DISK = _rows(
     ),
     (
         "The cache is read-only.",
-        "What it holds whole is used; anything else is a `CacheError` that says so.",
+        "What it holds whole is used; anything else is a `CacheError` that says what to do.",
     ),
     (
         "The cache is full.",
-        "The least recently used versions go; what any process serves is leased, and never goes.",
+        "The least recently used versions go, and on a full disk those that no reference may come back to; what any "
+        "process serves is leased, and never goes.",
     ),
     (
         "The disk fills up during a download.",
