@@ -155,7 +155,11 @@ def note(text: str) -> None:
 def print_error(error: ModelBoxError, output: OutputFormat) -> None:
     """An error on stderr: one line (and where a query is wrong, the place in it below), or a JSON object."""
     if output is OutputFormat.JSON:
-        sys.stderr.write(json.dumps(to_json(error.to_dict()), ensure_ascii=False, default=str) + "\n")
+        told = error.to_dict()
+        if error.request_id:
+            # What an admin looks for in the audit log, and in the server's own.
+            told["request_id"] = error.request_id
+        sys.stderr.write(json.dumps(to_json(told), ensure_ascii=False, default=str) + "\n")
     elif isinstance(error, FindError):
         for line in redact(f"error: {error}").splitlines():
             # The last one is blanks and a caret.

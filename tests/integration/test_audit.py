@@ -204,6 +204,8 @@ async def test_tampering_is_found_by_the_check_and_a_rewritten_history_by_an_exp
     assert export.read_text() == await run("audit", "export")
     assert "exists" in await run("audit", "export", "--file", str(export), code=2)
     assert (await run("audit", "verify", str(export))).endswith(" entries are as they were, 0 are not\n")
+    refused = json.loads(await run("models", "show", "left/none", "--output", "json", code=3))
+    assert (refused["code"], len(refused["request_id"])) == ("not_found", 16)
     listed = await run("audit", "list", "--object", "left/m", "--action", "updated")
     assert "owner: first -> second" in listed
     guarded.terminate()
