@@ -51,7 +51,7 @@ class Follower:
         self._page: str | None = "" if list_first else None
         self._list_token = ""
         self._linked, self._linked_token = _rev(token), token
-        self._gaps = 0
+        self._gaps = self._resyncs = 0
         self._failures = 0
         self._met = False
         self._stack = AsyncExitStack()
@@ -105,7 +105,7 @@ class Follower:
             self._met = True
             match item:
                 case Bookmark():
-                    self._failures = self._gaps = 0
+                    self._failures = 0
                     if self._linked is None:
                         self._linked, self._linked_token = item.rev, item.token
                     self._token = item.token
@@ -115,14 +115,19 @@ class Follower:
                         continue
                     self._linked, self._linked_token = item.rev, item.token
                     self._token = item.token
+                    self._gaps = self._resyncs = 0
                     return item.changes, item.token
                 case Resync():
                     await self.aclose()
+                    self._resyncs += 1
                     self._relist()
                     return (item,), ""
 
     async def _next_item(self) -> FeedItem:
         if self._stream is None:
+            # Once is news. Again and again, without a change that fits in between, is a server in trouble.
+            if (again := self._gaps + self._resyncs) > 1:
+                await anyio.sleep(backoff_s(again - 1, base_s=_PAUSE_BASE_S, cap_s=_PAUSE_CAP_S))
             self._linked, self._linked_token = _rev(self._token), self._token
             self._stream = await self._stack.enter_async_context(self.source.grpc.watch(self._wanted, self._token))
         try:

@@ -143,33 +143,42 @@ class Informer:
                 await self._changed.wait()
                 continue
             began = anyio.current_time()
+            ended = False
             try:
                 with CancelScope() as self._stream_scope:
                     await self._list()
                     await self._follow()
-                failures = gaps = 0
-                continue
+                    ended = True
+                if not ended:
+                    failures = gaps = 0
+                    continue
+                # One RESYNC is news. Several in a row are a server in trouble.
+                failures, pause = self._backed_off(failures, began)
             except _Gap as exc:
                 gaps += 1
                 _log.warning("the change feed skipped something, resuming: %s", exc)
-                if gaps > 1:
-                    self._forget_cursor()
-                continue
+                if gaps == 1:
+                    continue
+                self._forget_cursor()
+                failures, pause = self._backed_off(failures, began)
             except AuthError as exc:
                 pause = self._settings.denied_pause_s
                 _log.warning("the server refuses this client; what is loaded goes on")
                 self._lost(exc, pause)
             except ModelBoxError as exc:
-                if anyio.current_time() - began > self._settings.healthy_s:
-                    failures = 0
-                bound = min(self._settings.backoff_max_s, self._settings.backoff_base_s * 2.0**failures)
-                pause = random.uniform(0, bound)
-                failures = min(failures + 1, 16)
+                failures, pause = self._backed_off(failures, began)
                 self._lost(exc, pause)
             finally:
                 self._stream_scope = None
             with anyio.move_on_after(pause):
                 await self._changed.wait()
+
+    def _backed_off(self, failures: int, began: float) -> tuple[int, float]:
+        """How many failures there are now in a row, and how long to pause after this one."""
+        if anyio.current_time() - began > self._settings.healthy_s:
+            failures = 0
+        bound = min(self._settings.backoff_max_s, self._settings.backoff_base_s * 2.0**failures)
+        return min(failures + 1, 16), random.uniform(0, bound)
 
     def _lost(self, error: ModelBoxError, pause_s: float) -> None:
         _log.info("no change feed (%s); next attempt in %.1f s", error, pause_s)

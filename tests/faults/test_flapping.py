@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from modelbox.feed import FeedItem
+from modelbox.feed import Bookmark, FeedItem, Resync, ResyncReason, Revision
 from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
 from modelbox.refs import ModelRef
@@ -100,3 +100,31 @@ async def test_a_stream_that_lasted_is_taken_up_again_soon(source: _Counted) -> 
         source.disconnect()
         await anyio.sleep(0.6)
         assert source.attempts == before + 1, "the first pause is half a second at most"
+
+
+class _Endless(_Counted):
+    """Ends every stream as soon as it begins, in the way that a test wants."""
+
+    endless: ResyncReason | None = None
+
+    async def _items(self, token: str) -> AsyncIterator[FeedItem]:
+        if self.endless is not None:
+            yield Resync(reason=self.endless, message="as always")
+            return
+        rev = self.rev + self.attempts
+        yield Bookmark(rev=self.rev, head_rev=self.rev, token=self._at(self.rev))
+        yield Revision(rev=rev + 2, prev_rev=rev + 1, changes=(), token=self._at(rev + 2))
+        await anyio.sleep_forever()
+
+
+@fault(19, 26, 27)
+@pytest.mark.parametrize("how", [ResyncReason.COMPACTED, ResyncReason.FUTURE, None], ids=["old", "ahead", "gaps"])
+async def test_a_server_that_never_makes_sense_is_not_asked_without_end(how: ResyncReason | None) -> None:
+    endless = _Endless()
+    endless.endless = how
+    endless.add({"model.onnx": b"1"})
+    endless.move("prod", endless.versions["ns/model@1"])
+    async with followed(endless) as holder:
+        await anyio.sleep(60 * MINUTES)
+        assert endless.attempts / MINUTES < 20
+        assert set(holder.versions) == {1}
