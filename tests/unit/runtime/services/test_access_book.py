@@ -105,6 +105,8 @@ def test_an_account_without_roles_is_known_and_may_nothing() -> None:
         "Bearer " + Token.new().reveal(),
         "Bearer " + "x" * 100_000,
     ],
+    # Tokens are made anew for each process that runs tests, and all must have the same list of them.
+    ids=lambda authorization: "given",
 )
 def test_what_is_not_quite_a_token_is_nobody_and_is_not_repeated(authorization: str) -> None:
     credentials = given_with(authorization, "ada.example")
