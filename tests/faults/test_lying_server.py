@@ -24,7 +24,7 @@ from modelbox.client import Client
 from modelbox.config import load_client_config
 from modelbox.errors import InvalidError
 from modelbox.events import ReloadFailed, ReloadSucceeded, StateConfirmed
-from modelbox.feed import Bookmark, Change, FeedItem, ResumeToken, Revision
+from modelbox.feed import Bookmark, Change, FeedItem, ResumeToken, Resync, ResyncReason, Revision
 from modelbox.loader.reload import Reloader
 from modelbox.loader.settings import LoadOptions
 from modelbox.objects import Alias, Resolved
@@ -404,6 +404,19 @@ async def test_garbage_in_place_of_an_answer_ends_a_call_only(
         await one.settled(2)
     with pytest.raises(InvalidError):
         _wire.decode_message(pb.ResolveResponse, b"\xff" * 40)
+
+
+@fault(27)
+async def test_a_watcher_that_is_always_sent_back_to_the_list_takes_its_time(
+    truthful: ServerProcess, lying: LyingServer
+) -> None:
+    again = Resync(reason=ResyncReason.FUTURE, message="as always")
+    lying.answers["Watch"] = lambda message: [_wire.pack_feed_item(again)]
+    async with Client(lying.url) as client:
+        with anyio.move_on_after(2):
+            async for _ in client.changes(namespace="nothing"):
+                pass
+    assert 1 < lying.called("Watch") < 60
 
 
 def with_something_new(message: Any) -> bytes:
