@@ -15,6 +15,7 @@ import anyio
 from bench.figure import Figure, Unit
 from bench.measure import Series
 from bench.run import Run
+from modelbox.access import ALL, Scope
 from modelbox.feed import Change, Filter, Revision
 from modelbox.runtime.ports import FeedBatch, FeedHead, FeedListing, Key, StoredRevision
 from modelbox.runtime.services.feed import FeedService
@@ -60,10 +61,13 @@ class _History:
     async def read_after(self, rev: int, *, limit: int, max_bytes: int) -> FeedBatch:
         return FeedBatch(head=await self.head(), revisions=tuple(self._revisions[rev : rev + limit]))
 
-    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None) -> FeedListing:
+    async def list_states(self, wanted: Filter, *, limit: int, after: Key | None, scope: Scope = ALL) -> FeedListing:
         return FeedListing(head=await self.head(), items=(), next_key=None)
 
     async def compact(self, *, keep_revs: int, before: datetime, batch: int) -> int:
+        return 0
+
+    async def forget(self, *, before: datetime, batch: int) -> int:
         return 0
 
     def on_commit(self, callback: Callable[[], None]) -> None:

@@ -271,9 +271,11 @@ class RegistryStoreContract:
         await publish(database, "two")
 
         async def move(version: int, expected: int | None) -> Alias:
-            return await store.move_alias(
+            moved = await store.move_alias(
                 "ns", "m", "prod", version, expected_mod_rev=expected, reason="why", actor="bob", at=AT
             )
+            assert isinstance(moved, Alias)
+            return moved
 
         with pytest.raises(ConflictError) as caught:
             await move(1, 7)
@@ -317,6 +319,7 @@ class RegistryStoreContract:
                     current = from_json(Alias, exc.fields["current"])
                     assert current.mod_rev > alias.mod_rev
                 else:
+                    assert isinstance(moved, Alias)
                     wins.append(moved.mod_rev)
 
         before = (await history(database)).head.rev

@@ -91,7 +91,9 @@ async def test_a_signature_of_something_else_is_not_taken(core: Core) -> None:
         with pytest.raises(InvalidError):
             await registry.publish_version(new, actor="")
     with pytest.raises(InvalidError, match="number"):
-        await registry.publish_version(replace(new, bundle=bundle("ns/m@1"), expected_version=None), actor="")
+        await registry.publish_version(
+            NewVersion(namespace="ns", model="m", manifest=made, bundle=bundle("ns/m@1")), actor=""
+        )
     assert await registry.get_version(published.ref) == published
     signed = await registry.update_version("ns", "m", 1, VersionPatch(bundle=bundle("ns/m@1")), actor="")
     assert signed.bundle == bundle("ns/m@1")
