@@ -491,6 +491,8 @@ def _read_toml(path: Path, *, must_exist: bool, problems: list[str]) -> dict[str
         problems.append(f"{path} cannot be read: {exc.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         problems.append(f"{path} is not a TOML file: {exc}")
+    except RecursionError:
+        problems.append(f"{path} is not a TOML file: it is nested too deeply")
     return {}
 
 

@@ -107,7 +107,7 @@ class ModelBoxError(Exception):
     retryable: ClassVar[bool] = False
     request_id: str = ""
 
-    def __init__(self, message: str, **fields: object) -> None:
+    def __init__(self, /, message: str, **fields: object) -> None:
         super().__init__(message)
         self.message = message
         self.fields: dict[str, object] = fields

@@ -38,6 +38,8 @@ _HEAD_BYTES = 64
 _MAGIC = b"modelbox resume 1 "
 _RECORD = struct.Struct("<qQq")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TIME_US = 1 << 53
+"""More than two centuries after 1970: what no clock said."""
 _KEPT = 10_000
 """Steps of this process that are held in memory; of earlier ones, all are."""
 
@@ -171,7 +173,8 @@ class ResumeFile:
         except FileNotFoundError:
             return
         run_id = data[len(_MAGIC) : _HEAD_BYTES].strip().decode(errors="replace")
-        if not data.startswith(_MAGIC) or kind_of_id(run_id) is not ObjectKind.RUN:
+        headed = len(data) >= _HEAD_BYTES and data.startswith(_MAGIC)
+        if not headed or kind_of_id(run_id) is not ObjectKind.RUN:
             raise InvalidError(f"{self._path} is no file that a run was remembered in: name another one")
         self._run_id = run_id
         whole = (len(data) - _HEAD_BYTES) // _RECORD.size * _RECORD.size
@@ -184,6 +187,8 @@ class ResumeFile:
         )  # fmt: skip
         for number in np.unique(records["group"]).tolist():
             of_group = records[records["group"] == number]
+            # A damaged record may be of any time; then its step is a new one.
+            of_group = of_group[(of_group["time"] >= 0) & (of_group["time"] < _MAX_TIME_US)]
             steps, first = np.unique(of_group["step"], return_index=True)
             self._known[number] = (steps, of_group["time"][first])
 

@@ -304,6 +304,8 @@ def _read_file(path: Path, problems: list[str]) -> dict[str, object]:
         problems.append(f"the file {path} cannot be read: {exc.strerror or exc}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         problems.append(f"the file {path} is not valid TOML: {exc}")
+    except RecursionError:
+        problems.append(f"the file {path} is not valid TOML: it is nested too deeply")
     return {}
 
 

@@ -237,8 +237,15 @@ def _check_origin(request: web.Request, *, loopback: bool) -> None:
     if loopback and not _is_local(host):
         raise AuthError(f"the host {shown(host)} is not this server's: use its address, such as 127.0.0.1")
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _host_of(origin) != host:
         raise AuthError(f"requests from pages of {shown(origin)} are not taken")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _is_local(host: str) -> bool:

@@ -194,7 +194,7 @@ class Routes:
         if self._loopback and not _is_local(host):
             raise AuthError(f"the host {shown(host)} is not this sidecar's: use its address, such as 127.0.0.1")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _host_of(origin) != host:
             raise AuthError(f"requests from pages of {shown(origin)} are not taken")
         if len(self._hosts) < _MAX_HOSTS:
             self._hosts.add(host)
@@ -409,6 +409,13 @@ def _brings_many_texts(body: Buffer, json_bytes: int) -> bool:
     if b"BYTES" not in head and b"\\" not in head:
         return False
     return len(body) - json_bytes > LARGE_TEXTS_BYTES or b"shared_memory" in head or b"\\" in head
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _is_local(host: str) -> bool:
