@@ -9,6 +9,7 @@ and two openings at once would need the memory of both.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from typing import TypeVar
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from modelbox.errors import FormatRefused, LoadError, ModelBoxError, SignatureChanged
+from modelbox.errors import CacheError, FormatRefused, LoadError, ModelBoxError, NotEnoughMemory, SignatureChanged
 from modelbox.loader import onnx_scan
 from modelbox.loader.cache import Cache, Lease
 from modelbox.loader.download import Downloader
@@ -307,6 +308,11 @@ def _stage(name: str, stage_s: dict[str, float]) -> Iterator[None]:
     except ModelBoxError as exc:
         exc.fields.setdefault("stage", name)
         raise
+    except (MemoryError, OSError) as exc:
+        # Nothing that is wrong with the model: what this machine lacks may be there later.
+        if isinstance(exc, MemoryError) or exc.errno == errno.ENOMEM:
+            raise NotEnoughMemory(f"there is not enough memory in stage {name!r}: {exc}", stage=name) from exc
+        raise CacheError(f"the system failed in stage {name!r}: {exc}", stage=name) from exc
     except Exception as exc:
         _log.exception("unexpected failure while preparing a model (%s)", name)
         raise LoadError(f"unexpected {type(exc).__name__} in stage {name!r}: {exc}", stage=name) from exc

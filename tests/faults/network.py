@@ -47,7 +47,7 @@ def network() -> Iterator[Network]:
     if shutil.which("ip") is None:
         pytest.skip("there is no ip command (iproute2)")
     number = os.getpid() % 250
-    name = f"mbx{number}"
+    name = f"mbx{os.getpid()}"
     try:
         _ip("netns", "add", name)
     except OSError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -51,13 +52,21 @@ def injected(strace: str, server: ServerProcess, calls: str, what: str) -> Itera
                 pytest.skip("strace may not attach to processes here")
             time.sleep(0.01)
         # All threads, not only the first.
-        tasks = Path(f"/proc/{server.pid}/task")
-        while any("TracerPid:\t0" in (one / "status").read_text() for one in tasks.iterdir()):
+        while not _traced(Path(f"/proc/{server.pid}/task")):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         yield
     finally:
         tracer.terminate()
         tracer.wait(30)
+
+
+def _traced(tasks: Path) -> bool:
+    for task in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it ended
+            if "TracerPid:\t0" in (task / "status").read_text():
+                return False
+    return True
 
 
 async def publish(client: modelbox.Client, path: str, tmp_path: Path, number: int) -> None:
