@@ -30,7 +30,8 @@ made by `make reliability` of the markers at the tests (`@fault(n)`), and checke
 measures the figures anew. Faults are real ones wherever they can be: processes are killed and stopped, system calls
 fail, disks are full, networks lose packets, and a proxy before the real server alters its answers (`tests/faults/`).
 
-`make soak MINUTES=60` lets such things happen at random, under load, and counts what went wrong.
+`make soak MINUTES=60` lets such things happen at random, under load, and counts what went wrong: [the last
+runs](benchmarks.md#soak).
 """
 
 
