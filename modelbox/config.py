@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import ipaddress
-import math
 import os
 import re
 import secrets
@@ -138,7 +137,7 @@ def _seconds(value: object) -> float:
             value = float(value)
         except ValueError:
             raise ValueError("expected seconds") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("expected seconds")
     if not 0.01 <= value <= 86_400:
         raise ValueError("expected 0.01 to 86400 seconds")

@@ -81,7 +81,7 @@ def direct_parts(data: Mapping[str, Any], peer: str) -> list[DirectPart]:
             )
             for part in data["parts"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError, DirectFailed):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, DirectFailed):
         raise ProtocolError(f"{peer} gave addresses for an upload that cannot be read") from None
     if any(after.offset != before.offset + before.size_bytes for before, after in pairwise(parts)):
         raise ProtocolError(f"{peer} gave addresses for an upload that leave a gap")

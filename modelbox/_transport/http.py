@@ -107,7 +107,7 @@ class ServerInfo:
         url_host = urlsplit(url).hostname or ""
         host, colon, port_text = self.grpc_address.rpartition(":")
         host = host.strip("[]")
-        if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+        if not (port_text.isascii() and port_text.isdigit() and len(port_text) < 6 and 0 < int(port_text) < 65536):
             raise ProtocolError(f"the server at {url} gives {shown(self.grpc_address)} as its gRPC address")
         if not host or not colon or _unspecified(host) or (is_loopback(host) and not is_loopback(url_host)):
             host = url_host
@@ -454,7 +454,7 @@ def _upload_state(data: Mapping[str, Any], peer: str) -> UploadState:
         return UploadState(
             upload_id=str(data["upload_id"]), offset=int(data["offset"]), complete=data["complete"] is True
         )
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise ProtocolError(f"{peer} gave an answer to an upload that cannot be read") from exc
 
 

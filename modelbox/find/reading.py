@@ -154,9 +154,13 @@ def time_of(text: str, now: datetime) -> int | None:
 _BEFORE, _AFTER = 60, 40
 
 
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def refuse(text: Any, at: int, problem: str, expected: tuple[str, ...]) -> NoReturn:
     """Raises the error that shows the place."""
-    shown = "".join(char if char.isprintable() else " " for char in str(text))
+    shown, problem = _printable(str(text)), _printable(problem)
     start = max(0, at - _BEFORE)
     line = shown[start : at + _AFTER]
     before, after = ("…" if start else ""), ("…" if at + _AFTER < len(shown) else "")

@@ -146,6 +146,6 @@ def _record(directory: Path) -> dict[str, tuple[int, Digest]] | None:
     try:
         raw = json.loads(disk.read_file(directory / _RECORD, _MAX_RECORD))
         files = {str(name): (int(f["size_bytes"]), Digest(f["digest"])) for name, f in raw["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError, RecursionError):
         return None
-    return files if all("/" not in name for name in files) else None
+    return None if any({"/", "\0"} & set(name) for name in files) else files

@@ -354,7 +354,7 @@ def _read_one(kind: int, seq: int, body: bytes, names: dict[int, str], out: Deco
         out.operations.append(OperationRecord(seq=seq, data=body[_HEAD.size :]))
     elif kind == _FILES:
         read = json.loads(body[_HEAD.size :])
-        out.files = FilesRecord(
+        record = FilesRecord(
             seq=seq,
             parent=read["parent"],
             name=read["name"],
@@ -365,5 +365,21 @@ def _read_one(kind: int, seq: int, body: bytes, names: dict[int, str], out: Deco
                 for path, local, size, mtime_ns, copied in read["files"]
             ),
         )
+        _check_files(record)
+        out.files = record
     else:
         raise InvalidError(f"records of kind {kind} are not known: a newer ModelBox wrote this spool")
+
+
+def _check_files(record: FilesRecord) -> None:
+    """Refuses what no spool of ours says; above all copies elsewhere, which would be removed after their upload."""
+    values = (record.parent, record.name, *record.labels, *record.labels.values(), *record.metadata)
+    sound = all(isinstance(value, str) for value in values)
+    for file in record.files:
+        sound = sound and isinstance(file.path, str) and isinstance(file.local, str) and isinstance(file.copied, bool)
+        sound = sound and type(file.size_bytes) is int and type(file.mtime_ns) is int and "\0" not in file.local
+        if sound and file.copied:
+            parts = file.local.split("/")
+            sound = len(parts) > 1 and parts[0] == "files" and not {"", ".", ".."} & set(parts)
+    if not sound:
+        raise InvalidError("an artifact of a spool is not described as ModelBox does")

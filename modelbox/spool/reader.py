@@ -391,7 +391,7 @@ def find_spools(parent: Path) -> list[SpoolAbout]:
     except OSError:
         return found
     for name in names:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError):
             found.append(read_about(parent / name))
     return sorted(found, key=lambda about: (about.created_us, about.spool))
 
@@ -403,18 +403,21 @@ def read_about(directory: Path) -> SpoolAbout:
         OSError: It is gone.
         ValueError: A newer ModelBox wrote it, or it is none.
     """
-    read = json.loads((directory / "about.json").read_text(encoding="utf-8"))
-    if read["format"] != _FORMAT or read["spool"] != directory.name:
-        raise ValueError("not a spool that this version reads")
-    return SpoolAbout(
-        spool=str(read["spool"]),
-        directory=directory,
-        url=str(read["url"]),
-        actor=str(read["actor"]),
-        host=str(read["host"]),
-        pid=int(read["pid"]),
-        created_us=int(read["created_us"]),
-    )
+    try:
+        read = json.loads((directory / "about.json").read_text(encoding="utf-8"))
+        if read["format"] != _FORMAT or read["spool"] != directory.name:
+            raise ValueError("not a spool that this version reads")
+        return SpoolAbout(
+            spool=str(read["spool"]),
+            directory=directory,
+            url=str(read["url"]),
+            actor=str(read["actor"]),
+            host=str(read["host"]),
+            pid=int(read["pid"]),
+            created_us=int(read["created_us"]),
+        )
+    except (KeyError, TypeError, OverflowError, RecursionError) as exc:
+        raise ValueError("not a spool") from exc
 
 
 def sweep(parent: Path) -> None:

@@ -24,6 +24,8 @@ __all__ = ("DamagedLine", "count_rows", "kinds_of_columns", "read_rows", "write_
 
 Row = Sequence[Any]
 
+_MOST_POINTS = 1 << 20
+"""In one line; pages of an export have far fewer."""
 _SEAL_BYTES = len(b',"00000000"]\n')
 _POINTS = tuple(column.name for column in metric_points.c)
 
@@ -65,7 +67,7 @@ def _unseal(line: bytes) -> list[Any]:
     body = _opened(line)
     try:
         values = json.loads(body + b"]")
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise DamagedLine("it is no JSON") from exc
     if not isinstance(values, list):
         raise DamagedLine("it is no JSON array")
@@ -99,7 +101,7 @@ def count_rows(name: str, line: bytes) -> int:
         DamagedLine: Its checksum is another.
     """
     if name == metric_points.name:
-        return int(_unseal(line)[1])
+        return _count_of(_unseal(line))
     _opened(line)
     return 1
 
@@ -173,14 +175,24 @@ def _packed(array: NDArray[Any]) -> str:
 
 
 def _unpacked(text: str, dtype: str, count: int) -> NDArray[Any]:
-    array = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype)
-    if len(array) != count:
-        raise DamagedLine(f"a column has {len(array)} values for {count} points")
-    return array
+    size = count * np.dtype(dtype).itemsize
+    # One byte more than expected is enough to see that it is too long: a few bytes may stand for gigabytes.
+    data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+    if len(data) != size:
+        raise DamagedLine(f"a column has other than {count} values for {count} points")
+    return np.frombuffer(data, dtype)
+
+
+def _count_of(values: Sequence[Any]) -> int:
+    count = values[1] if len(values) > 1 else None
+    if type(count) is not int or not 0 < count <= _MOST_POINTS:
+        raise DamagedLine("it does not say how many points it has")
+    return count
 
 
 def _points(values: Sequence[Any]) -> list[dict[str, Any]]:
-    series, count, steps, times, kinds, numbers, payloads = values
+    series, _, steps, times, kinds, numbers, payloads = values
+    count = _count_of(values)
     columns = (
         [series] * count,
         np.cumsum(_unpacked(steps, "<i8", count), dtype=np.int64).tolist(),

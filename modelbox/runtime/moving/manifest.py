@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from modelbox.errors import IntegrityError, NotFoundError, StorageError
 
@@ -162,6 +162,7 @@ def read_manifest(directory: Path) -> ExportManifest:
     try:
         content = json.loads(path.read_bytes())
         manifest = _of_json(content)
+        checksum = checksum_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as exc:
         unfinished = (directory / "tables").is_dir()
         raise NotFoundError(
@@ -170,14 +171,14 @@ def read_manifest(directory: Path) -> ExportManifest:
         ) from exc
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror}") from exc
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
         raise IntegrityError(f"{path} is damaged: it cannot be read as the manifest of an export") from exc
     if content.get("format") != FORMAT:
         raise IntegrityError(
             f"{path} is of the format {content.get('format')!r}, this release of ModelBox knows {FORMAT}: use the"
             f" release that wrote it ({manifest.release}), or a newer one"
         )
-    if manifest.checksum != checksum_of(manifest):
+    if manifest.checksum != checksum:
         raise IntegrityError(f"{path} is damaged: its checksum is another")
     for table in manifest.tables:
         if table.file != f"tables/{table.name}.jsonl" or not table.name.isidentifier():
@@ -189,4 +190,23 @@ def _of_json(content: dict[str, Any]) -> ExportManifest:
     values = {key: value for key, value in content.items() if key != "format"}
     tables = tuple(TableFile(**table) for table in values.pop("tables"))
     feed, blobs = FeedPlace(**values.pop("feed")), BlobTotals(**values.pop("blobs"))
-    return ExportManifest(**values, feed=feed, blobs=blobs, tables=tables)
+    manifest = ExportManifest(**values, feed=feed, blobs=blobs, tables=tables)
+    for part in (manifest, feed, blobs, *tables):
+        _check_types(part)
+    return manifest
+
+
+def _check_types(part: Any) -> None:
+    """Values are of the types that their class says; those of classes of ours are looked at by themselves."""
+    for name, hint in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if get_origin(hint) is dict:
+            sound = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        elif hint is int:
+            sound = type(value) is int and value >= 0
+        elif hint in (str, int | None):
+            sound = isinstance(value, hint) and not isinstance(value, bool)
+        else:
+            sound = True
+        if not sound:
+            raise TypeError(f"{name} is no {hint}")
