@@ -1319,7 +1319,7 @@ class SyncCalls:
         path: str,
         files: FilesArgument,
         *,
-        framework: str = "onnx",
+        framework: str | None = None,
         signature: Signature | Literal["auto"] | None = None,
         entrypoint: str | None = None,
         description: str = "",
@@ -1342,7 +1342,8 @@ class SyncCalls:
             path: ``namespace/model``; both are made where they are new.
             files: A file, a directory (with everything below it), a mapping of path in the version to local path, or a
                 list of files and directories.
-            framework: What opens it: ``onnx`` is served, everything else is stored.
+            framework: What opens it: ``onnx`` is served, ``safetensors`` read, everything else stored. None:
+                ``safetensors`` where there are such files and no ONNX ones, else ``onnx``.
             signature: Inputs and outputs. None: read from an ONNX file where that is possible; ``"auto"``: it must be.
             entrypoint: Path of the file to open; needed when several would do.
             description: Free text.

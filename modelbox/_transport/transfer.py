@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
 import anyio
@@ -75,7 +75,7 @@ class Publication:
     namespace: str
     model: str
     files: FilesArgument
-    framework: str
+    framework: str | None
     signature: Signature | Literal["auto"] | None
     entrypoint: str | None
     description: str
@@ -93,13 +93,14 @@ class Publication:
         for alias in self.aliases:
             check_alias(alias)
         files = await _measured(self.files)
+        framework = self.framework or _framework_of(files)
         manifest = Manifest(
             files=tuple(
                 ManifestFile(path=f.path, size_bytes=f.size_bytes, digest=f.digest, media_type=f.media_type)
                 for f in files
             ),
-            framework=self.framework,
-            signature=await self._signature(files),
+            framework=framework,
+            signature=await self._signature(files, framework),
             entrypoint=self.entrypoint,
         )
         await _upload_all(source, self.namespace, files, on_progress)
@@ -120,10 +121,10 @@ class Publication:
             return await publish_signed(source, new, self.sign)
         return await source.grpc.publish_version(new)
 
-    async def _signature(self, files: tuple[LocalFile, ...]) -> Signature | None:
+    async def _signature(self, files: tuple[LocalFile, ...], framework: str) -> Signature | None:
         if isinstance(self.signature, Signature):
             return self.signature
-        if self.framework != "onnx":
+        if framework != "onnx":
             return None
         models = [f for f in files if f.path.endswith(".onnx")]
         if self.entrypoint is not None:
@@ -206,6 +207,12 @@ async def track_artifact(
     return await source.grpc.create_artifact(
         NewArtifact(parent=parent, name=name, files=tuple(listed), labels=labels, metadata=metadata)
     )
+
+
+def _framework_of(files: tuple[LocalFile, ...]) -> str:
+    """What opens the files, as their names say: tensors alone are no graph."""
+    suffixes = {PurePosixPath(file.path).suffix for file in files}
+    return "safetensors" if ".safetensors" in suffixes and not suffixes & {".onnx", ".ort"} else "onnx"
 
 
 async def sign_version(

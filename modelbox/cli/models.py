@@ -233,7 +233,13 @@ def publish(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Files or directories; NAME=FILE gives a file another name.")
     ],
-    framework: Annotated[str, typer.Option("--framework", help="What opens it; onnx is served.")] = "onnx",
+    framework: Annotated[
+        str | None,
+        typer.Option(
+            "--framework",
+            help="What opens it: onnx is served, safetensors read, all else stored. By default as the names say.",
+        ),
+    ] = None,
     entrypoint: Annotated[
         str | None, typer.Option("--entrypoint", help="Which file to open, where several would do.")
     ] = None,
@@ -289,7 +295,7 @@ def publish(
             )
         version = created.item
         if version.manifest.framework == "onnx" and version.manifest.signature is None:
-            note(f"warning: no signature could be read from the files of {version.ref}")
+            note(f"warning: no inputs and outputs could be read from the files of {version.ref}")
         if output is OutputFormat.JSON:
             print_json(created)
         else:

@@ -87,7 +87,8 @@ def find_entrypoint(manifest: Manifest) -> str:
     if len(found) != 1 or not found[0].endswith(ENTRY_SUFFIXES):
         names = ", ".join(found or [file.path for file in manifest.files[:5]])
         raise FormatRefused(
-            f"cannot tell which file to open ({names}): publish with an entry point that ends in .onnx",
+            f"cannot tell which file to open ({names}): publish with an entry point that ends in .onnx, or, where the "
+            "files are of another format, with its framework (ModelBox opens onnx and safetensors only)",
             files=names,
         )
     return found[0]

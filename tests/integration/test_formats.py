@@ -93,6 +93,17 @@ async def test_it_is_stored_and_downloaded_and_never_opened(client: Client, tmp_
     assert not trap.exists()
 
 
+async def test_the_names_of_the_files_say_which_format_it_is(client: Client, tmp_path: Path) -> None:
+    ref = f"ns-{secrets.token_hex(4)}/m"
+    tensors = tmp_path / "w.safetensors"
+    tensors.write_bytes((2).to_bytes(8, "little") + b"{}")
+    model = tmp_path / "model.onnx"
+    model.write_bytes(add_constant(1.0))
+    assert (await client.publish(ref, tensors)).item.manifest.framework == "safetensors"
+    assert (await client.publish(ref, [tensors, model])).item.manifest.framework == "onnx"
+    assert (await client.publish(ref, tensors, framework="numpy")).item.manifest.framework == "numpy"
+
+
 @fault(59)
 @pytest.mark.parametrize("framework", ["onnx", "safetensors"])
 async def test_what_only_has_the_name_of_a_model_is_refused(client: Client, tmp_path: Path, framework: str) -> None:
