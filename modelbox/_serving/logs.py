@@ -11,8 +11,8 @@ from modelbox.redaction import RedactingFormatter, keep_secrets_of, redact_uncau
 
 __all__ = ("set_up_logging",)
 
-_CHATTY = ("aiohttp", "asyncio", "grpclib", "hpack")
-"""They log every event of a connection and every lost peer."""
+_CHATTY = ("aiobotocore", "aiohttp", "aiosqlite", "asyncio", "botocore", "grpclib", "hpack")
+"""They log every event of a connection, every lost peer, or every statement and request with all that is in it."""
 
 
 def set_up_logging(level: str, *, chatty: Sequence[str] = ()) -> None:
