@@ -226,7 +226,8 @@ def revoke_role(
 
     async def run(client: Client) -> None:
         revoked = await client.revoke_role(name, namespace=namespace, model=model)
-        print_line(f"{name} {'has' if revoked else 'had'} no role {'everywhere' if everywhere else f'in {scope}'}")
+        place = "everywhere" if everywhere else f"in {scope}"
+        print_line(f"{name}'s role {place} is taken away" if revoked else f"{name} had no role given {place}")
 
     with_client(url, run)
 
@@ -321,7 +322,10 @@ def create_token(
             print_json(made)
             return
         print_line(made.token)
-        account = f"the account {made.info.account}, made along with it" if made.account_created else made.info.account
+        account = made.info.account
+        if made.account_created:
+            where = ", ".join(namespace) if namespace else "everywhere"
+            account = f"the account {account}, made along with it as a {role} ({where})"
         note(f"token {made.info.id} of {account}; it holds until {local_time(made.info.expires_at)}")
 
     with_client(url, run)

@@ -242,7 +242,8 @@ def _difference(entry: AuditEntry) -> str:
     if entry.kind == Kind.DENIAL and isinstance(after, dict):
         if after.get("others"):
             return f"{after.get('count')} refusals of {after.get('others')} kinds"
-        return f"{after.get('count')} x {after.get('method')}, needs {after.get('permission')}"
+        needs = f", needs {after['permission']}" if after.get("permission") else ""
+        return f"{after.get('count')} x {after.get('method')}{needs}"
     if not isinstance(before, dict) or not isinstance(after, dict):
         return ""
     changed = [name for name in after if name not in _TOLD_BY_OTHERS and after[name] != before.get(name)]

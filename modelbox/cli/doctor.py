@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from modelbox.cli.exits import Exit
-from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, print_json, print_table, size_text
+from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, local_time, print_json, print_table, size_text
 from modelbox.errors import ModelBoxError
 
 if TYPE_CHECKING:
@@ -114,7 +114,12 @@ async def _contact(config: ClientConfig) -> list[_Check]:
     async def grpc() -> str:
         host, port = (await source.http.server_info()).grpc_target(config.url)
         await source.grpc.list_namespaces(page_size=1)
-        return f"{host}:{port}"
+        caller = await source.access.whoami()
+        if not caller.access:
+            return f"{host}:{port}, without access control"
+        roles = "; ".join(str(grant) for grant in caller.grants) or "no roles yet"
+        until = "" if caller.expires_at is None else f", until {local_time(caller.expires_at)}"
+        return f"{host}:{port}, as {caller.name}: {roles}{until}"
 
     try:
         for name, contact in (("server, HTTP", http), ("server, gRPC", grpc)):

@@ -270,13 +270,16 @@ def test_the_blocking_client_and_the_command_line(
     monkeypatch.setenv("MODELBOX_TOKEN", printed)
     assert cli.json("whoami")["token_id"] == token.kid
     assert f"reader of {name}/m" in cli("whoami")
+    details = {check["check"]: check["detail"] for check in cli.json("doctor")}
+    assert f"as {name}: reader of {name}/m" in details["server, gRPC"]
     assert "admin" in cli("accounts", "create", "eve", code=7)
     monkeypatch.setenv("MODELBOX_TOKEN", root)
     assert token.kid in cli("tokens", "revoke", token.kid)
     other = cli.json("tokens", "create", name)["token"]
     assert Token.parse(other).kid in cli("tokens", "revoke", "--account", name)
     assert "disabled" in cli("accounts", "update", name, "--disable")
-    assert "has no role" in cli("roles", "revoke", name, f"{name}/m")
+    assert "taken away" in cli("roles", "revoke", name, f"{name}/m")
+    assert "had no role" in cli("roles", "revoke", name, f"{name}/m")
     cli("roles", "grant", name, "reader", code=2)
     cli("roles", "grant", name, "reader", name, "--everywhere", code=2)
     cli("tokens", "revoke", code=2)
