@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -32,16 +32,44 @@ T = TypeVar("T")
 def decode_message(cls: type[M], data: bytes) -> M:
     """Reads the bytes of one message.
 
-    The codec is pure Python and lets every kind of error through on malformed bytes; this is the one place that
-    catches them.
+    The codec is pure Python and lets every kind of error through on malformed bytes, and values of other types than the
+    message declares; this is the one place that catches them.
 
     Raises:
         InvalidError: The bytes are not a message of this type.
     """
     try:
-        return cls.parse(data)
+        message = cls.parse(data)
+        _check_types(message)
     except Exception as exc:
         raise InvalidError(f"these {len(data)} bytes are not a valid {cls.__name__} message") from exc
+    return message
+
+
+_PYTHON_TYPES: Mapping[str, type] = {"string": str, "bytes": bytes, "bool": bool, "float": float, "double": float}
+
+
+def _check_types(message: betterproto2.Message) -> None:
+    about: Any = message._betterproto  # type: ignore[arg-type]  # a property of the class
+    for name, meta in about.meta_by_field_name.items():
+        value = getattr(message, name)
+        if meta.map_meta is not None:
+            _check_all(meta.map_meta[0].proto_type, value.keys())
+            _check_all(meta.map_meta[1].proto_type, value.values())
+        elif meta.repeated:
+            _check_all(meta.proto_type, value)
+        elif value is not None:
+            _check_all(meta.proto_type, (value,))
+        elif not (meta.optional or meta.group or meta.proto_type == "message"):
+            raise TypeError(name)
+
+
+def _check_all(kind: str, values: Iterable[object]) -> None:
+    for value in values:
+        if kind == "message" and isinstance(value, betterproto2.Message):
+            _check_types(value)
+        elif kind == "message" or not isinstance(value, _PYTHON_TYPES.get(kind, int)):
+            raise TypeError(kind)
 
 
 def pack_int64(value: int, what: str) -> int:

@@ -373,8 +373,9 @@ def _read_one(kind: int, seq: int, body: bytes, names: dict[int, str], out: Deco
 
 def _check_files(record: FilesRecord) -> None:
     """Refuses what no spool of ours says; above all copies elsewhere, which would be removed after their upload."""
-    values = (record.parent, record.name, *record.labels, *record.labels.values(), *record.metadata)
-    sound = all(isinstance(value, str) for value in values)
+    sound = isinstance(record.labels, dict) and isinstance(record.metadata, dict)
+    values = (record.parent, record.name, *(record.labels.values() if sound else ()))
+    sound = sound and all(isinstance(value, str) for value in values)
     for file in record.files:
         sound = sound and isinstance(file.path, str) and isinstance(file.local, str) and isinstance(file.copied, bool)
         sound = sound and type(file.size_bytes) is int and type(file.mtime_ns) is int and "\0" not in file.local
