@@ -351,7 +351,11 @@ TAMPERED: Sequence[tuple[str, Spoil, list[tuple[int, str]]]] = [
     ("inserted behind the head", _inserting(7, 0), [(7, "revision 7 .* was inserted behind its head, 6")]),
     ("inserted at the beginning", _inserting(0, 0), [(0, "revision 0 .* was inserted")]),
     ("the head's chain", _head(chain=b"\x02" * 32), [(6, "head does not fit")]),
-    ("the place of compaction", _head(compact_rev=2, compact_chain=b"\x02" * 32), [(2, "place of compaction")]),
+    (
+        "the place of compaction",
+        _head(compact_rev=2, compact_chain=b"\x02" * 32, audit_rev=0, audit_chain=bytes(32)),
+        [(2, "place of compaction")],
+    ),
     ("the beginning", _head(audit_chain=b"\x02" * 32), [(1, "revision 1 .* was altered")]),
     (
         "two of them",

@@ -147,7 +147,8 @@ async def test_a_longer_file_is_never_accepted(cache: Cache, extra: bytes) -> No
 async def test_a_silent_server_is_left(cache: Cache) -> None:
     source = MemorySource()
     version = source.add({"weights.bin": WEIGHTS})
-    source.faults.silent_after = 100_000
+    # Before what counts as progress, after which it is asked again.
+    source.faults.silent_after = 50_000
     options = DownloadOptions(backoff_s=0.001, stall_s=0.05, attempts=2)
     async with Downloader(source, cache, options) as downloader:
         with anyio.fail_after(20), pytest.raises(Unavailable, match="stalled"):
