@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tests.faults.registry import fault
 from tests.faults.world import Story, Violation, World
+from tests.servers.availability import unavailable
+from tests.servers.debian import CannotHave
+from tests.servers.mariadb import MariadbServer
 
 T = TypeVar("T")
 
@@ -24,7 +29,27 @@ def world() -> Iterator[World]:
         yield world
 
 
+@pytest.fixture
+def world_on_mariadb() -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="mb-") as name, ExitStack() as stack:
+        try:
+            world = stack.enter_context(World(Path(name), MariadbServer()))
+        except CannotHave as exc:
+            unavailable(str(exc))
+        yield world
+
+
+@fault(1, 22, 36)
 def test_random_operations_and_faults(world: World) -> None:
+    _live(world, lives=2)
+
+
+@fault(1, 22, 36)
+def test_random_operations_and_faults_on_mariadb(world_on_mariadb: World) -> None:
+    _live(world_on_mariadb, lives=1)
+
+
+def _live(world: World, *, lives: int) -> None:
     class Whole(RuleBasedStateMachine):
         """Each run is another model's life in the same world."""
 
@@ -109,7 +134,7 @@ def test_random_operations_and_faults(world: World) -> None:
     run_state_machine_as_test(
         Whole,
         settings=settings(
-            max_examples=2,
+            max_examples=lives,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,

@@ -1,4 +1,4 @@
-"""All of ModelBox at once, under faults: two servers on one PostgreSQL, two loaders, a sidecar, two watchers.
+"""All of ModelBox at once, under faults: two servers on one database, two loaders, a sidecar, two watchers.
 
 `World` runs the processes and lets things happen to them. `Story` is one model's life in it: what was done to it, what
 everybody saw of it, and the verdict. Both are blocking; handles answer and watchers watch in threads of their own.
@@ -32,6 +32,7 @@ from modelbox.objects import AliasMove
 from modelbox.sync import SyncModel
 from tests.onnx_models import add_constant, unknown_operator
 from tests.replicas import Replicas
+from tests.servers.mariadb import MariadbServer
 from tests.servers.postgres import PostgresServer
 from tests.sidecar import SidecarProcess
 
@@ -63,11 +64,12 @@ class World:
 
     Args:
         directory: For everything that is written; a short path, as a socket lies in it.
+        database: What the servers share, not started yet; by default a PostgreSQL.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, database: PostgresServer | MariadbServer | None = None) -> None:
         self.directory = directory
-        self.postgres = PostgresServer(fsync=True)
+        self.database = database or PostgresServer(fsync=True)
         self.down: set[int] = set()
         self.still: set[int] = set()
         self.database_down = False
@@ -76,8 +78,8 @@ class World:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self.postgres)
-            url = self.postgres.new_database(migrated=True)
+            stack.enter_context(self.database)
+            url = self.database.new_database(migrated=True)
             self.replicas = stack.enter_context(Replicas(url, self.directory, log_level="warning"))
             with self.client("first") as client:
                 _publish(client, self.directory, "whole/first", 1.0)
@@ -140,15 +142,15 @@ class World:
             self.still.discard(number)
 
     def kill_database(self) -> None:
-        """SIGKILL of PostgreSQL, and of all its processes."""
+        """SIGKILL of the database, and of all its processes."""
         if not self.database_down:
-            self.postgres.kill()
+            self.database.kill()
             self.database_down = True
 
     def start_database(self) -> None:
         """Starts it again; it recovers from its log."""
         if self.database_down:
-            self.postgres.start()
+            self.database.start()
             self.database_down = False
 
     def kill_sidecar(self) -> None:

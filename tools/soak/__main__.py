@@ -24,13 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tools.soak",
         description="Two parts, each for half of the time. sidecar: asks a sidecar over every protocol while versions "
         "move, bad requests come in, and the sidecar and the server are killed at random; checks every answer. whole: "
-        "random operations and faults over two servers on one PostgreSQL, two loaders, a sidecar and two watchers, "
+        "random operations and faults over two servers on one database, two loaders, a sidecar and two watchers, "
         "held against a model in memory.",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--seed", type=int, help="of the faults, to repeat a run")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="write there, in a directory that is removed")
     parser.add_argument("--of", choices=("both", "sidecar", "whole"), default="both", help="one part only")
+    parser.add_argument("--mariadb", action="store_true", help="the whole on a MariaDB, and not on a PostgreSQL")
     options = parser.parse_args(arguments)
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     _say(f"soak: {options.minutes:g} min, seed {seed}")
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if part == "sidecar":
                 outcome = anyio.run(partial(soak, directory, seconds=seconds, seed=seed, say=_say))
             else:
-                outcome = soak_whole(directory, seconds=seconds, seed=seed, say=_say)
+                outcome = soak_whole(directory, seconds=seconds, seed=seed, say=_say, mariadb=options.mariadb)
         print(f"== {part}")
         _print(outcome, seed)
         violated |= bool(outcome.violations)

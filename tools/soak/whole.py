@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.world import Story, Violation, World
+from tests.servers.mariadb import MariadbServer
 from tools.soak.outcome import Outcome, telling
 
 __all__ = ("soak_whole",)
@@ -16,7 +17,9 @@ _STEPS = 60
 """Operations and faults in one model's life."""
 
 
-def soak_whole(directory: Path, *, seconds: float, seed: int, say: Callable[[str], None]) -> Outcome:
+def soak_whole(
+    directory: Path, *, seconds: float, seed: int, say: Callable[[str], None], mariadb: bool = False
+) -> Outcome:
     """Runs for that long, and a little longer until everybody serves the same.
 
     Args:
@@ -24,10 +27,11 @@ def soak_whole(directory: Path, *, seconds: float, seed: int, say: Callable[[str
         seconds: How long faults are made.
         seed: Of operations and faults.
         say: Tells of progress.
+        mariadb: On a MariaDB, and not on a PostgreSQL.
     """
     rng, outcome = random.Random(seed), Outcome()
     began = time.monotonic()
-    with World(directory) as world:
+    with World(directory, MariadbServer() if mariadb else None) as world:
         start = world.memory()
         most = dict(start)
         told = began

@@ -21,6 +21,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 from h2.errors import ErrorCodes
+from h2.exceptions import StreamClosedError
 
 from modelbox._serving.admission import Admission
 from modelbox._serving.grpc import Servable
@@ -450,6 +451,10 @@ class Boundary:
         except StreamTerminatedError:
             # The peer went away or reset the stream; grpclib ends the call.
             raise
+        except StreamClosedError as exc:
+            # The same, and grpclib has cancelled the call. That can be lost where a time limit of ours ends at the same
+            # moment, as after this process stood still.
+            raise asyncio.CancelledError("the peer has reset the stream") from exc
         except Exception as exc:
             return await self._fail(stream, _unexpected(name, exc))
         return "OK"
@@ -464,6 +469,8 @@ class Boundary:
                 )
         except TimeoutError:
             _cut_off(stream)
+        except StreamClosedError as exc:
+            raise asyncio.CancelledError("the peer has reset the stream") from exc
         return status.name
 
 
