@@ -13,7 +13,8 @@ def test_databases_are_apart_and_migrated_if_asked(mariadb_server: MariadbServer
     tables = "SELECT count(*) FROM information_schema.tables WHERE table_schema = database()"
     assert mariadb_server.fetch(tables, url=empty) == [(0,)]
     mariadb_server.execute(
-        "INSERT INTO feed_head VALUES (1, 's', 'e', 0, '', 0, '')",
+        "INSERT INTO feed_head (id, server_id, epoch, rev, chain, compact_rev, compact_chain)"
+        " VALUES (1, 's', 'e', 0, '', 0, '')",
         "INSERT INTO namespaces (name, created_at_us, mod_rev) VALUES ('n', 1, 1)",
         url=migrated,
     )

@@ -61,6 +61,8 @@ for text in sys.argv[2:]:
 lib.rados_shutdown(cluster)
 """
 
+_STARTS = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Bucket:
@@ -195,8 +197,16 @@ class RadosGateway(S3Server):
         self._env: Mapping[str, str] = {}
 
     def start(self) -> Self:
-        """See `S3Server.start`."""
+        """See `S3Server.start`; tries again with other ports, as somebody else may just have taken one."""
         packages = unpacked("radosgw", _PACKAGES)
+        for _ in range(_STARTS - 1):
+            try:
+                return self._start_once(packages)
+            except CannotHave:
+                self.port = free_port()
+        return self._start_once(packages)
+
+    def _start_once(self, packages: Packages) -> Self:
         # Sockets lie in it, and their paths must be short.
         self._dir = Path(tempfile.mkdtemp(prefix="mbs3-", dir="/tmp"))
         try:
