@@ -27,7 +27,7 @@ ACTOR_KEY = "modelbox-actor"
 """Request metadata (and HTTP header): who calls, for the history."""
 
 REQUEST_KEY = "x-request-id"
-"""Metadata and HTTP header: the name of a call. A caller may give one; every refusal and every answer over HTTP has one."""
+"""Metadata and HTTP header: the name of a call. A caller may give one; refusals and answers over HTTP have one."""
 
 DIRECT_HEADER = "Modelbox-Direct"
 """HTTP header: of a request that also takes the address of the bytes in their place, and of an answer that is one."""

@@ -93,7 +93,8 @@ def _drop_access() -> None:
 
 def _add_audit() -> None:
     for name in _CALLER:
-        op.add_column("feed_changes", sa.Column(name, sa.String(length=64), nullable=False, server_default=sa.text("''")))
+        column = sa.Column(name, sa.String(length=64), nullable=False, server_default=sa.text("''"))
+        op.add_column("feed_changes", column)
     op.create_index(op.f("ix_feed_changes_object_kind_rev"), "feed_changes", ["object", "kind", "rev"])
     # Empty: what readers of the feed do not get is gone, as it was before.
     op.add_column("feed_head", sa.Column("audit_rev", sa.BigInteger(), nullable=True))
