@@ -427,7 +427,9 @@ async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str, every_
     while True:
         try:
             removed = await sweep()
-        except (StorageError, ServerBusy, LimitError):
+        except ServerBusy as exc:
+            _LOG.warning("could not remove %s: %s; trying again later", what, exc)
+        except (StorageError, LimitError):
             _LOG.exception("could not remove %s; trying again later", what)
         else:
             if removed:

@@ -84,7 +84,7 @@ class World:
             with self.client("first") as client:
                 _publish(client, self.directory, "whole/first", 1.0)
             self.sidecar = stack.enter_context(
-                SidecarProcess(self.directory, self.replicas.url, "whole/first", log_level="error")
+                SidecarProcess(self.directory, self.replicas.url, "whole/first", log_level="info")
             )
             self._stack = stack.pop_all()
         return self
@@ -173,6 +173,7 @@ class Seen:
     handle: str
     alias: str
     answers: dict[tuple[int, float], int] = field(default_factory=dict)
+    last: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -259,6 +260,7 @@ class Story:
                 continue
             key = (int(outputs.version.version), float(outputs["y"][0, 0]))
             seen.answers[key] = seen.answers.get(key, 0) + 1
+            seen.last = key[0]
 
     def _watch(self, feed: modelbox.sync.SyncChangeFeed, told: list[Change]) -> None:
         try:
@@ -416,7 +418,7 @@ class Story:
                 lambda: self._patiently(lambda: self._at_the_end(final)),
                 lambda: (
                     f"handles serve {[(model.ref, model.version, model.state) for model in self._models]}, "
-                    f"where {final} is promoted"
+                    f"answered {[seen.last for seen in self.seen]} last, where {final} is promoted"
                 ),
             )
             self.history = self._patiently(lambda: list(self._client.iter_alias_moves(self.path)))
