@@ -25,7 +25,7 @@ from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
 from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
-from modelbox.errors import LimitError, ServerBusy, StorageError
+from modelbox.errors import ModelBoxError, ServerBusy, StorageError, TransportError
 from modelbox.feed import Kind
 from modelbox.rules import parse_patterns
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
@@ -427,9 +427,9 @@ async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str, every_
     while True:
         try:
             removed = await sweep()
-        except ServerBusy as exc:
+        except (ServerBusy, TransportError) as exc:
             _LOG.warning("could not remove %s: %s; trying again later", what, exc)
-        except (StorageError, LimitError):
+        except ModelBoxError:
             _LOG.exception("could not remove %s; trying again later", what)
         else:
             if removed:

@@ -46,7 +46,9 @@ def soak_whole(
                 told = time.monotonic()
                 say(f"{told - began:.0f} s: {outcome.operations.total()} operations, {outcome.faults.total()} faults")
         end = world.memory()
-        outcome.memory = {name: (start[name], end.get(name, 0), max(most[name], end.get(name, 0))) for name in start}
+        outcome.memory = {
+            name: (start[name], end.get(name, 0), max(most.get(name, 0), end.get(name, 0))) for name in start
+        }
         processes = {"sidecar": world.sidecar, **{f"server {n}": one for n, one in enumerate(world.replicas)}}
         outcome.violations += [
             f"{name} printed a traceback" for name, one in processes.items() if "Traceback" in one.output
