@@ -25,7 +25,7 @@ from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
 from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
-from modelbox.errors import ModelBoxError, ServerBusy, StorageError, TransportError
+from modelbox.errors import ModelBoxError, ServerBusy, TransportError
 from modelbox.feed import Kind
 from modelbox.rules import parse_patterns
 from modelbox.runtime.blobs.opening import S3Options, open_blobs
