@@ -19,6 +19,7 @@ from modelbox.find import COLLECTIONS, Field, FieldType, Scope
 from modelbox.runtime.store.find_sources import SOURCES, Expr, Source
 from modelbox.runtime.store.find_terms import KINDS
 from modelbox.runtime.store.metric_schema import metric_keys, metric_objects, metric_series
+from modelbox.runtime.store.prepared import spelling_of
 from modelbox.runtime.store.schema import attribute_leaves, attributes, events, objects
 
 __all__ = ("Columns", "read_columns")
@@ -51,10 +52,11 @@ class _OfMany:
         listed = ",".join(map(str, ids))
         if not listed:
             return ()
-        text = self._texts.get(conn.dialect.name)
+        spelling = spelling_of(conn.dialect)
+        text = self._texts.get(spelling)
         if text is None:
             compiled = self._statement.compile(dialect=conn.dialect, compile_kwargs={"literal_binds": True})
-            text = self._texts[conn.dialect.name] = str(compiled)
+            text = self._texts[spelling] = str(compiled)
         cursor = conn.connection.cursor()
         try:
             cursor.execute(text.replace(self._PLACE, f"({listed})"))

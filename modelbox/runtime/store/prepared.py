@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Executable
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
-__all__ = ("Prepared",)
+__all__ = ("Prepared", "spelling_of")
 
 
 class _Form:
@@ -37,6 +37,11 @@ class _Form:
         return [values[name] if name in values else fixed[name] for name in self._names]
 
 
+def spelling_of(dialect: Dialect) -> str:
+    """The same for dialects that write statements alike; MySQL has two ways to quote, by the mode of the session."""
+    return dialect.name + dialect.identifier_preparer.initial_quote
+
+
 class Prepared:
     """One statement, with a value by name for each of its parameters.
 
@@ -52,10 +57,10 @@ class Prepared:
         self._forms: dict[str, _Form] = {}
 
     def _form(self, conn: Connection) -> _Form:
-        name = conn.dialect.name
-        form = self._forms.get(name)
+        spelling = spelling_of(conn.dialect)
+        form = self._forms.get(spelling)
         if form is None:
-            form = self._forms[name] = _Form(self._statement, conn.dialect, self._columns)
+            form = self._forms[spelling] = _Form(self._statement, conn.dialect, self._columns)
         return form
 
     def first(self, conn: Connection, values: Mapping[str, Any]) -> Sequence[Any] | None:

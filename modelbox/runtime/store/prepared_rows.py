@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, insert
 from sqlalchemy.engine import Dialect
 
+from modelbox.runtime.store.prepared import spelling_of
+
 __all__ = ("PreparedRows",)
 
 _BLOCKS = (512, 64, 8, 7, 6, 5, 4, 3, 2, 1)
@@ -43,7 +45,8 @@ class PreparedRows:
             cursor.close()
 
     def _form(self, dialect: Dialect, rows: int) -> tuple[str, tuple[str, ...] | None]:
-        form = self._forms.get((dialect.name, rows))
+        spelling = spelling_of(dialect)
+        form = self._forms.get((spelling, rows))
         if form is None:
             # In the order of the statement, which is the table's.
             marked: list[dict[str, Any]] = [
@@ -53,5 +56,5 @@ class PreparedRows:
             names = tuple(f"{name}_{row}" for row in range(rows) for name in self._columns)
             positions = getattr(compiled, "positiontup", None)
             assert positions is None or tuple(positions) == names
-            form = self._forms[dialect.name, rows] = (str(compiled), names if positions is None else None)
+            form = self._forms[spelling, rows] = (str(compiled), names if positions is None else None)
         return form
