@@ -107,6 +107,8 @@ class Informer:
     def add(self, subscriber: Subscriber, token: str | None) -> None:
         """Follows ``subscriber.ref`` from the snapshot ``token`` on; None lists it as soon as the server answers."""
         self._subscribers[subscriber.ref] = subscriber
+        if token and self._known is None:
+            self._known = ResumeToken.parse(token)
         if token is None or (self._cursor is not None and not _of_one_history(self._cursor, token)):
             self._unlisted.add(subscriber.ref)
         elif self._cursor is None:
