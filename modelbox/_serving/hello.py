@@ -31,6 +31,11 @@ class HelloWatch:
         self._since: dict[RequestHandler, float] = {}
         self._greeted: set[RequestHandler] = set()
 
+    def limit(self, server: web.Server) -> None:
+        """Has ``server`` close what is one too many; before its first connection."""
+        if self._shares is not None:
+            limit_http(server, self._shares)
+
     def greet(self, request: web.BaseRequest) -> None:
         """Notes that a connection has sent a request."""
         self._greeted.add(request.protocol)
@@ -48,9 +53,7 @@ class HelloWatch:
         return len(late)
 
     async def run(self, server: web.Server) -> None:
-        """Watches until it is cancelled."""
-        if self._shares is not None:
-            limit_http(server, self._shares)
+        """Sweeps until it is cancelled."""
         while True:
             await anyio.sleep(self._timeout_s / 4)
             self.sweep(server)

@@ -103,6 +103,8 @@ async def run_http(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    if hello is not None and runner.server is not None:
+        hello.limit(runner.server)
     await BoundSite(runner, sock, tls=tls, handshake_timeout_s=handshake_timeout_s).start()
     if hello is not None and tasks is not None and runner.server is not None:
         tasks.start_soon(hello.run, runner.server, name="silent HTTP connections")

@@ -16,13 +16,13 @@ from datetime import timedelta
 
 import anyio
 import anyio.to_thread
-from aiohttp import web
 
 from modelbox._serving.admission import Admission
 from modelbox._serving.guard import Limits
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox._serving.scrapes import scrape_app
 from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
 from modelbox.errors import ModelBoxError, ServerBusy, TransportError
@@ -34,12 +34,11 @@ from modelbox.runtime.data_dir import check_data_dir
 from modelbox.runtime.first_admin import make_first_admin
 from modelbox.runtime.grpc.calls import Boundary, CallLimits
 from modelbox.runtime.grpc.server import make_server
-from modelbox.runtime.metrics import CONTENT_TYPE, Metrics
+from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.permissions.gate import Gate
 from modelbox.runtime.permissions.places import Places
-from modelbox.runtime.permissions.table import check_routes
 from modelbox.runtime.replica_ports import Lease
-from modelbox.runtime.rest.app import build_app, routes_of
+from modelbox.runtime.rest.app import build_app
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.artifacts import ArtifactService
@@ -329,7 +328,7 @@ class _Server:
         scrape_hello = HelloWatch(config.hello_timeout_s, scrape_shares)
         self._scrapes = await run_http(
             self._stack,
-            _metrics_app(metrics, scrape_hello),
+            scrape_app(metrics.render, scrape_hello),
             sockets[2],
             hello=scrape_hello,
             tasks=tasks,
@@ -435,18 +434,6 @@ async def _sweep_for_ever(sweep: Callable[[], Awaitable[int]], what: str, every_
             if removed:
                 _LOG.info("removed %s: %d", what, removed)
         await anyio.sleep(every_s)
-
-
-def _metrics_app(metrics: Metrics, hello: HelloWatch) -> web.Application:
-    async def scrape(request: web.Request) -> web.Response:
-        hello.greet(request)
-        body = await anyio.to_thread.run_sync(metrics.render)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-    app = web.Application()
-    app.add_routes([web.get("/metrics", scrape)])
-    check_routes(routes_of(app))
-    return app
 
 
 def _complete(address: str) -> str:

@@ -16,11 +16,13 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
-from aiohttp import web
 
 from modelbox._serving.grpc import GrpcServer
 from modelbox._serving.guard import Limits
+from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox._serving.scrapes import scrape_app
+from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
 from modelbox.client import Client
 from modelbox.config import ClientConfig, load_client_config
@@ -29,7 +31,7 @@ from modelbox.loader.pool import available_cores
 from modelbox.loader.session import runtime
 from modelbox.sidecar.config import SidecarConfig
 from modelbox.sidecar.limits import ProtocolLimits
-from modelbox.sidecar.metrics import CONTENT_TYPE, SidecarMetrics
+from modelbox.sidecar.metrics import SidecarMetrics
 from modelbox.sidecar.model_settings import providers_of, serving_of
 from modelbox.sidecar.oip.grpc import make_server
 from modelbox.sidecar.oip.http import HttpServer
@@ -174,7 +176,16 @@ class _Sidecar:
             )
             await self._grpc.listen(sockets["grpc"], grpc_tls)
             metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", self._count_grpc)
-        self._scrapes = await run_http(stack, _metrics_app(metrics), sockets["metrics"], drain_s=1.0, tls=http_tls)
+        hello = HelloWatch(config.idle_timeout_s, ConnectionShares(config.max_connections))
+        self._scrapes = await run_http(
+            stack,
+            scrape_app(metrics.render, hello),
+            sockets["metrics"],
+            hello=hello,
+            tasks=self._tasks,
+            drain_s=1.0,
+            tls=http_tls,
+        )
         if config.socket is not None:
             self._socket = await stack.enter_async_context(
                 SocketServer(
@@ -273,13 +284,3 @@ def _check_providers(providers: tuple[str, ...]) -> None:
             f"providers: the installed onnxruntime has no {', '.join(missing)}, only {', '.join(there)}; CUDA "
             "needs the package onnxruntime-gpu"
         )
-
-
-def _metrics_app(metrics: SidecarMetrics) -> web.Application:
-    async def scrape(request: web.Request) -> web.Response:
-        body = await anyio.to_thread.run_sync(metrics.render)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-    app = web.Application()
-    app.add_routes([web.get("/metrics", scrape)])
-    return app

@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from modelbox import otel
 from modelbox.sidecar.service import InferenceService
 
-__all__ = ("CONTENT_TYPE", "SidecarMetrics")
-
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+__all__ = ("SidecarMetrics",)
 
 
 class SidecarMetrics:
