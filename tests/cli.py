@@ -21,5 +21,10 @@ class Cli:
         captured = self._capsys.readouterr()
         return captured.out if code == 0 else captured.err
 
+    def shown(self, *argv: str, code: int) -> str:
+        """What a command that exits with ``code`` prints on stdout."""
+        assert main(argv) == code, self._capsys.readouterr()
+        return self._capsys.readouterr().out
+
     def json(self, *argv: str, code: int = 0) -> Any:
         return json.loads(self(*argv, "--output", "json", code=code))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelbox.cli.exits import Exit
 from modelbox.cli.objects import ask
 from modelbox.cli.output import OutputFormat, OutputOption, UrlOption, local_time, print_json, print_line, print_table
 from modelbox.cli.run import with_client
@@ -134,20 +135,18 @@ def check_rules(
     url: UrlOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Show what a version lacks, and the commands that add it; changes nothing.
+    """Show what a version lacks, and the commands that add it; changes nothing, and exits with 7 if it lacks something.
 
     Example: modelbox rules check langtech/wav2vec@7 --alias prod
     """
-
-    async def run(client: Client) -> None:
-        missing = await client.check_rules(ref, alias=alias)
-        if output is OutputFormat.JSON:
-            print_json({"missing": missing})
-            return
+    missing = with_client(url, lambda client: client.check_rules(ref, alias=alias))
+    if output is OutputFormat.JSON:
+        print_json({"missing": missing})
+    else:
         rows = [(str(one), one.scope, one.fix) for one in missing]
         print_table(("LACKS", "RULE OF", "TO ADD IT"), rows, empty=f"{ref} has all that it must have")
-
-    with_client(url, run)
+    if missing:
+        raise typer.Exit(Exit.REFUSED)
 
 
 @rules.command("delete")

@@ -32,7 +32,7 @@ def test_what_a_version_must_have(cli: Cli, ns: str, tmp_path: Path) -> None:
     cli("rules", "set", f"{ns}/m", "--alias", "prod*", "--description", "--dataset")
     assert len(cli.json("rules", "show", f"{ns}/m")) == 2
     cli("models", "promote", f"{ns}/m@prod", "1", code=7)
-    table = cli("rules", "check", f"{ns}/m@1", "--alias", "prod")
+    table = cli.shown("rules", "check", f"{ns}/m@1", "--alias", "prod", code=7)
     assert re.search(rf"a description +{ns}/m +modelbox models update {ns}/m@1 --description TEXT", table)
     cli("models", "update", f"{ns}/m@1", "--description", "first")
     cli("datasets", "create", f"{ns}/voices")
