@@ -37,8 +37,9 @@ from modelbox.runtime.grpc.server import make_server
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.permissions.gate import Gate
 from modelbox.runtime.permissions.places import Places
+from modelbox.runtime.permissions.table import check_routes
 from modelbox.runtime.replica_ports import Lease
-from modelbox.runtime.rest.app import build_app
+from modelbox.runtime.rest.app import build_app, routes_of
 from modelbox.runtime.roles import RoleRules
 from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.artifacts import ArtifactService
@@ -326,9 +327,11 @@ class _Server:
             handshake_timeout_s=config.hello_timeout_s,
         )
         scrape_hello = HelloWatch(config.hello_timeout_s, scrape_shares)
+        scrapes = scrape_app(metrics.render, scrape_hello)
+        check_routes(routes_of(scrapes))
         self._scrapes = await run_http(
             self._stack,
-            scrape_app(metrics.render, scrape_hello),
+            scrapes,
             sockets[2],
             hello=scrape_hello,
             tasks=tasks,
