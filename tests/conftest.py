@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# A busy machine is not a failure: no test asserts a time. The same examples at every run, so that a run says something about
-# the change and not about its luck; MODELBOX_TEST_EXPLORE=1 looks for new ones.
-settings.register_profile("modelbox", deadline=None, derandomize="MODELBOX_TEST_EXPLORE" not in os.environ)
+# A busy machine is not a failure: no test asserts a time. The same examples at every run, so that a run says something
+# about the change and not about its luck; MODELBOX_TEST_EXPLORE=1 looks for new ones.
+settings.register_profile(
+    "modelbox",
+    deadline=None,
+    derandomize="MODELBOX_TEST_EXPLORE" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("modelbox")
 
 pytest_plugins = ("tests.fixtures", "tests.servers.fixtures")
