@@ -25,6 +25,7 @@ from modelbox.refs import shown
 __all__ = (
     "ADDRESS",
     "BOOL",
+    "BOOLEANS",
     "HOST",
     "LEVEL",
     "PATH",
@@ -44,6 +45,8 @@ __all__ = (
 T = TypeVar("T")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+BOOLEANS = frozenset(_TRUE + _FALSE)
+"""What `BOOL` reads, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,7 @@ def choice(*allowed: str) -> Kind:
 
 
 def _read_bool(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+    if isinstance(value, str) and value.lower() in BOOLEANS:
         return value.lower() in _TRUE
     if not isinstance(value, bool):
         raise ValueError
@@ -240,6 +243,10 @@ class Settings(Generic[T]):
     def help(self) -> list[tuple[str, str]]:
         """Every setting with its help text, in order."""
         return [(f.name, f.metadata["help"]) for f in self._fields]
+
+    def switches(self) -> frozenset[str]:
+        """The settings that are true or false."""
+        return frozenset(name for name, kind in self._kinds.items() if kind is BOOL)
 
     def toml(self, *title: str) -> str:
         """A file with every setting, explained and commented out."""

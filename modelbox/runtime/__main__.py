@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from modelbox._serving.flags import add_flags
 from modelbox._serving.logs import set_up_logging
 from modelbox.errors import ConfigError, ModelBoxError
 from modelbox.redaction import redact
-from modelbox.runtime.config import ServerConfig, load_server_config, setting_help
+from modelbox.runtime.config import ServerConfig, load_server_config, setting_help, switches
 
 __all__ = ("main",)
 
@@ -26,8 +27,8 @@ examples:
   %(prog)s --config-path modelbox-server.toml --log-level debug
   %(prog)s --data-dir /var/lib/modelbox --grpc-port 0 --http-port 0
 
-Flags win over the environment (MODELBOX_DATA_DIR ...), which wins over the file. Exit codes: 0 after SIGTERM or SIGINT,
-1 when storage failed, 2 for settings that cannot work.
+Flags win over the environment (MODELBOX_DATA_DIR ...), which wins over the file. A flag of true|false means true where
+it has no value. Exit codes: 0 after SIGTERM or SIGINT, 1 when storage failed, 2 for settings that cannot work.
 """
 
 
@@ -40,8 +41,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config-path", type=Path, metavar="FILE", help="TOML file with settings.")
-    for name, text in setting_help():
-        parser.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=text.replace("%", "%%"))
+    add_flags(parser, setting_help(), switches())
     return parser
 
 

@@ -51,6 +51,7 @@ __all__ = (
     "server_config_toml",
     "setting_help",
     "settings_table",
+    "switches",
 )
 
 CONFIG_PATH_VARIABLE = "MODELBOX_SERVER_CONFIG"
@@ -363,6 +364,11 @@ def _named(keys: Sequence[str], problems: Sequence[str]) -> bool:
 def setting_help() -> list[tuple[str, str]]:
     """Every setting with its help text, in order."""
     return _SETTINGS.help()
+
+
+def switches() -> frozenset[str]:
+    """The settings that are true or false."""
+    return _SETTINGS.switches()
 
 
 def server_config_toml() -> str:

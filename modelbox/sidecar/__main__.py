@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from modelbox._serving.flags import add_flags, complete_switches
 from modelbox._serving.logs import set_up_logging
 from modelbox.errors import ConfigError, ModelBoxError
 from modelbox.redaction import redact
-from modelbox.sidecar.config import SidecarConfig, load_sidecar_config, setting_help
+from modelbox.sidecar.config import SidecarConfig, load_sidecar_config, setting_help, switches
 
 __all__ = ("main",)
 
@@ -25,8 +26,9 @@ examples:
   %(prog)s acme/ranker@prod --socket /run/modelbox/sidecar.sock --server http://models.example:8080
   %(prog)s --config modelbox-sidecar.toml --log-level debug
 
-Flags win over the environment (MODELBOX_SIDECAR_HTTP_PORT ...), which wins over the file. Exit codes: 0 after SIGTERM
-or SIGINT, 1 for a failure while it ran, 2 for settings that cannot work.
+Flags win over the environment (MODELBOX_SIDECAR_HTTP_PORT ...), which wins over the file. A flag of true|false means
+true where it has no value. Exit codes: 0 after SIGTERM or SIGINT, 1 for a failure while it ran, 2 for settings that
+cannot work.
 """
 
 
@@ -42,9 +44,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", "--config-path", dest="config_path", type=Path, metavar="FILE", help="TOML file with settings."
     )
-    for name, text in setting_help():
-        if name != "models":
-            parser.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=text.replace("%", "%%"))
+    add_flags(parser, [(name, text) for name, text in setting_help() if name != "models"], switches())
     return parser
 
 
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m modelbox.s
     Returns:
         The exit code.
     """
-    flags = vars(_parser(prog).parse_args(argv))
+    given = complete_switches(sys.argv[1:] if argv is None else argv, switches())
+    flags = vars(_parser(prog).parse_args(given))
     config_path = flags.pop("config_path")
     flags["models"] = flags["models"] or None
     try:

@@ -64,6 +64,7 @@ __all__ = (
     "setting_help",
     "settings_table",
     "sidecar_config_toml",
+    "switches",
 )
 
 CONFIG_PATH_VARIABLE = "MODELBOX_SIDECAR_CONFIG"
@@ -348,6 +349,11 @@ def _exposure_problems(config: SidecarConfig, known: list[str]) -> list[str]:
 def setting_help() -> list[tuple[str, str]]:
     """Every setting with its help text, in order."""
     return _SETTINGS.help()
+
+
+def switches() -> frozenset[str]:
+    """The settings that are true or false."""
+    return _SETTINGS.switches()
 
 
 def sidecar_config_toml() -> str:
