@@ -106,13 +106,20 @@ class Informer:
 
     def add(self, subscriber: Subscriber, token: str | None) -> None:
         """Follows ``subscriber.ref`` from the snapshot ``token`` on; None lists it as soon as the server answers."""
-        self._subscribers[subscriber.ref] = subscriber
+        ref = subscriber.ref
+        self._subscribers[ref] = subscriber
         if token and self._known is None:
             self._known = ResumeToken.parse(token)
-        if token is None or (self._cursor is not None and not _of_one_history(self._cursor, token)):
-            self._unlisted.add(subscriber.ref)
-        elif self._cursor is None:
+        if not token:
+            self._unlisted.add(ref)
+        elif not self._cursor:
+            # What the others are known to be may be from before it, or not known at all.
+            self._unlisted.update(other for other in self._subscribers if other != ref)
+            self._unlisted.discard(ref)
             self._cursor = token
+        elif not _covers(self._cursor, token):
+            # The stream went on while this one was brought into service, and did not carry its moves.
+            self._unlisted.add(ref)
         self._restart()
 
     def remove(self, subscriber: Subscriber) -> None:
@@ -219,7 +226,9 @@ class Informer:
                 # The others are served all the same.
                 subscriber.refused(exc)
                 self._ask_again(ref)
-        self._unlisted.discard(ref)
+        if self._subscribers.get(ref) is subscriber:
+            # Not for one that has taken its place meanwhile, and was told nothing.
+            self._unlisted.discard(ref)
         return token
 
     def _ask_again(self, ref: ModelRef) -> None:
@@ -330,5 +339,7 @@ class Informer:
                     _log.debug("could not check %s: %s", ref, exc)
 
 
-def _of_one_history(one: str, other: str) -> bool:
-    return same_history(ResumeToken.parse(one), ResumeToken.parse(other))
+def _covers(cursor: str, token: str) -> bool:
+    """Whether a stream from ``cursor`` on tells of everything behind ``token``."""
+    begin, place = ResumeToken.parse(cursor), ResumeToken.parse(token)
+    return same_history(begin, place) and begin.rev <= place.rev

@@ -1,0 +1,119 @@
+"""References that come and go while others are followed: each has its own place in history, the stream has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from modelbox.errors import Unavailable
+from modelbox.events import ReloadStarted
+from modelbox.loader.reload import Reloader
+from modelbox.loader.settings import LoadOptions
+from modelbox.loader.watch import InformerSettings
+from modelbox.objects import Resolved
+from modelbox.refs import ModelRef
+from tests.feed_source import FeedSource
+from tests.loading import answer, loading
+from tests.onnx_models import add_constant
+from tests.unit.loader.test_watch import Holder, informed
+
+PROD = ModelRef.parse("ns/model@prod")
+STAGING = ModelRef.parse("ns/model@staging")
+
+
+@pytest.fixture
+def source() -> FeedSource:
+    source = FeedSource()
+    for number in (1, 2, 3):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    source.move("staging", source.versions["ns/model@1"])
+    return source
+
+
+async def test_a_move_from_before_the_place_of_the_stream_is_not_missed(source: FeedSource) -> None:
+    before = source.token
+    source.move("staging", source.versions["ns/model@2"])
+    prod, staging = Holder(PROD), Holder(STAGING)
+    async with informed(source, prod) as (informer, _):
+        await anyio.wait_all_tasks_blocked()
+        informer.add(staging, before)
+        await staging.until_version(2)
+
+
+async def test_a_move_during_a_first_load_is_not_missed(source: FeedSource, tmp_path: Path) -> None:
+    async with loading(source, tmp_path) as (loader, log):
+        loaded: list[Reloader] = []
+
+        async def load() -> None:
+            loaded.append(await loader.load(PROD, LoadOptions()))
+
+        source.gate = held = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(load)
+            await log.until(lambda event: isinstance(event, ReloadStarted) and event.ref == str(PROD))
+            await anyio.wait_all_tasks_blocked()
+            source.move("prod", source.versions["ns/model@3"])
+            source.move("staging", source.versions["ns/model@2"])
+            source.gate = None
+            await loader.load(STAGING, LoadOptions())
+            held.set()
+        await log.served(3)
+        assert await answer(loaded[0]) == 4.0
+
+
+async def test_a_place_that_comes_in_the_middle_of_a_listing_does_not_count_for_the_others(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prod, staging, later = Holder(PROD), Holder(STAGING), Holder(ModelRef.parse("ns/model@later"))
+    source.move("later", source.versions["ns/model@1"])
+    resolve, asked = source.resolve, anyio.Event()
+
+    async def held(ref: ModelRef) -> Resolved:
+        if ref == STAGING and not asked.is_set():
+            asked.set()
+            await anyio.sleep_forever()
+        return await resolve(ref)
+
+    monkeypatch.setattr(source, "resolve", held)
+    async with informed(source, prod, staging, token=None) as (informer, _):
+        await prod.until_version(1)
+        await asked.wait()
+        source.move("prod", source.versions["ns/model@2"])
+        informer.add(later, source.token)
+        await staging.until_version(1)
+        await prod.until_version(2)
+
+
+async def test_a_look_for_one_that_left_is_none_for_its_successor(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, other = Holder(PROD), Holder(PROD), Holder(STAGING)
+    resolve, asked, go_on = source.resolve, anyio.Event(), anyio.Event()
+    calls = 0
+
+    async def held(ref: ModelRef) -> Resolved:
+        nonlocal calls
+        calls += ref == PROD
+        number = calls if ref == PROD else 0
+        if number == 1:
+            asked.set()
+            await go_on.wait()
+        elif number == 2:
+            go_on.set()
+            await anyio.wait_all_tasks_blocked()
+            raise Unavailable("not now")
+        return await resolve(ref)
+
+    monkeypatch.setattr(source, "resolve", held)
+    settings = InformerSettings(backoff_base_s=0.01, backoff_max_s=0.02, relist_s=3600, jitter_s=0.001)
+    async with informed(source, first, other, settings=settings) as (informer, _):
+        source.move("prod", source.versions["ns/model@2"])
+        with anyio.fail_after(20):
+            await asked.wait()
+        informer.remove(first)
+        informer.add(second, None)
+        await second.until_version(2)
+    assert first.offers == []
