@@ -27,7 +27,7 @@ from grpclib.server import Handler, Server
 from h2.exceptions import H2Error
 
 from modelbox._serving.guard import ConnectionTable, GuardedProtocol, Limits
-from modelbox._serving.listening import listen
+from modelbox._serving.listening import Listener, listen
 
 __all__ = ("REFUSED", "STOPPING", "GrpcServer", "Servable")
 
@@ -123,12 +123,12 @@ class GrpcServer(Server):
         self._stopping = False
         self._limits = limits
         self._table = ConnectionTable(limits)
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
 
     @property
     def connections(self) -> int:
-        """Open connections."""
-        return len(self._table)
+        """Open connections, with those whose handshake is under way."""
+        return len(self._table.shares)
 
     @property
     def refused(self) -> int:
@@ -154,8 +154,15 @@ class GrpcServer(Server):
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begins to accept on ``sock``; with ``tls``, connections begin by its handshake."""
-        listener = await listen(self._protocol_factory, sock, tls=tls, handshake_timeout_s=self._limits.hello_timeout_s)
-        self._listeners.append(listener)
+        self._listeners.append(
+            await listen(
+                self._protocol_factory,
+                sock,
+                tls=tls,
+                handshake_timeout_s=self._limits.hello_timeout_s,
+                shares=self._table.shares,
+            )
+        )
 
     def stop_listening(self) -> None:
         """Refuses new connections."""

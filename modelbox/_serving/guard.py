@@ -88,19 +88,19 @@ class ConnectionTable:
 
     Args:
         limits: How many there may be.
+
+    Attributes:
+        shares: Where they are counted.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._open: dict[GuardedProtocol, str] = {}
-        self._shares = ConnectionShares(limits.max_connections, limits.max_connections_per_address)
-
-    def __len__(self) -> int:
-        return len(self._open)
+        self.shares = ConnectionShares(limits.max_connections, limits.max_connections_per_address)
 
     @property
     def refused(self) -> int:
         """How many were one too many."""
-        return self._shares.refused
+        return self.shares.refused
 
     def all(self) -> tuple[GuardedProtocol, ...]:
         """Those open now."""
@@ -108,7 +108,7 @@ class ConnectionTable:
 
     def admit(self, protocol: GuardedProtocol, address: str) -> bool:
         """Notes a new connection; false where it is one too many."""
-        if not self._shares.admit(address):
+        if not self.shares.admit(address):
             return False
         self._open[protocol] = address
         return True
@@ -117,7 +117,7 @@ class ConnectionTable:
         """Forgets a connection; again is no error."""
         address = self._open.pop(protocol, None)
         if address is not None:
-            self._shares.leave(address)
+            self.shares.leave(address)
 
 
 class _Bucket:

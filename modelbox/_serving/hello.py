@@ -27,14 +27,14 @@ class HelloWatch:
 
     def __init__(self, timeout_s: float, shares: ConnectionShares | None = None) -> None:
         self._timeout_s = timeout_s
-        self._shares = shares
+        self.shares = shares
         self._since: dict[RequestHandler, float] = {}
         self._greeted: set[RequestHandler] = set()
 
     def limit(self, server: web.Server) -> None:
         """Has ``server`` close what is one too many; before its first connection."""
-        if self._shares is not None:
-            limit_http(server, self._shares)
+        if self.shares is not None:
+            limit_http(server, self.shares)
 
     def greet(self, request: web.BaseRequest) -> None:
         """Notes that a connection has sent a request."""

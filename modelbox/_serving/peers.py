@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ("UNKNOWN", "Peer", "peer_of")
+__all__ = ("UNKNOWN", "Peer", "address_of_peer", "peer_of")
 
 # No text is a name of two kinds: whoever may have a certificate with one cannot pass for another one's.
 _SHAPES = {
@@ -43,12 +43,13 @@ def peer_of(transport: asyncio.BaseTransport | None) -> Peer:
         return UNKNOWN
     certificate = transport.get_extra_info("peercert")
     return Peer(
-        address=_address(transport.get_extra_info("peername")),
+        address=address_of_peer(transport.get_extra_info("peername")),
         certificate_names=_names(certificate) if certificate else (),
     )
 
 
-def _address(peername: Any) -> str:
+def address_of_peer(peername: Any) -> str:
+    """The address in what a socket says of its other end; empty if there is none."""
     if not isinstance(peername, tuple) or not peername:
         return ""
     text = str(peername[0]).partition("%")[0]

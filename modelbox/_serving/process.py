@@ -105,7 +105,8 @@ async def run_http(
     stack.push_async_callback(runner.cleanup)
     if hello is not None and runner.server is not None:
         hello.limit(runner.server)
-    await BoundSite(runner, sock, tls=tls, handshake_timeout_s=handshake_timeout_s).start()
+    shares = hello.shares if hello is not None else None
+    await BoundSite(runner, sock, tls=tls, handshake_timeout_s=handshake_timeout_s, shares=shares).start()
     if hello is not None and tasks is not None and runner.server is not None:
         tasks.start_soon(hello.run, runner.server, name="silent HTTP connections")
     return runner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ssl
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +19,7 @@ from h2.events import ConnectionTerminated, ResponseReceived, StreamReset, Trail
 from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import LimitError
+from tests.certificates import Authority
 from tests.faults.registry import fault
 from tests.h2_peer import H2Peer
 from tests.server import ServerProcess
@@ -60,12 +62,13 @@ async def _fill(stubs: Stubs, count: int, description: str) -> None:
             tasks.start_soon(make, start)
 
 
-async def _scraped(server: ServerProcess, text: str) -> None:
+async def _scraped(server: ServerProcess, text: str, *, trusting: Path | None = None) -> None:
     """Waits until the metrics hold ``text``."""
+    context = ssl.create_default_context(cafile=str(trusting)) if trusting is not None else True
     async with aiohttp.ClientSession() as http:
         with anyio.fail_after(30):
             while True:
-                async with http.get(server.metrics_url) as response:
+                async with http.get(server.metrics_url, ssl=context) as response:
                     if text in await response.text():
                         return
                 await anyio.sleep(0.05)
@@ -305,6 +308,73 @@ async def test_an_address_has_its_share_of_connections_and_no_more(tmp_path: Pat
         for _, opened in greedy:
             opened.transport.abort()
         await _scraped(server, "modelbox_connections_refused 7.0")
+        _quiet(server)
+
+
+_HELLO_OF_TLS = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+"""The beginning of a client's first message, which announces 512 bytes."""
+
+
+@fault(66)
+@pytest.mark.parametrize("port", ["grpc", "http", "metrics"])
+async def test_handshakes_that_never_end_count_in_the_share_of_their_address(tmp_path: Path, port: str) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("server", "127.0.0.1")
+    trusting = ssl.create_default_context(cafile=str(authority.certificate))
+    if port == "grpc":
+        trusting.set_alpn_protocols(["h2"])
+    with ServerProcess(
+        tmp_path / "data",
+        tls_cert=pair.certificate,
+        tls_key=pair.key,
+        max_connections=40,
+        max_connections_per_address=5,
+        hello_timeout_s=60,
+    ) as server:
+        address = {"grpc": server.grpc_address, "http": server.http_address, "metrics": server.metrics_address}[port]
+        host, _, number = address.rpartition(":")
+        async with contextlib.AsyncExitStack() as stack:
+            flood = []
+            for one in range(60):
+                reader, writer = await asyncio.open_connection(host, int(number), local_addr=("127.0.0.7", 0))
+                stack.callback(writer.transport.abort)
+                flood.append((reader, writer))
+                if one % 2:
+                    with contextlib.suppress(ConnectionError):
+                        writer.write(_HELLO_OF_TLS)
+
+            async def connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                reader, writer = await asyncio.open_connection(
+                    host, int(number), local_addr=(address, 0), ssl=trusting, server_hostname="127.0.0.1"
+                )
+                stack.callback(writer.close)
+                stack.callback(writer.transport.abort)
+                return reader, writer
+
+            # Another address is served at once.
+            for _ in range(3):
+                with anyio.fail_after(30):
+                    reader, writer = await connected("127.0.0.2")
+                    writer.write(
+                        PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+                        if port == "grpc"
+                        else b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+                    )
+                    assert await reader.read(9)
+            await _scraped(server, "modelbox_connections_refused 55.0", trusting=authority.certificate)
+            # Those of the flood that were taken are its share, and whichever ends makes room for another.
+            with anyio.fail_after(30):
+                while len(held := [w for r, w in flood if not (r.at_eof() or r.exception())]) > 5:
+                    await anyio.sleep(0.02)
+            assert len(held) == 5
+            held[0].transport.abort()
+            with anyio.fail_after(30):
+                while True:
+                    try:
+                        await connected("127.0.0.7")
+                    except OSError:
+                        continue
+                    break
         _quiet(server)
 
 

@@ -27,7 +27,7 @@ from aiohttp.web_protocol import RequestHandler
 from anyio import AsyncContextManagerMixin
 
 from modelbox._serving.hello import HelloWatch
-from modelbox._serving.listening import listen
+from modelbox._serving.listening import Listener, listen
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.http_connection import (
@@ -110,7 +110,7 @@ class HttpServer(AsyncContextManagerMixin):
         self.date = formatdate(usegmt=True)
         self.heads: dict[bytes, Head] = {}
         self.plain: set[Connection] = set()
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._ended = anyio.Event()
         self._hello = HelloWatch(idle_timeout_s)
 
