@@ -192,6 +192,9 @@ class Reloader:
             self.stale = stale
             self._emit(StaleChanged(ref=str(self.ref), stale=stale))
             self._report_active()
+            if not stale and self._target is not None:
+                # What failed may have failed for want of the server, and its pause may be long by now.
+                self._wake.set()
 
     # -- life
 

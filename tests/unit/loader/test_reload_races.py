@@ -1,0 +1,84 @@
+"""News that come in the middle of a reload, and what is tried again once the server is back."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from modelbox.errors import NotFoundError
+from modelbox.events import ReloadStarted, ReloadSucceeded
+from modelbox.loader.settings import LoadOptions
+from modelbox.loader.tensor_files import TensorFiles
+from modelbox.refs import ModelRef
+from tests.feed_source import FeedSource
+from tests.loading import SETTINGS, answer, loading
+from tests.onnx_models import add_constant
+from tests.unit.loader.test_safetensors import of_tensors, tensors_of
+
+REF = ModelRef.parse("ns/model@prod")
+
+
+async def test_tensors_of_a_version_that_was_taken_back_meanwhile_do_not_come_into_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FeedSource()
+    of_tensors(source, 1, {"a.safetensors": tensors_of(a=1)})
+    of_tensors(source, 2, {"a.safetensors": tensors_of(a=2)})
+    source.move("prod", source.versions["ns/model@1"])
+    opening, go_on = threading.Event(), threading.Event()
+    open_files = TensorFiles.open_files
+
+    def held(paths: list[Path]) -> TensorFiles:
+        opening.set()
+        assert go_on.wait(30)
+        return open_files(paths)
+
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        monkeypatch.setattr(TensorFiles, "open_files", held)
+        try:
+            source.move("prod", source.versions["ns/model@2"])
+            with anyio.fail_after(30):
+                while not opening.is_set():
+                    await anyio.sleep(0.005)
+                source.move("prod", source.versions["ns/model@1"])
+                while reloader._target is not None:
+                    await anyio.sleep(0.005)
+        finally:
+            go_on.set()
+        with anyio.fail_after(30):
+            while reloader._attempt_scope is not None:
+                await anyio.sleep(0.005)
+        assert reloader.version_number == 1
+        assert not any(isinstance(event, ReloadSucceeded) and event.version == 2 for event in log.events)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+
+
+async def test_what_failed_is_tried_again_at_once_when_the_server_is_back(tmp_path: Path) -> None:
+    class Gone(dict[Any, Any]):
+        def __missing__(self, key: object) -> bytes:
+            raise NotFoundError("the bytes are away")
+
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    async with loading(source, tmp_path, settings=replace(SETTINGS, retry_base_s=3600, retry_max_s=3600)) as (
+        loader,
+        log,
+    ):
+        reloader = await loader.load(REF, LoadOptions())
+        contents, source.contents = source.contents, Gone()
+        source.move("prod", source.versions["ns/model@2"])
+        assert not (await log.failed(2)).quarantined
+        source.contents = contents
+        source.disconnect()
+        await log.served(2)
+        assert await answer(reloader) == 3.0
+    assert len([event for event in log.events if isinstance(event, ReloadStarted) and event.version == 2]) == 2
