@@ -16,13 +16,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 import anyio
 import anyio.abc
-from aiohttp import web
+from aiohttp import web, web_response
 
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.listening import BACKLOG, BoundSite
 from modelbox.errors import ConfigError
 
-__all__ = ("address_of", "bind", "package_version", "run_http", "serve_until_signalled", "single_error", "task_group")
+__all__ = (
+    "address_of",
+    "bind",
+    "hide_versions",
+    "package_version",
+    "run_http",
+    "serve_until_signalled",
+    "single_error",
+    "task_group",
+)
 
 _LOG = logging.getLogger(__name__)
 _READ_BUFFER = 1 << 20
@@ -92,6 +101,7 @@ async def run_http(
         tls: None for plaintext.
         handshake_timeout_s: Seconds for the whole handshake of TLS.
     """
+    hide_versions()
     runner = web.AppRunner(
         app,
         handle_signals=False,
@@ -110,6 +120,15 @@ async def run_http(
     if hello is not None and tasks is not None and runner.server is not None:
         tasks.start_soon(hello.run, runner.server, name="silent HTTP connections")
     return runner
+
+
+def hide_versions() -> None:
+    """Has aiohttp's answers say ``Server: modelbox``, for the whole process.
+
+    They would tell everybody, token or not, the releases of aiohttp and Python. What has no request that could be read
+    passes no middleware and no signal, so there is no other place to set it.
+    """
+    web_response.SERVER_SOFTWARE = "modelbox"  # type: ignore[attr-defined]  # it looks for it there
 
 
 def bind(host: str, port: int, key: str) -> socket.socket:

@@ -28,6 +28,7 @@ from anyio import AsyncContextManagerMixin
 
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.listening import Listener, listen
+from modelbox._serving.process import hide_versions
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.http_connection import (
@@ -117,6 +118,7 @@ class HttpServer(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[HttpServer]:
         self.loop = asyncio.get_running_loop()
+        hide_versions()
         self.other = _UnusualServer(
             self._answer_other,
             access_log=None,
