@@ -153,6 +153,28 @@ def _delay(value: object) -> float:
         raise ValueError("expected 0, or 0.01 to 86400 seconds") from None
 
 
+def _choice(*names: str) -> Callable[[object], str]:
+    """One of ``names``; true and false count as on and off."""
+
+    def read(value: object) -> str:
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        if not isinstance(value, str) or value.strip().lower() not in names:
+            raise ValueError(f"expected {', '.join(names[:-1])} or {names[-1]}")
+        return value.strip().lower()
+
+    return read
+
+
+def _size_or_none(value: object) -> int:
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0
+    try:
+        return _size(value)
+    except ValueError as exc:
+        raise ValueError(f"expected 0, or {str(exc).removeprefix('expected ')}") from None
+
+
 def _listed(value: object) -> str:
     """Text with commas, or the same as a list in a file."""
     if isinstance(value, list | tuple):
@@ -238,6 +260,10 @@ class ClientConfig:
         instance_id: Name of this process in ``modelbox fleet``; empty: see `process_instance_id`.
         swap_jitter_s: A model whose alias was moved is swapped up to so much later, drawn evenly, so that a large fleet
             does not ask and download at once.
+        probe: Which versions are tried in a process of their own before this one opens them: ``off``, ``on`` (all), or
+            ``unsigned`` (those without a signature that was verified).
+        probe_timeout_s: How long that process may take to start and to open the model.
+        probe_max_bytes: Memory that it may take; 0 for an allowance by the size of the files.
         signatures: What becomes of a version that nobody trusted has signed: ``off``, ``warn`` or ``require``, or by
             pattern (``langtech/*=require,*=warn``, the first that fits counts). Empty: ``warn`` where somebody is
             trusted, else ``off``.
@@ -304,6 +330,28 @@ class ClientConfig:
             _delay,
             "A moved model is swapped up to so many seconds later, so that a large fleet does not do it at once: 0, or"
             " 0.01 to 86400.",
+        ),
+    )
+    probe: str = field(
+        default="off",
+        metadata=_about(
+            _choice("off", "unsigned", "on"),
+            "Versions that are tried in a process of their own before they are opened: off, on, or unsigned (those"
+            " without a signature that was verified).",
+        ),
+    )
+    probe_timeout_s: float = field(
+        default=60.0,
+        metadata=_about(
+            _seconds, "How long that process may take to start and to open the model, in seconds (0.01 to 86400)."
+        ),
+    )
+    probe_max_bytes: int = field(
+        default=0,
+        metadata=_about(
+            _size_or_none,
+            "Memory that it may take beyond the runtime's own: bytes, or text such as '2 GiB'. 0: four times the size"
+            " of the files, and 512 MiB, but no more than is left.",
         ),
     )
     actor: str = field(

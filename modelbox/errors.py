@@ -32,6 +32,7 @@ an error over gRPC and HTTP unchanged. Refuses to know any transport: which stat
     │   ├── SignatureChanged                a new version with another interface
     │   ├── SignatureRefused                not signed, or by nobody whom this client trusts
     │   ├── WarmupFailed                    opens, but does not run as it should
+    │   ├── ProbeFailed                     did not survive its trial in a process of its own
     │   └── NotEnoughMemory                 would not fit beside what is served (retried)
     ├── PredictError                        the model failed on inputs that fit its signature
     │   └── RunTerminated                   the run was stopped: its version was replaced and its drain time ended
@@ -74,6 +75,7 @@ __all__ = (
     "NotEnoughMemory",
     "NotFoundError",
     "PredictError",
+    "ProbeFailed",
     "ProtocolError",
     "QueueFull",
     "RefError",
@@ -280,6 +282,15 @@ class WarmupFailed(LoadError):
     """The model opens but its warm-up run fails, never ends, or gives wrong outputs."""
 
     code = "load.warmup"
+
+
+class ProbeFailed(LoadError):
+    """The model crashed the process in which it was tried first, or took too much memory or time there.
+
+    ``fields["reason"]`` is ``SIGNAL``, ``MEMORY``, ``TIME`` or ``ENDED``.
+    """
+
+    code = "load.probe"
 
 
 class NotEnoughMemory(LoadError):

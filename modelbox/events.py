@@ -53,7 +53,7 @@ class ReloadSucceeded(ModelEvent):
 
     Attributes:
         previous_version: What answered before; None at the first load.
-        stage_s: Seconds by stage: ``fetch``, ``verify``, ``open``, ``warm``, ``swap``.
+        stage_s: Seconds by stage: ``fetch``, ``verify``, ``probe``, ``open``, ``signature``, ``warm``.
     """
 
     version: int
@@ -67,7 +67,7 @@ class ReloadFailed(ModelEvent):
     """The new version was refused; the old one goes on.
 
     Attributes:
-        stage: Where it ended: ``resolve``, ``fetch``, ``verify``, ``open``, ``warm`` or ``signature``.
+        stage: Where it ended: ``resolve``, ``fetch``, ``verify``, ``probe``, ``open``, ``warm`` or ``signature``.
         code: The error's stable code.
         quarantined: Not tried again until the alias moves; otherwise it is retried with growing pauses.
     """

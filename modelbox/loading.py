@@ -21,6 +21,7 @@ from modelbox.engine import Engine, EngineTask
 from modelbox.errors import ClientClosed, DeadlineExceeded
 from modelbox.loader.cache import Cache
 from modelbox.loader.loader import Loader
+from modelbox.loader.probe import ProbeMode
 from modelbox.loader.reload import Reloader
 from modelbox.loader.report import Identity
 from modelbox.loader.settings import LoaderSettings, LoadOptions
@@ -153,7 +154,13 @@ class LoaderHost:
                 cache,
                 server_key=config.url,
                 identity=Identity(instance_id=process_instance_id(), host=socket.gethostname(), pid=os.getpid()),
-                settings=replace(self._settings, informer=informer),
+                settings=replace(
+                    self._settings,
+                    informer=informer,
+                    probe=ProbeMode(config.probe),
+                    probe_timeout_s=config.probe_timeout_s,
+                    probe_max_bytes=config.probe_max_bytes,
+                ),
                 observe=telemetry,
                 ledger=telemetry.ledger,
                 policy=policy,

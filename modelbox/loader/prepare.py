@@ -1,4 +1,4 @@
-"""Makes a version ready to serve: fetch, verify, open, compare the interface, warm up.
+"""Makes a version ready to serve: fetch, verify, try, open, compare the interface, warm up.
 
 Owns the order of the stages and what is left behind when one fails: nothing but verified files in the cache. Knows
 nothing of references, retries or swaps; those are `reload`'s.
@@ -28,6 +28,7 @@ from modelbox.loader.cache import Cache, Lease
 from modelbox.loader.download import Downloader
 from modelbox.loader.memory import check_room
 from modelbox.loader.optimise import find_optimised, optimised_key, write_optimised
+from modelbox.loader.probe import ProbeMode, Trial, allowance_bytes, probe
 from modelbox.loader.session import Session
 from modelbox.loader.settings import LoaderSettings, LoadOptions
 from modelbox.loader.tensor_files import TensorFiles
@@ -36,6 +37,7 @@ from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef
 from modelbox.signature import Signature, find_incompatibilities
 from modelbox.signing.policy import SignaturePolicy
+from modelbox.signing.trust import SignedBy
 
 __all__ = ("Prepared", "Preparer", "find_entrypoint")
 
@@ -135,17 +137,18 @@ class Preparer:
         self._settings = settings
         self._policy = policy or SignaturePolicy()
         self._opening = CapacityLimiter(1)
+        self._probing = CapacityLimiter(1)
         self._held = 0
 
-    async def check(self, ref: ModelRef, version: ModelVersion) -> None:
-        """Whether ``version`` may be used for ``ref``.
+    async def check(self, ref: ModelRef, version: ModelVersion) -> SignedBy | None:
+        """Whether ``version`` may be used for ``ref``, and whose signature says so; None where none counts.
 
         Raises:
             SignatureRefused: It has no signature that counts, and has to have one.
             IntegrityError: It is another version than the one that was asked for.
             ConfigError: A file of trusted keys cannot be used.
         """
-        await to_thread.run_sync(self._policy.check, ref, version)
+        return await to_thread.run_sync(self._policy.check, ref, version)
 
     async def prepare(
         self,
@@ -155,6 +158,7 @@ class Preparer:
         *,
         replaces: Signature | None,
         on_progress: Callable[[int, int], None],
+        served: bool = False,
     ) -> Prepared:
         """Fetches, opens and warms ``version``, after a look at who signed it: nothing of it is kept before.
 
@@ -164,15 +168,17 @@ class Preparer:
             options: How.
             replaces: The interface that running callers rely on; None for a first load.
             on_progress: Called with verified and total bytes.
+            served: Whether this process has served it before, so that it needs no trial.
 
         Raises:
-            ModelBoxError: With ``fields["stage"]``: ``fetch``, ``verify``, ``open``, ``signature`` or ``warm``.
+            ModelBoxError: With ``fields["stage"]``: ``fetch``, ``verify``, ``probe``, ``open``, ``signature`` or
+                ``warm``.
 
         Cancellation: the session is closed and the lease released; verified files stay in the cache.
         """
         stage_s: dict[str, float] = {}
         with _stage("verify", stage_s):
-            await self.check(ref, version)
+            signed = await self.check(ref, version)
             holds_tensors = options.tensors and version.manifest.framework == "safetensors"
             entries = find_tensor_files(version.manifest) if holds_tensors else [find_entrypoint(version.manifest)]
         if holds_tensors:
@@ -188,6 +194,10 @@ class Preparer:
                 # What the cache keeps was made of a version that passed.
                 if kept is None and entry.endswith(".onnx"):
                     await to_thread.run_sync(onnx_scan.scan, path, version.manifest)
+            golden = tree / "golden" if options.golden and (tree / "golden").is_dir() else None
+            if kept is None and not served and self._is_tried(signed):
+                with _stage("probe", stage_s):
+                    await self._probe(path, golden, version, options)
             with _stage("open", stage_s):
                 opening = partial(Session.open, path, options=options.session, optimised=kept)
                 session = await self._in_opener(self._opened, opening, version)
@@ -200,9 +210,7 @@ class Preparer:
             with _stage("signature", stage_s):
                 _compare(replaces, session.signature, options)
             with _stage("warm", stage_s):
-                golden = tree / "golden" if options.golden and (tree / "golden").is_dir() else None
-                limit_s = options.warm_up_timeout_s or self._settings.warm_up_timeout_s
-                report = await self._in_opener(session.warm, limit_s, golden)
+                report = await self._in_opener(session.warm, self._warm_up_timeout_s(options), golden)
                 await anyio.lowlevel.checkpoint()
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -271,6 +279,28 @@ class Preparer:
             await self._in_opener(self._write_optimised, prepared.version, prepared.model_path, options)
         except ModelBoxError as exc:
             _log.info("the optimised form of %s is not kept: %s", prepared.version.ref, exc)
+
+    def _is_tried(self, signed: SignedBy | None) -> bool:
+        mode = self._settings.probe
+        return mode is ProbeMode.ON or (mode is ProbeMode.UNSIGNED and signed is None)
+
+    async def _probe(self, path: Path, golden: Path | None, version: ModelVersion, options: LoadOptions) -> None:
+        max_bytes, max_is_room = await to_thread.run_sync(
+            allowance_bytes, version.manifest.size_bytes, options.session, self._settings.probe_max_bytes
+        )
+        trial = Trial(
+            path=path,
+            golden=golden,
+            options=options.session,
+            open_timeout_s=self._settings.probe_timeout_s,
+            warm_up_timeout_s=self._warm_up_timeout_s(options),
+            max_bytes=max_bytes,
+            max_is_room=max_is_room,
+        )
+        await probe(trial, limiter=self._probing)
+
+    def _warm_up_timeout_s(self, options: LoadOptions) -> float:
+        return options.warm_up_timeout_s or self._settings.warm_up_timeout_s
 
     def _opened(self, opening: Callable[[], T], version: ModelVersion) -> T:
         """Opens a session, if there is room for it beside those that are open; the first one may try in any case."""

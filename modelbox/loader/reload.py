@@ -2,9 +2,9 @@
 
 The machine, for the newest target of the reference::
 
-    offered ─▶ fetched ─▶ verified ─▶ opened ─▶ warmed ─▶ active          (`prepare`, then `_activate`)
-                  │           │          │         │
-                  └───────────┴──────────┴─────────┴──▶ refused: the old version goes on
+    offered ─▶ fetched ─▶ verified (─▶ probed) ─▶ opened ─▶ warmed ─▶ active      (`prepare`, then `_activate`)
+                  │           │           │          │         │
+                  └───────────┴───────────┴──────────┴─────────┴──▶ refused: the old version goes on
     the one before: active ─▶ draining ─▶ freed                            (`_drain`)
 
 Invariants:
@@ -37,6 +37,7 @@ from modelbox.errors import (
     ModelBoxError,
     NotEnoughMemory,
     NotFoundError,
+    ProbeFailed,
     SignatureRefused,
 )
 from modelbox.events import (
@@ -65,8 +66,10 @@ __all__ = ("ModelState", "Reloader", "as_resolved")
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
-_INTEGRITY_ATTEMPTS = 3
+_ATTEMPTS = 3
+"""At what is permanent, unless it was the network's or the machine's fault."""
 _MAX_QUARANTINED = 20
+_MAX_SERVED = 200
 
 
 class ModelState(StrEnum):
@@ -127,6 +130,8 @@ class Reloader:
         self._previous: ModelVersion | None = None
         self._active: Prepared | None = None
         self._quarantine: dict[str, Quarantined] = {}
+        # In the order of their last swaps.
+        self._served: dict[str, None] = {}
         self._wake = anyio.Event()
         self._attempt_scope: CancelScope | None = None
         self._saving = anyio.Lock()
@@ -229,6 +234,7 @@ class Reloader:
         """Takes over what a reloader of the parent process served before the fork."""
         self._current, self._previous, self._active = other._current, other._previous, other._active
         self._quarantine = dict(other._quarantine)
+        self._served = dict(other._served)
         self.state = ModelState.ACTIVE
 
     async def run(self) -> None:
@@ -258,7 +264,7 @@ class Reloader:
                 failures, pause_s = 0, None
                 continue
             failures += 1
-            again = not _is_permanent(error) or (isinstance(error, IntegrityError) and failures < _INTEGRITY_ATTEMPTS)
+            again = not _is_permanent(error) or (_is_doubtful(error) and failures < _ATTEMPTS)
             self._refused(target, error, quarantine=not again)
             if again:
                 bound = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** min(failures - 1, 16))
@@ -309,6 +315,7 @@ class Reloader:
             self.options,
             replaces=self._active.session.signature if self._active is not None else None,
             on_progress=progress,
+            served=version.digest in self._served,
         )
         self._activate(target, prepared)
 
@@ -329,6 +336,10 @@ class Reloader:
         previous_number = self._current.version.version if self._current is not None else None
         self._current = target
         self._quarantine.pop(version.digest, None)
+        self._served.pop(version.digest, None)
+        self._served[version.digest] = None
+        while len(self._served) > _MAX_SERVED:
+            del self._served[next(iter(self._served))]
         self.state = ModelState.ACTIVE
         self._emit(
             ReloadSucceeded(
@@ -499,6 +510,10 @@ def _is_permanent(error: ModelBoxError) -> bool:
     # A signature may still come, a key be trusted that was not, and memory be given back.
     passing = isinstance(error, SignatureRefused | NotEnoughMemory)
     return isinstance(error, LoadError | InvalidError | IntegrityError) and not passing
+
+
+def _is_doubtful(error: ModelBoxError) -> bool:
+    return isinstance(error, IntegrityError) or (isinstance(error, ProbeFailed) and bool(error.fields.get("doubtful")))
 
 
 def _order(resolved: Resolved) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from modelbox.loader.probe import ProbeMode
 from modelbox.loader.runner import RunnerOptions
 from modelbox.loader.session import SessionOptions
 from modelbox.loader.watch import InformerSettings
@@ -44,6 +45,11 @@ class LoaderSettings:
         offline_after_s: With a last-known-good version on disk, how long a first `load` waits for the server before
             it serves that one, marked stale.
         warm_up_timeout_s: A warm-up run that takes longer is terminated and the version refused.
+        probe: Which versions are tried in a process of their own before they are opened here. What served here before,
+            and what the cache keeps in its optimised form, is not tried again.
+        probe_timeout_s: How long that process may take to start and to open the model; first runs have
+            `warm_up_timeout_s` besides.
+        probe_max_bytes: Memory that it may take beyond the runtime's own; 0 for an allowance by the size of the files.
         drain_timeout_s: Calls that still run on a replaced version after this are terminated.
         retry_base_s: First pause after a failure that may pass (network, disk, memory); doubles up to `retry_max_s`.
         heartbeat_s: The instance reports to the server this often, and at once when something changed.
@@ -53,6 +59,9 @@ class LoaderSettings:
 
     offline_after_s: float = 1.0
     warm_up_timeout_s: float = 60.0
+    probe: ProbeMode = ProbeMode.OFF
+    probe_timeout_s: float = 60.0
+    probe_max_bytes: int = 0
     drain_timeout_s: float = 30.0
     retry_base_s: float = 1.0
     retry_max_s: float = 3600.0

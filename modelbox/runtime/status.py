@@ -70,6 +70,7 @@ _TABLE: dict[type[ModelBoxError], Statuses] = {
     errors.SignatureChanged: _UNPROCESSABLE,
     errors.SignatureRefused: _UNPROCESSABLE,
     errors.WarmupFailed: _UNPROCESSABLE,
+    errors.ProbeFailed: _UNPROCESSABLE,
     errors.NotEnoughMemory: _UNPROCESSABLE,
     errors.PredictError: _INTERNAL,
     errors.RunTerminated: Statuses(GrpcStatus.UNAVAILABLE, 503),

@@ -272,8 +272,10 @@ _MODELS = _rows(
         "Refused by our own reading of the file, before onnxruntime sees it.",
     ),
     (
-        "A file of 146 bytes that asks for gigabytes of memory.",
-        "Refused by our own reading of the file: what it would allocate is added up before it is opened.",
+        "A file of 146 bytes that asks for gigabytes of memory, crashes the runtime, or opens without end.",
+        "Refused by our own reading of the file: what it would allocate is added up before it is opened. What no "
+        "reading finds is refused with `probe = on`, which opens it in a process of its own first, with limits of "
+        "memory and time; the old version goes on.",
     ),
     (
         "A model that never ends.",

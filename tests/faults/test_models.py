@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -16,12 +18,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from modelbox import LoadOptions, ReloadFailed, ReloadSucceeded, SessionFreed
-from modelbox.errors import FormatRefused, ModelInvalid, RunTerminated
+from modelbox.errors import FormatRefused, ModelInvalid, ProbeFailed, RunTerminated
+from modelbox.loader.probe import ProbeMode
+from modelbox.objects import InstanceState
 from modelbox.refs import ModelRef
 from tests.faults.registry import fault, record_figure
 from tests.feed_source import FeedSource
-from tests.loading import X, answer, loading
+from tests.heavy_models import hungry_to_open, slow_to_open
+from tests.loading import SETTINGS, X, answer, loading
 from tests.onnx_models import add_constant
+from tests.trials import children, trial_under_way
 
 ROOT = Path(__file__).parents[2]
 REF = ModelRef.parse("ns/model@prod")
@@ -75,6 +81,84 @@ def long_when_negative(constant: int) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+tried = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory hold on Linux only")
+TRIED = replace(SETTINGS, probe=ProbeMode.ON)
+
+
+@fault(52)
+@tried
+async def test_a_version_that_fails_its_trial_is_refused(source: FeedSource, tmp_path: Path) -> None:
+    source.add({"model.onnx": hungry_to_open(768)}, version=2)
+    source.add({"model.onnx": slow_to_open()}, version=3)
+    source.add({"model.onnx": add_constant(4)}, version=4)
+    async with loading(source, tmp_path, settings=TRIED) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        failed = await log.failed(2)
+        assert (failed.stage, failed.code, failed.quarantined) == ("probe", ProbeFailed.code, True)
+        assert "MiB" in failed.reason
+        assert await answer(reloader) == 2.0
+        source.move("prod", source.versions["ns/model@3"])
+        os.kill(await trial_under_way(), signal.SIGSEGV)
+        failed = await log.failed(3)
+        assert (failed.stage, failed.code, failed.quarantined) == ("probe", ProbeFailed.code, True)
+        assert "SIGSEGV" in failed.reason
+        assert await answer(reloader) == 2.0
+        source.move("prod", source.versions["ns/model@4"])
+        await log.served(4)
+        assert await answer(reloader) == 5.0
+    assert not children()
+    nack = next(report for report in source.reports if report.target_version == 3)
+    assert (nack.state, nack.version, nack.stage) == (InstanceState.FAILED, 1, "probe")
+
+
+@fault(52)
+@tried
+async def test_a_trial_without_end_is_ended_and_thrice_begun(source: FeedSource, tmp_path: Path) -> None:
+    source.add({"model.onnx": slow_to_open()}, version=2)
+    settings = replace(SETTINGS, probe_timeout_s=0.5, warm_up_timeout_s=0.5)
+    async with loading(source, tmp_path, settings=settings) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        loader._preparer._settings = replace(settings, probe=ProbeMode.ON)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.failed(2, count=3)
+        failures = [event for event in log.events if isinstance(event, ReloadFailed)]
+        assert [failure.quarantined for failure in failures] == [False, False, True]
+        assert {(failure.stage, failure.code) for failure in failures} == {("probe", ProbeFailed.code)}
+        assert await answer(reloader) == 2.0
+    assert not children()
+
+
+@tried
+async def test_a_newer_move_and_a_close_end_a_trial(source: FeedSource, tmp_path: Path) -> None:
+    source.add({"model.onnx": slow_to_open()}, version=2)
+    source.add({"model.onnx": add_constant(3)}, version=3)
+    async with loading(source, tmp_path, settings=TRIED) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await trial_under_way()
+        source.move("prod", source.versions["ns/model@3"])
+        await log.served(3)
+        assert await answer(reloader) == 4.0
+        source.move("prod", source.versions["ns/model@2"])
+        await trial_under_way()
+    assert not children()
+    assert not any(isinstance(event, ReloadFailed) for event in log.events)
+
+
+@tried
+async def test_what_served_here_before_is_not_tried_again(source: FeedSource, tmp_path: Path) -> None:
+    source.add({"model.onnx": add_constant(2)}, version=2)
+    async with loading(source, tmp_path, settings=replace(TRIED, keep_optimised=False)) as (loader, log):
+        await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        source.move("prod", source.versions["ns/model@1"])
+        await log.until(lambda event: isinstance(event, ReloadSucceeded) and event.version == 1, count=2)
+    swaps = [event for event in log.events if isinstance(event, ReloadSucceeded)]
+    assert [(swap.version, "probe" in swap.stage_s) for swap in swaps] == [(1, True), (2, True), (1, False)]
 
 
 @fault(54)

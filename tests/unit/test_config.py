@@ -73,9 +73,22 @@ def test_sizes_may_have_units(tmp_path: Path, text: str, size: int) -> None:
     assert load_client_config(env=env).cache_max_bytes == size
 
 
+def test_trials(tmp_path: Path) -> None:
+    assert load_client_config(env=env_of(tmp_path)).probe == "off"
+    path = tmp_path / "client.toml"
+    path.write_text("probe = true\nprobe_max_bytes = 0\nprobe_timeout_s = 5\n")
+    config = load_client_config(config_path=path, env=env_of(tmp_path, MODELBOX_PROBE_MAX_BYTES="2 GiB"))
+    assert (config.probe, config.probe_max_bytes, config.probe_timeout_s) == ("on", 2 << 30, 5.0)
+    assert load_client_config(env=env_of(tmp_path), probe=" Unsigned ").probe == "unsigned"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("probe", "sometimes"),
+        ("probe", 1),
+        ("probe_max_bytes", "1 kib"),
+        ("probe_max_bytes", False),
         ("url", "models.example:8080"),
         ("url", "ftp://models.example"),
         ("url", "http://"),
