@@ -23,6 +23,8 @@ from modelbox.errors import (
     IntegrityError,
     ModelBoxError,
     NotAuthenticated,
+    ServerBusy,
+    StorageError,
     TransportError,
 )
 from modelbox.events import Observer
@@ -215,8 +217,8 @@ class Loader(AsyncContextManagerMixin):
                     answer = await self._source.resolve(ref)
                 check_answer(ref, answer, ResumeToken.parse(last_good.token) if last_good.token else None)
             resolved = answer
-        except (TransportError, TimeoutError, IntegrityError, NotAuthenticated) as exc:
-            # A token that is not taken any more says nothing about the model.
+        except (TransportError, TimeoutError, ServerBusy, StorageError, IntegrityError, NotAuthenticated) as exc:
+            # A token that is not taken any more says nothing about the model, nor does a server without its database.
             if last_good is None:
                 if isinstance(exc, ModelBoxError):
                     raise
