@@ -78,7 +78,7 @@ def exported() -> dict[str, object]:
         [sys.executable, "-c", textwrap.dedent(SCRIPT)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
         cwd=ROOT,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -62,7 +61,7 @@ def test_workers_that_are_forked_while_other_threads_log(host: SpoolHost, server
             for number in range(5):
                 worker = context.Process(target=work, args=(number,))
                 worker.start()
-                worker.join(20)
+                worker.join(60)
                 assert worker.exitcode == 0
         finally:
             stop.set()
@@ -102,7 +101,10 @@ def test_interrupts_at_any_moment_leave_it_in_order(
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.00031)
         returned: list[int] = []
         try:
-            for step in range(20_000):
+            # As long as it takes for some to have come, on a machine that is fast or whose timers are coarse.
+            for step in range(2_000_000):
+                if step >= 20_000 and caught > 10:
+                    break
                 try:
                     armed = True
                     run.log_metric(f"key {step % 7}", 0.5, step=step)
@@ -116,7 +118,7 @@ def test_interrupts_at_any_moment_leave_it_in_order(
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         run.log_metric("after", 1.0)
-        run.flush(timeout=30)
+        run.flush(timeout=60)
     assert caught > 10
     assert server.series("after") == [(0, 1.0)]
     kept = {step for key in range(7) for step, _ in server.series(f"key {key}")}
@@ -126,26 +128,29 @@ def test_interrupts_at_any_moment_leave_it_in_order(
 
 
 def test_a_signal_handler_logs(host: SpoolHost, server: MemoryServer) -> None:
-    numbers = itertools.count()
+    handled = 0
     with run_on(host) as run:
 
         def handle(*_: object) -> None:
-            number = next(numbers)
+            nonlocal handled
+            number = handled
+            handled += 1
             run.log_metric("signals", 1.0, step=number)
             run.log_params({f"signal {number}": number})
 
         before = signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         try:
-            for step in range(20_000):
-                run.log_metric("loss", 0.5, step=step)
+            logged = 0
+            while logged < 20_000 or (handled <= 5 and logged < 2_000_000):
+                run.log_metric("loss", 0.5, step=logged)
+                logged += 1
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-    handled = next(numbers)
     assert handled > 5
     assert [step for step, _ in server.series("signals")] == list(range(handled))
-    assert len(server.series("loss")) == 20_000
+    assert len(server.series("loss")) == logged
 
 
 def test_threads_log_while_the_run_and_its_spool_end(tmp_path: Path, server: MemoryServer) -> None:
@@ -166,16 +171,23 @@ def test_threads_log_while_the_run_and_its_spool_end(tmp_path: Path, server: Mem
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    deadline = time.monotonic() + 60
+    while not all(calls):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     enders = [threading.Thread(target=run.finish) for _ in range(3)]
     for ender in enders:
         ender.start()
     for ender in enders:
-        ender.join(20)
+        ender.join(60)
     host.close()
+    deadline = time.monotonic() + 60
+    while not host.log.dropped and not failed:  # each of them goes on
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     assert failed == []
     ends = [one for one in server.operations if isinstance(one, RunEdit)]
@@ -185,7 +197,6 @@ def test_threads_log_while_the_run_and_its_spool_end(tmp_path: Path, server: Mem
     for about in find_spools(tmp_path / "spool"):
         left += len(taken(Spool(about.directory)))
     assert sum(calls) <= len(server.points) + left + host.log.dropped
-    assert host.log.dropped
 
 
 EXIT = """
@@ -210,7 +221,7 @@ atexit.register(run.log_metric, "in time", 1.0)
 
 def test_at_exit_of_the_interpreter(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", EXIT, str(tmp_path)], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+        [sys.executable, "-c", EXIT, str(tmp_path)], capture_output=True, text=True, timeout=110, cwd=ROOT, check=False
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
@@ -250,7 +261,7 @@ def test_a_full_disk_costs_what_found_no_room_and_nothing_else(small_disk: Path,
             run.log_params({"late": "x" * 1000})
         assert run.skipped
         server.away = None
-        run.flush(timeout=30)
+        run.flush(timeout=60)
         time.sleep(1.1)  # a disk that refused a segment is left alone for a second
         run.log_params({"late": "there is room again"})
         run.log_metric("loss", 0.25, step=step)

@@ -115,7 +115,7 @@ async def test_new_files_are_taken_and_said_so(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: tls.watch(every_s=0.001))
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             put(pair.key, b"")
             await until_said("ERROR", f"are not used, those before go on: {pair.certificate}, {pair.key}")
             assert refused() == 1

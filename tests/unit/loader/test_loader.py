@@ -45,7 +45,7 @@ def source() -> FeedSource:
 
 async def reported(source: FeedSource, wanted: Callable[[InstanceReport], bool]) -> InstanceReport:
     """The first report that is wanted, once it is there."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not (found := [report for report in source.reports if wanted(report)]):
             await anyio.sleep(0.005)
     return found[0]
@@ -283,7 +283,7 @@ async def test_a_silent_server_delays_a_start_only_shortly(source: FeedSource, t
 
     silent = Silent(contents=source.contents, versions=source.versions, aliases=source.aliases)
     async with loading(silent, tmp_path) as (loader, _):
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             reloader = await loader.load(REF, LoadOptions())
         assert reloader.stale
         assert await answer(reloader) == 2.0
@@ -337,7 +337,7 @@ async def test_opens_the_kept_optimised_form_next_time(source: FeedSource, tmp_p
     for _ in range(2):
         async with loading(source, tmp_path) as (loader, _log):
             reloader = await loader.load(REF, LoadOptions())
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 while not list(tmp_path.glob("derived/*/*/model.ort")):
                     await anyio.sleep(0.02)
             assert await answer(reloader) == 2.0
@@ -385,12 +385,12 @@ async def test_a_bug_takes_nothing_out_of_service(call: str, tmp_path: Path, cap
         else:
             await log.served(2)
             assert await answer(reloader) == 3.0
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while source.flawed:
                 await anyio.sleep(0.01)
         source.move("prod", source.versions["ns/model@3"])
         await log.served(3)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not any(report.version == 3 for report in source.reports):
                 await anyio.sleep(0.01)
     assert f"a bug in {call}" in caplog.text

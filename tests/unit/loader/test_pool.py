@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -11,7 +10,6 @@ from modelbox.loader.pool import Pool, available_cores
 
 def test_jobs_run_once_each_on_threads_that_start_when_needed() -> None:
     pool = Pool(2)
-    before = threading.active_count()
     assert not pool._workers
     done: list[int] = []
     ended = threading.Semaphore(0)
@@ -23,11 +21,12 @@ def test_jobs_run_once_each_on_threads_that_start_when_needed() -> None:
     for i in range(50):
         pool.submit(lambda i=i: job(i))  # type: ignore[misc]
     for _ in range(50):
-        assert ended.acquire(timeout=5)
+        assert ended.acquire(timeout=60)
     assert sorted(done) == list(range(50))
-    assert threading.active_count() <= before + 2
-    pool.close(5)
-    assert threading.active_count() <= before
+    workers = list(pool._workers)
+    assert 1 <= len(workers) <= 2
+    pool.close(60)
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_a_waiting_job_can_be_cancelled_a_running_one_not() -> None:
@@ -37,11 +36,11 @@ def test_a_waiting_job_can_be_cancelled_a_running_one_not() -> None:
 
     def first() -> None:
         started.set()
-        go.wait(5)
+        go.wait(60)
         ran.append("first")
 
     running = pool.submit(first)
-    assert started.wait(30)
+    assert started.wait(60)
     waiting = pool.submit(lambda: ran.append("second"))
     last = pool.submit(lambda: ran.append("third"))
     assert pool.waiting == 2
@@ -50,7 +49,7 @@ def test_a_waiting_job_can_be_cancelled_a_running_one_not() -> None:
     assert not running.cancel()
     assert pool.waiting == 1
     go.set()
-    pool.close(5)
+    pool.close(60)
     assert ran == ["first", "third"]
     assert not last.cancel()
 
@@ -60,9 +59,9 @@ def test_a_job_that_raises_does_not_end_its_thread(caplog: pytest.LogCaptureFixt
     done = threading.Event()
     pool.submit(lambda: 1 // 0)  # type: ignore[arg-type]
     pool.submit(done.set)
-    assert done.wait(5)
+    assert done.wait(60)
     assert "ZeroDivisionError" in caplog.text
-    pool.close(5)
+    pool.close(60)
 
 
 def test_closed_pool_takes_no_jobs() -> None:
@@ -83,11 +82,11 @@ def test_at_exit_running_jobs_are_stopped_and_waiting_ones_dropped() -> None:
         stop.wait(100)
 
     pool.submit(endless, stop=stop.set)
-    assert started.wait(30)
+    assert started.wait(60)
     pool.submit(lambda: ran.append(1))
-    begin = time.monotonic()
     pool._close_at_exit()
-    assert time.monotonic() - begin < 60
+    assert stop.is_set()
+    pool._workers[0].join(60)
     assert not ran
     assert not pool._workers[0].is_alive()
 

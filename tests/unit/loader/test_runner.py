@@ -69,7 +69,7 @@ def test_predict_sync(tmp_path: Path, runners: Any) -> None:
     runner = runners()
     runner.swap(generation(tmp_path, add_constant(1.0)))
     np.testing.assert_array_equal(runner.predict_sync(ones())["y"], np.full((1, 4), 2.0))
-    np.testing.assert_array_equal(runner.predict_sync(ones(), timeout=10)["y"], np.full((1, 4), 2.0))
+    np.testing.assert_array_equal(runner.predict_sync(ones(), timeout=60)["y"], np.full((1, 4), 2.0))
     with pytest.raises(InputError):
         runner.predict_sync({})
     assert runner.active.leases == 0
@@ -87,15 +87,16 @@ async def test_a_fast_model_runs_on_the_loop_and_a_slow_one_in_the_pool(tmp_path
 
     runner.active.run_here = spy
     runner.active.run_within = lambda feed, stop: spy(feed)
+    runner.active.average_ns = 1e3
     await runner.predict(ones())
     runner.active.average_ns = 50e6
     await runner.predict(ones())
     assert threads[0] is threading.current_thread()
     assert threads[1].name.startswith("modelbox-run")
-    # It turns out to be fast after all.
-    for _ in range(200):
-        await runner.predict(ones())
-    assert threads[-1] is threading.current_thread()
+    # It turns out to be fast after all; how many calls that takes depends on what else the machine does.
+    with anyio.fail_after(60):
+        while threads[-1] is not threading.current_thread():
+            await runner.predict(ones())
 
 
 async def test_calls_of_a_very_fast_model_do_not_wait_for_each_other(tmp_path: Path, runners: Any) -> None:
@@ -130,7 +131,9 @@ async def test_inline_calls_leave_time_for_other_tasks(tmp_path: Path, runners: 
 
     async with anyio.create_task_group() as group:
         group.start_soon(other)
-        for _ in range(2000):
+        for _ in range(2_000_000):
+            if turns >= 5:
+                break
             await runner.predict(ones())
         stop = True
     assert turns >= 5
@@ -227,7 +230,7 @@ async def test_swap_under_load_fails_no_call_and_mixes_none(
             for rows in range(1, 9):
                 group.start_soon(caller, rows)
             for number in range(2, 21):
-                await anyio.sleep(0.005)
+                await _until(lambda: number - 1 in answered)  # noqa: B023 - awaited here
                 new = generation(tmp_path, add_constant(1.0 if number % 2 else 100.0), number, batching=batching)
                 old = runner.swap(new)
                 assert old is not None
@@ -237,10 +240,10 @@ async def test_swap_under_load_fails_no_call_and_mixes_none(
                     old.session.close()
 
                 old.retire(on_drained)
-            await anyio.sleep(0.005)
+            await _until(lambda: 20 in answered)
             stop = True
     assert sorted(drained) == list(range(1, 20))
-    assert len(answered) >= 15
+    assert sorted(answered) == list(range(1, 21))
     assert runner.active is not None
     assert runner.active.leases == 0
 
@@ -250,6 +253,7 @@ def test_event_loops_in_several_threads_share_a_runner(tmp_path: Path, runners: 
     runner.swap(generation(tmp_path, add_constant(1.0), 1, batching=True))
     errors: list[BaseException] = []
     counts: list[int] = []
+    begun = threading.Semaphore(0)
     stop = threading.Event()
 
     async def main() -> None:
@@ -261,6 +265,8 @@ def test_event_loops_in_several_threads_share_a_runner(tmp_path: Path, runners: 
                 answer = await runner.predict(ones())
                 assert answer["y"][0, 0] == (2.0 if answer.version.version % 2 else 101.0)
                 done += 1
+                if done == 1:
+                    begun.release()
                 await checkpoint()
 
         async with anyio.create_task_group() as group:
@@ -278,25 +284,26 @@ def test_event_loops_in_several_threads_share_a_runner(tmp_path: Path, runners: 
     threads = [threading.Thread(target=thread, args=loop) for loop in loops]
     for each in threads:
         each.start()
+    for _ in threads:
+        assert begun.acquire(timeout=60), errors
     drained = threading.Semaphore(0)
     for number in range(2, 12):
         new = generation(tmp_path, add_constant(1.0 if number % 2 else 100.0), number, batching=number % 3 > 0)
         old = runner.swap(new)
         assert old is not None
         old.retire(drained.release)
-        assert drained.acquire(timeout=20)
+        assert drained.acquire(timeout=60)
         for _ in range(3):
             runner.predict_sync(ones())
     stop.set()
     for each in threads:
-        each.join(20)
+        each.join(60)
     assert not errors
     assert len(counts) == 3
-    assert min(counts) > 0
 
 
 async def _until(condition: Any) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.001)
 
@@ -306,7 +313,7 @@ async def test_cancelled_call_that_waits_leaves_the_queue_and_its_lease(tmp_path
     runner.swap(generation(tmp_path, endless_loop(), 1, warm=False))
     stuck = runner.active
     assert stuck is not None
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
 
             async def terminated() -> None:
@@ -332,13 +339,14 @@ async def test_cancelled_call_that_runs_keeps_its_lease_until_the_run_ends(tmp_p
     stuck = runner.active
     assert stuck is not None
     drained = threading.Event()
-    with pytest.raises(DeadlineExceeded):
-        await runner.predict(ENDLESS, timeout=0.05)
+    while not stuck.leases:  # until a thread has taken it in time
+        with pytest.raises(DeadlineExceeded):
+            await runner.predict(ENDLESS, timeout=0.05)
     assert stuck.leases == 1
     stuck.retire(drained.set)
     assert not drained.is_set()
     stuck.force()
-    assert await anyio.to_thread.run_sync(drained.wait, 10)
+    assert await anyio.to_thread.run_sync(drained.wait, 60)
     assert stuck.leases == 0
 
 
@@ -397,8 +405,9 @@ def test_timeouts_of_synchronous_calls(tmp_path: Path, runners: Any) -> None:
     runner.swap(generation(tmp_path, endless_loop(), 1, warm=False))
     stuck = runner.active
     assert stuck is not None
-    with pytest.raises(DeadlineExceeded):
-        runner.predict_sync(ENDLESS, timeout=0.05)
+    while not stuck.leases:  # until a thread has taken it in time
+        with pytest.raises(DeadlineExceeded):
+            runner.predict_sync(ENDLESS, timeout=0.05)
     with pytest.raises(DeadlineExceeded):
         runner.predict_sync(ENDLESS, timeout=0.05)
     assert not runner._pool.waiting
@@ -406,7 +415,7 @@ def test_timeouts_of_synchronous_calls(tmp_path: Path, runners: Any) -> None:
     drained = threading.Event()
     stuck.retire(drained.set)
     stuck.force()
-    assert drained.wait(10)
+    assert drained.wait(60)
 
 
 async def test_lease_keeps_the_session_across_a_swap(tmp_path: Path, runners: Any) -> None:
@@ -435,7 +444,7 @@ def _script(text: str, *args: object) -> str:
         [sys.executable, "-c", textwrap.dedent(text), *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -462,12 +471,12 @@ def test_forked_child_predicts_in_every_mode(tmp_path: Path) -> None:
         async def main():
             return (await runner.predict(ones()))["y"][0, 0]
         assert anyio.run(main) == 2.0
-        assert runner.predict_sync(ones(), timeout=10)["y"][0, 0] == 2.0
+        assert runner.predict_sync(ones(), timeout=60)["y"][0, 0] == 2.0
         pid = os.fork()
         if not pid:
             assert anyio.run(main) == 2.0
             assert anyio.run(main, backend="trio") == 2.0
-            assert runner.predict_sync(ones(), timeout=10)["y"][0, 0] == 2.0
+            assert runner.predict_sync(ones(), timeout=60)["y"][0, 0] == 2.0
             assert runner.predict_sync(ones())["y"][0, 0] == 2.0
             assert runner.active.leases == 0
             os._exit(7)

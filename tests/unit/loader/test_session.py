@@ -132,7 +132,7 @@ def test_warm_up_measures_and_finds_independent_rows(tmp_path: Path) -> None:
     assert not report.golden
     assert report.rows_independent
     assert report.run_s is not None
-    assert 0 < report.run_s < 1
+    assert 0 < report.run_s < 60
     assert session.run_s == report.run_s
 
 

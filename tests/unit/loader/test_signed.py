@@ -104,7 +104,7 @@ async def test_an_unsigned_version_waits_for_its_signature_while_the_old_one_ser
         assert (failed.code, failed.stage, failed.quarantined) == ("load.trust", "verify", False)
         assert failed.reason.startswith("NOT_SIGNED: ns/model@2")
         assert await answer(reloader) == 2.0
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not any(r.state is InstanceState.FAILED and "NOT_SIGNED" in r.reason for r in source.reports):
                 await anyio.sleep(0.005)
         sign(source, 2, keys)

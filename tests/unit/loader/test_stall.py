@@ -45,7 +45,7 @@ def make(tmp_path: Path, *, batching: bool = False, **options: Any) -> Runner:
 
 async def settled(runner: Runner) -> None:
     """Until no thread has a run any more."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while runner.active is not None and runner.active.leases:
             await anyio.sleep(0.01)
 
@@ -69,7 +69,7 @@ async def test_a_call_without_end_holds_up_neither_the_loop_nor_others(tmp_path:
             with pytest.raises(DeadlineExceeded):
                 await runner.predict(ask(EVER), timeout=STALL_S + 0.3)
             # Its thread is free again: with two of them, three calls without end would have taken all.
-            assert (await runner.predict(ask(4), timeout=30))["y"][0, 0] == 4
+            assert (await runner.predict(ask(4), timeout=60))["y"][0, 0] == 4
         tasks.cancel_scope.cancel()
     await settled(runner)
     assert longest < STALL_S + 10.0
@@ -100,10 +100,10 @@ async def test_a_long_call_is_answered_though_it_began_on_the_loop(tmp_path: Pat
     assert answer["y"][0, 0] == np.float32(times) or answer["y"][0, 0] >= 2**24
     assert runner.active is not None
     assert runner.active.average_ns > runner.options.inline_below_s * 1e9
-    # Short calls bring it back.
-    for _ in range(200):
-        await runner.predict(ask(1))
-    assert runner.active.average_ns < runner.options.inline_below_s * 1e9
+    # Short calls bring it back; how many it takes depends on what else the machine does.
+    with anyio.fail_after(60):
+        while runner.active.average_ns >= runner.options.inline_below_s * 1e9:
+            await runner.predict(ask(1))
     runner.close()
 
 
@@ -139,7 +139,7 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
 
     def run(feed: Any, stop: Any) -> Any:
         began.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         return run_within(feed, stop)
 
     active.run_within = run
@@ -152,7 +152,7 @@ async def test_a_batch_goes_on_while_anybody_waits_for_it(tmp_path: Path) -> Non
         tasks.start_soon(stays)
         async with anyio.create_task_group() as leaving:
             leaving.start_soon(runner.predict, ask(2, 5.0))
-            await anyio.to_thread.run_sync(began.wait, 30)
+            await anyio.to_thread.run_sync(began.wait, 60)
             leaving.cancel_scope.cancel()
         go_on.set()
     assert answers[0]["y"][0, 0] == 200_001
@@ -186,7 +186,7 @@ def test_force_ends_a_run_wherever_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     time.sleep(0.1)
     session.terminate()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     assert [type(exc) for exc in ended] == [RunTerminated] * 3
     for how in (session.run, session.run_here):

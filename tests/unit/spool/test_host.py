@@ -56,7 +56,21 @@ def texts_of(server: MemoryServer) -> list[str]:
 
 
 def delivered(host: SpoolHost) -> bool:
-    return host.wait(host.log.last_seq, 20)
+    return host.wait(host.log.last_seq, 60)
+
+
+def until(holds: Callable[[], object], *, meanwhile: Callable[[], object] = lambda: None) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        meanwhile()
+        time.sleep(0.005)
+
+
+def refused(host: SpoolHost) -> bool:
+    """Waits until the server was asked and did not take it; returns whether anything is left."""
+    until(lambda: host.error is not None)
+    return not host.wait(host.log.last_seq, 0)
 
 
 def test_delivers_what_is_appended_in_the_background(start: Hosts, server: MemoryServer) -> None:
@@ -76,13 +90,12 @@ def test_delivers_what_is_appended_in_the_background(start: Hosts, server: Memor
 
 def test_notices_new_records_without_being_asked(start: Hosts, server: MemoryServer) -> None:
     host = start()
+    said: list[str] = []
     for number in range(3):
-        host.log.append_operation(comment(str(number)))
-        for _ in range(2000):
-            if len(server.operations) == number + 1:
-                break
-            threading.Event().wait(0.005)
-        assert len(server.operations) == number + 1
+        said.append(str(number))
+        host.log.append_operation(comment(said[-1]))
+        until(lambda: len(server.operations) >= len(said))
+        assert texts_of(server) == said
 
 
 def test_a_server_that_is_away_gets_everything_once_when_it_is_back(start: Hosts, server: MemoryServer) -> None:
@@ -91,7 +104,7 @@ def test_a_server_that_is_away_gets_everything_once_when_it_is_back(start: Hosts
     for number in range(50):
         host.log.append_operation(comment(str(number)))
         host.log.append_point(RUN, "loss", number, 5, 0.5)
-    assert not host.wait(host.log.last_seq, 0.3)
+    assert refused(host)
     assert isinstance(host.error, Unavailable)
     assert host.left
     server.away = None
@@ -108,7 +121,7 @@ def test_says_at_the_end_what_is_left_and_how_to_deliver_it(
     server.away = Unavailable("nobody there")
     host = start()
     host.log.append_operation(comment("one"))
-    assert not host.wait(host.log.last_seq, 0.2)
+    assert refused(host)
     host.close()
     said = capfd.readouterr().err
     assert "modelbox spool push" in said
@@ -205,10 +218,7 @@ def test_an_artifact_goes_in_order(start: Hosts, server: MemoryServer, tmp_path:
     assert delivered(host)
     assert server.artifacts == [(RUN, "w", {"w.bin": b"weights"})]
     assert len(server.operations) == 2
-    deadline = time.monotonic() + 10
-    while list((host.directory / "files").rglob("*.bin")):
-        assert time.monotonic() < deadline, "the copies are still there"
-        time.sleep(0.01)
+    until(lambda: not list((host.directory / "files").rglob("*.bin")))
 
 
 def test_a_file_that_changed_before_it_was_uploaded_is_refused(
@@ -248,7 +258,7 @@ def test_what_a_dead_program_left_comes_first_and_its_run_is_interrupted(
     server.away = Unavailable("nobody there")
     host = start()
     host.log.append_operation(comment("mine"))
-    assert not host.wait(host.log.last_seq, 0.2)
+    assert refused(host)
     server.away = None
     assert delivered(host)
     first, end, mine = server.operations
@@ -371,11 +381,7 @@ def test_a_long_upload_holds_up_nothing_but_uploads(start: Hosts, server: Memory
         host.log.append_files(RUN, name, tmp_path / "w.bin", labels={}, metadata={})
     host.log.append_operation(comment("after"))
     host.log.append_point(RUN, "loss", 1, 5, 0.5)
-    for _ in range(2000):
-        host.kick()
-        if server.series("loss") and server.uploads:
-            break
-        threading.Event().wait(0.005)
+    until(lambda: server.series("loss") and server.uploads and host.left == 2, meanwhile=host.kick)
     assert texts_of(server) == ["after"]
     assert server.series("loss") == [(1, 0.5)]
     # Whoever waits for all of it waits for the files, too.
@@ -397,22 +403,14 @@ def test_an_upload_that_was_broken_off_is_made_up_for_by_whoever_delivers_the_re
     host = start()
     host.log.append_files(RUN, "w", tmp_path / "w.bin", labels={}, metadata={})
     host.log.append_operation(comment("after"))
-    for _ in range(2000):
-        host.kick()
-        if server.operations:
-            break
-        threading.Event().wait(0.005)
+    until(lambda: server.operations, meanwhile=host.kick)
     host.close()
     server.hold_uploads = None
     assert server.artifacts == []
     (status,) = spool_status(host.directory.parent)
     assert (status.records, status.damaged) == (1, False)
     other = start()
-    for _ in range(2000):
-        other.kick()
-        if not host.directory.exists():
-            break
-        threading.Event().wait(0.005)
+    until(lambda: not host.directory.exists(), meanwhile=other.kick)
     assert server.artifacts == [(RUN, "w", {"w.bin": b"weights"})]
     assert texts_of(server) == ["after"]
 

@@ -66,7 +66,7 @@ async def test_it_joins_beats_drains_and_leaves() -> None:
     async with service(store) as members:
         (beat,) = store.beats.values()
         assert (beat.name, beat.state, beat.rev) == ("a", "ready", 7)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await store.beat.wait()
         await members.drain()
         assert store.beats[members.id].state == "draining"
@@ -87,7 +87,7 @@ async def test_it_starts_and_stops_while_the_store_is_away() -> None:
     async with service(store):
         assert store.beats == {}
         store.away = False
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await store.beat.wait()
         store.away = True
 
@@ -100,7 +100,7 @@ async def test_trouble_is_told_and_that_it_is_over() -> None:
         await _until(lambda: told[-1:] == ["the database is away"])
         trouble[0] = ""
         await _until(lambda: told[-1:] == [""])
-        assert store.beats[members.id].state == "ready"
+        await _until(lambda: store.beats[members.id].state == "ready")
 
 
 async def test_trouble_is_told_before_the_beat_that_waits_for_the_database() -> None:
@@ -123,7 +123,7 @@ async def test_clocks_that_disagree_are_noticed(ahead: float, warned: bool, capl
     store.now = NOW - timedelta(seconds=ahead)
     async with service(store) as members:
         for _ in range(2):
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await store.beat.wait()
         assert store.beats[members.id].clock_ahead_s == pytest.approx(ahead, abs=0.3)
         assert abs(members.now() - store.now) < timedelta(seconds=1)
@@ -141,6 +141,6 @@ async def test_only_who_has_bytes_and_is_ready_is_named() -> None:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not holds():
             await anyio.sleep(0.01)

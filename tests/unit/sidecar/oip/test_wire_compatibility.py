@@ -91,7 +91,7 @@ def test_the_model_configuration_is_a_part_of_theirs() -> None:
 
 
 def test_messages_of_kserve_have_our_numbers() -> None:
-    done = subprocess.run([sys.executable, "-c", _KSERVE], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", _KSERVE], capture_output=True, text=True, timeout=110, check=True)
     pool, their_pool = ours(), DescriptorPool()
     file = FileDescriptorProto.FromString(bytes.fromhex(done.stdout.strip().splitlines()[-1]))
     their_pool.Add(file)
