@@ -15,11 +15,20 @@ from typing import Any
 __all__ = ("children_of", "drop_to_nobody", "free_port", "readable_by_all", "signal_all", "wait_gone")
 
 
+_kept: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that the system gives to nobody else while this process runs.
+
+    A socket that is bound and does not listen keeps it. Servers may listen on it all the same, however often they are
+    killed and started again, if they set ``SO_REUSEADDR`` as servers do; while none does, connections are refused.
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    _kept.append(keeper)
+    return int(keeper.getsockname()[1])
 
 
 def drop_to_nobody(directory: Path) -> dict[str, Any]:
@@ -52,7 +61,7 @@ def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def wait_gone(pids: Iterable[int], *, timeout: float = 10) -> None:
+def wait_gone(pids: Iterable[int], *, timeout: float = 60) -> None:
     """Waits until these processes, whose parent has ended, are no more."""
     end = time.monotonic() + timeout
     for pid in pids:

@@ -129,7 +129,7 @@ class MariadbServer:
     def start(self) -> None:
         """Starts the server, and waits until it answers."""
         assert not self.running, "it runs already"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 90
         while True:
             self._spawn()
             while self.running and not self._answers():
@@ -205,7 +205,7 @@ class MariadbServer:
         self._run(statements, url, 60)
 
     def fetch(
-        self, sql: str, *, url: str | None = None, password: str | None = None, timeout: float = 10
+        self, sql: str, *, url: str | None = None, password: str | None = None, timeout: float = 60
     ) -> list[tuple[Any, ...]]:
         """The rows of a query, on a connection of its own."""
         return self._run((sql,), url, timeout, password)

@@ -137,7 +137,7 @@ class PostgresServer:
     def start(self) -> None:
         """Starts the server, and waits until it answers."""
         assert not self.running, "it runs already"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 90
         while True:
             self._spawn()
             while self.running and not self._answers():
@@ -158,7 +158,7 @@ class PostgresServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
         self._process.send_signal(number)
-        self._process.wait(30)
+        self._process.wait(60)
 
     def kill(self) -> None:
         """Kills every process of the server at once."""
@@ -167,7 +167,7 @@ class PostgresServer:
         children = children_of(self._process.pid)
         self._process.kill()
         signal_all(children, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(60)
         wait_gone(children)
 
     def pause(self) -> None:
@@ -210,7 +210,7 @@ class PostgresServer:
 
         self._connected(url, run)
 
-    def fetch(self, sql: str, *args: Any, url: str | None = None, timeout: float = 10) -> list[tuple[Any, ...]]:
+    def fetch(self, sql: str, *args: Any, url: str | None = None, timeout: float = 60) -> list[tuple[Any, ...]]:
         """The rows of a query, on a connection of its own."""
 
         async def run(connection: Any) -> list[tuple[Any, ...]]:
@@ -218,7 +218,7 @@ class PostgresServer:
 
         return self._connected(url, run, timeout)
 
-    def _connected(self, url: str | None, use: Callable[[Any], Coroutine[Any, Any, T]], timeout: float = 10) -> T:
+    def _connected(self, url: str | None, use: Callable[[Any], Coroutine[Any, Any, T]], timeout: float = 60) -> T:
         async def run() -> T:
             connection = await asyncpg.connect(url or self.url("postgres"), timeout=timeout)
             try:

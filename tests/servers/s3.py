@@ -39,7 +39,7 @@ _PACKAGES = (
     *("liblua5.3-0", "liboath0", "librabbitmq4", "libsnappy1v5", "libleveldb1d", "libaio1", "libdaxctl1"),
     *("libndctl6", "libpmem1", "libfuse2"),
 )
-_READY_S = 60.0
+_READY_S = 90.0
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -231,7 +231,7 @@ class RadosGateway(S3Server):
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
-            process.wait(10)
+            process.wait(60)
         self._processes.clear()
         if self._dir.name.startswith("mbs3-"):
             shutil.rmtree(self._dir, ignore_errors=True)
@@ -240,7 +240,7 @@ class RadosGateway(S3Server):
         """SIGKILL for the gateway; what it stored stays."""
         assert self._gateway is not None
         self._gateway.kill()
-        self._gateway.wait(10)
+        self._gateway.wait(60)
         self._processes.remove(self._gateway)
 
     def restart(self) -> None:
@@ -387,4 +387,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(10)
+        process.wait(60)
