@@ -28,6 +28,7 @@ from modelbox.errors import (
 from modelbox.feed import Kind
 from modelbox.runtime.access_ports import AccessState, StoredToken
 from modelbox.runtime.first_admin import make_first_admin, recover_admin
+from modelbox.runtime.services import callers
 from modelbox.runtime.services.access import AccessService
 from modelbox.runtime.services.access_book import SKEW_S, Credentials
 from modelbox.runtime.services.feed import FeedService
@@ -450,7 +451,7 @@ class CallerContract:
             changed = anyio.Event()
             forget = other.access.on_change(lambda: changed.set())
             made = await world.access.create_token(NewToken(account="root"), caller=ROOT)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await changed.wait()
             forget()
             caller = other.access.caller(other.show(made.token))
@@ -458,14 +459,16 @@ class CallerContract:
             revoked = anyio.Event()
             other.access.on_change(lambda: revoked.set())
             await world.access.revoke_token(made.info.id, caller=ROOT)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await revoked.wait()
             with pytest.raises(NotAuthenticated):
                 other.access.renewed(caller)
 
     async def test_a_replica_looks_once_for_a_token_that_it_has_not_heard_of(
-        self, database: MainDatabase, world: World
+        self, database: MainDatabase, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # Longer than any database takes for the next token.
+        monkeypatch.setattr(callers, "_LOOK_AGAIN_S", 3600.0)
         async with open_access(database, clock=world.clock) as other:
             made = await world.access.create_token(NewToken(account="root"), caller=ROOT)
             with pytest.raises(NotAuthenticated):
@@ -528,8 +531,10 @@ class CallerContract:
                 world.access.caller(world.show(Token.new().reveal()))
             errors.append(caught.value)
         assert type(errors[0]) is NotAuthenticated
-        assert type(errors[-1]) is ServerBusy
-        assert float(str(errors[-1].fields["retry_after_s"])) > 0
+        # Not each from one on: every two seconds one more may try, and nobody knows how long this took.
+        busy = [error for error in errors if type(error) is ServerBusy]
+        assert busy
+        assert all(float(str(error.fields["retry_after_s"])) > 0 for error in busy)
         assert world.call(made).name == "root"
         with pytest.raises(NotAuthenticated):
             world.access.caller(world.show(Token.new().reveal(), address="10.0.0.2"))

@@ -244,6 +244,11 @@ class MetricReplicasContract:
                     await process.wait()
                 await process.aclose()
                 killed.set()
+            # What it had sent last may be carried out after its end.
+            kept: object = None
+            while kept != (found := await _all_of(stores[0])):
+                kept = found
+                await anyio.sleep(0.1)
             heard = [tuple(map(int, line.split())) for line in said.decode().split("\n")[:-1]]
             shared = await read_all(stores[1], run_of(WRITERS), "all", limit=10_000)
             steps_of_all = {step for step, *_ in shared}
@@ -281,6 +286,12 @@ class MetricReplicasContract:
             assert mine == sorted(mine)
             found = await read_all(stores[1], run, "a")
             assert [value for *_, value in found] == [float(6 * step + place) for step in range(10)]
+
+
+async def _all_of(store: SqlMetricStore) -> list[list[Point]]:
+    """What `tests.integration.metric_writer` has logged."""
+    series = [(WRITERS, "all"), *((number, key) for number in range(WRITERS) for key in ("loss", "note"))]
+    return [await read_all(store, run_of(number), key, limit=10_000) for number, key in series]
 
 
 def _assert_alike(left: SampledSeries, right: SampledSeries) -> None:

@@ -97,7 +97,7 @@ async def told(feed: FeedService, wanted: Filter, scope: Scope) -> tuple[list[tu
     now = ResumeToken.parse((await feed.list(wanted, scope=scope)).token)
     begin = ResumeToken(server_id=now.server_id, epoch=now.epoch, rev=0, chain=_GENESIS, scope=now.scope)
     revisions: list[Revision] = []
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async with feed.watch(wanted, str(begin), scope=scope) as items:
             async for item in items:
                 if isinstance(item, Revision):

@@ -108,7 +108,7 @@ class Caller:
         if streams:
             metadata += [("x-twice", "1"), ("x-twice", "2")]
         stream = self._channel.request(
-            path, method.cardinality, method.request_type, method.reply_type, metadata=metadata, timeout=30
+            path, method.cardinality, method.request_type, method.reply_type, metadata=metadata, timeout=60
         )
         answer: Any = None
         try:
