@@ -46,13 +46,13 @@ def network() -> Iterator[Network]:
         pytest.skip("network namespaces need root")
     if shutil.which("ip") is None:
         pytest.skip("there is no ip command (iproute2)")
-    number = os.getpid() % 250
     name = f"mbx{os.getpid()}"
     try:
         _ip("netns", "add", name)
     except OSError as exc:
         pytest.skip(f"no network namespaces here: {exc}")
     try:
+        number = _free_number()
         _ip("link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}g", "netns", name)
         _ip("addr", "add", f"{_HERE.format(number)}/30", "dev", f"{name}h")
         _ip("link", "set", f"{name}h", "up")
@@ -63,6 +63,16 @@ def network() -> Iterator[Network]:
     finally:
         # The cable goes with it.
         _ip("netns", "del", name)
+
+
+def _free_number() -> int:
+    """Of addresses that nobody has here: not another run of these tests, nor what one left behind that was killed."""
+    taken = subprocess.run(["ip", "-4", "addr"], capture_output=True, text=True, timeout=30, check=True).stdout
+    for step in range(250):
+        number = (os.getpid() + step) % 250
+        if f" {_HERE.format(number)}/" not in taken:
+            return number
+    raise OSError("all networks for tests are in use")
 
 
 def _ip(*arguments: str) -> None:

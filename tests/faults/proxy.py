@@ -158,14 +158,14 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _call(self, change: Callable[[], object]) -> None:
         done = threading.Event()
@@ -178,7 +178,7 @@ class FaultProxy:
             done.set()
 
         self._loop.call_soon_threadsafe(apply)
-        assert done.wait(10)
+        assert done.wait(60)
 
     def _clear(self) -> None:
         for toxics in self._toxics.values():
