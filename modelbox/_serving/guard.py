@@ -27,7 +27,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from modelbox._serving.peers import peer_of
-from modelbox._serving.shares import ConnectionShares
+from modelbox._serving.shares import ConnectionShares, nobody
 from modelbox.errors import LimitError
 
 __all__ = ("ConnectionTable", "GuardedProtocol", "Limits")
@@ -51,6 +51,7 @@ class Limits:
     Attributes:
         max_message_bytes: Of one message, without its prefix.
         max_connections_per_address: Of one peer; 0 for as many as in all.
+        shared_address: Which addresses are those of many peers; see `ConnectionShares`.
         hello_timeout_s: Until the first settings of a new connection.
         keepalive_s: Pause between pings; half as long to answer.
         stream_window_bytes: Unread bytes of one stream.
@@ -62,6 +63,7 @@ class Limits:
     max_message_bytes: int = 8 << 20
     max_connections: int = 2000
     max_connections_per_address: int = 0
+    shared_address: Callable[[str], bool] = nobody
     max_streams: int = 200
     hello_timeout_s: float = 5.0
     keepalive_s: float = 20.0
@@ -95,7 +97,9 @@ class ConnectionTable:
 
     def __init__(self, limits: Limits) -> None:
         self._open: dict[GuardedProtocol, str] = {}
-        self.shares = ConnectionShares(limits.max_connections, limits.max_connections_per_address)
+        self.shares = ConnectionShares(
+            limits.max_connections, limits.max_connections_per_address, shared=limits.shared_address
+        )
 
     @property
     def refused(self) -> int:

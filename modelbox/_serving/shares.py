@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import Counter
+from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from modelbox._serving.peers import peer_of
 
-__all__ = ("ConnectionShares", "limit_http")
+__all__ = ("ConnectionShares", "limit_http", "nobody")
 
 _SHARED_BITS = 64
+
+
+def nobody(address: str) -> bool:
+    """No address is one of those."""
+    return False
 
 
 class ConnectionShares:
@@ -26,10 +32,14 @@ class ConnectionShares:
     Args:
         max_connections: In all.
         max_per_address: From one address; 0 for as many as in all.
+        shared: Which addresses are those of many, and have no share: as many as in all.
     """
 
-    def __init__(self, max_connections: int, max_per_address: int = 0) -> None:
+    def __init__(
+        self, max_connections: int, max_per_address: int = 0, *, shared: Callable[[str], bool] = nobody
+    ) -> None:
         self._max = max_connections
+        self._shared = shared
         self._max_per_address = max_per_address or max_connections
         self._by_address: Counter[str] = Counter()
         self._open = 0
@@ -38,11 +48,16 @@ class ConnectionShares:
     def __len__(self) -> int:
         return self._open
 
+    @property
+    def full(self) -> bool:
+        """Whether no address may have another one."""
+        return self._open >= self._max
+
     def admit(self, address: str) -> bool:
         """Counts a new connection; false, and not counted, where it is one too many. Pair it with `leave`."""
         key = _key(address)
         taken = self._by_address.get(key, 0)
-        if self._open >= self._max or taken >= self._max_per_address:
+        if self._open >= self._max or (taken >= self._max_per_address and not self._shared(address)):
             self.refused += 1
             return False
         self._open += 1

@@ -158,7 +158,7 @@ class _Sidecar:
                         loopback=config.loopback,
                     ),
                     max_body_bytes=config.max_request_bytes,
-                    max_connections=config.max_connections,
+                    shares=_shares(config),
                     idle_timeout_s=config.idle_timeout_s,
                 )
             )
@@ -170,13 +170,16 @@ class _Sidecar:
                 Limits(
                     max_message_bytes=config.max_request_bytes,
                     max_connections=config.max_connections,
+                    max_connections_per_address=config.share_of_address,
+                    shared_address=config.shares_address,
                     max_streams=config.max_streams,
                 ),
                 memory,
             )
             await self._grpc.listen(sockets["grpc"], grpc_tls)
             metrics.observe_gauge("modelbox_grpc_connections", "Open gRPC connections.", self._count_grpc)
-        hello = HelloWatch(config.idle_timeout_s, ConnectionShares(config.max_connections))
+        scrape_shares = _shares(config)
+        hello = HelloWatch(config.idle_timeout_s, scrape_shares)
         self._scrapes = await run_http(
             stack,
             scrape_app(metrics.render, hello),
@@ -185,6 +188,15 @@ class _Sidecar:
             tasks=self._tasks,
             drain_s=1.0,
             tls=http_tls,
+        )
+        metrics.observe_gauge(
+            "modelbox_connections_refused",
+            "Connections refused since the start, on any port, as there were too many.",
+            lambda: (
+                scrape_shares.refused
+                + (self._http.shares.refused if self._http is not None else 0)
+                + (self._grpc.refused if self._grpc is not None else 0)
+            ),
         )
         if config.socket is not None:
             self._socket = await stack.enter_async_context(
@@ -264,6 +276,10 @@ async def _sweep_for_ever(memory: SharedMemory) -> None:
     while True:
         await anyio.sleep(IDLE_S / 4)
         memory.sweep()
+
+
+def _shares(config: SidecarConfig) -> ConnectionShares:
+    return ConnectionShares(config.max_connections, config.share_of_address, shared=config.shares_address)
 
 
 def _client_config(config: SidecarConfig) -> ClientConfig:

@@ -269,6 +269,12 @@ class SidecarConfig:
     max_connections: int = setting(
         10_000, number(1, 1_000_000, "connections", whole=True), "Connections at a time on each port and the socket."
     )
+    max_connections_per_address: int = setting(
+        0,
+        number(0, 1_000_000, "connections", whole=True),
+        "Those of one address, a /64 of IPv6, on each port. 0: half of max_connections, but as many as there are for"
+        " this machine itself, all of whose programs have one address.",
+    )
     max_streams: int = setting(1000, number(1, 100_000, "calls", whole=True), "Calls at a time on one gRPC connection.")
     drain_delay_s: float = setting(
         0.0,
@@ -288,6 +294,15 @@ class SidecarConfig:
     def loopback(self) -> bool:
         """Whether only this machine can reach the sidecar."""
         return is_loopback(self.host)
+
+    @property
+    def share_of_address(self) -> int:
+        """How many connections one address may have."""
+        return self.max_connections_per_address or max(1, self.max_connections // 2)
+
+    def shares_address(self, address: str) -> bool:
+        """Whether ``address`` is that of many callers, and has no share."""
+        return not self.max_connections_per_address and is_loopback(address)
 
     @property
     def max_request_bytes(self) -> int:

@@ -16,9 +16,10 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -29,6 +30,7 @@ from anyio import AsyncContextManagerMixin
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.listening import Listener, listen
 from modelbox._serving.process import hide_versions
+from modelbox._serving.shares import ConnectionShares
 from modelbox.errors import DeadlineExceeded, InvalidError, ModelBoxError
 from modelbox.refs import shown
 from modelbox.sidecar.oip.http_connection import (
@@ -46,6 +48,7 @@ __all__ = ("HttpServer",)
 
 _SWEEP_S = 1.0
 _HANDSHAKE_S = 5.0
+_MAX_CONNECTIONS = 10_000
 
 # aiohttp logs every piece of garbage that a peer sends with a traceback. What goes wrong here is logged by `Routes`.
 _UNUSUAL_LOG = logging.getLogger(__name__ + ".unusual")
@@ -53,9 +56,24 @@ _UNUSUAL_LOG.addFilter(lambda record: record.levelno >= logging.CRITICAL)
 
 
 class _UnusualHandler(RequestHandler):
-    """aiohttp's connection, which answers what it cannot read as everything else is answered."""
+    """aiohttp's connection, which answers what it cannot read as everything else is answered.
 
-    __slots__ = ()
+    Attributes:
+        leave: Counts the connection out, at its end.
+    """
+
+    __slots__ = ("leave",)
+
+    def __init__(self, manager: web.Server, **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self.leave: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection has ended."""
+        super().connection_lost(exc)
+        leave, self.leave = self.leave, None
+        if leave is not None:
+            leave()
 
     def handle_error(
         self,
@@ -78,7 +96,7 @@ class _UnusualHandler(RequestHandler):
 
 
 class _UnusualServer(web.Server):
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> _UnusualHandler:
         return _UnusualHandler(self, loop=self._loop, **self._kwargs)
 
 
@@ -88,7 +106,7 @@ class HttpServer(AsyncContextManagerMixin):
     Args:
         routes: What the paths do.
         max_body_bytes: Of one request.
-        max_connections: At a time; more are answered 503 and closed.
+        shares: How many connections there may be; those beyond are answered 503 and closed.
         idle_timeout_s: Seconds that a client may leave a request unfinished or an answer unread.
     """
 
@@ -97,12 +115,12 @@ class HttpServer(AsyncContextManagerMixin):
         routes: Routes,
         *,
         max_body_bytes: int = 64 << 20,
-        max_connections: int = 10_000,
+        shares: ConnectionShares | None = None,
         idle_timeout_s: float = 30.0,
     ) -> None:
         self.routes = routes
         self.max_body_bytes = max_body_bytes
-        self.max_connections = max_connections
+        self.shares = shares if shares is not None else ConnectionShares(_MAX_CONNECTIONS)
         self.idle_timeout_s = idle_timeout_s
         self.max_held_bytes = max(16 * max_body_bytes, 256 << 20)
         self.held_bytes = 0
@@ -141,8 +159,8 @@ class HttpServer(AsyncContextManagerMixin):
 
     @property
     def connections(self) -> int:
-        """Open connections."""
-        return len(self.plain) + len(self.other.connections)
+        """Open connections, with those whose handshake is under way."""
+        return len(self.shares)
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begins to accept on ``sock``; with ``tls``, connections begin by its handshake."""
@@ -152,6 +170,7 @@ class HttpServer(AsyncContextManagerMixin):
                 sock,
                 tls=tls,
                 handshake_timeout_s=min(_HANDSHAKE_S, self.idle_timeout_s),
+                shares=self.shares,
             )
         )
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 
 import anyio
 
+from modelbox._serving.peers import peer_of
 from modelbox.errors import DeadlineExceeded, LimitError, ServerBusy
 from modelbox.sidecar.oip.routes import HttpAnswer, HttpRequest, failure
 from modelbox.sidecar.oip.tensors import Buffer
@@ -108,6 +109,7 @@ class Connection(asyncio.Protocol):
     """One connection with plain requests."""
 
     __slots__ = (
+        "_address",
         "_begun",
         "_close",
         "_data",
@@ -127,6 +129,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._transport: asyncio.Transport
+        self._address: str | None = None
         self._scope = anyio.CancelScope()
         self._waiter: asyncio.Future[None] | None = None
         self._data: bytes | bytearray = b""
@@ -147,11 +150,15 @@ class Connection(asyncio.Protocol):
         # uvloop's is none by its type.
         self._transport = transport = cast(asyncio.Transport, transport)
         server = self._server
-        if server.connections >= server.max_connections or server.draining:
-            busy = ServerBusy(f"{server.connections} connections are open, and no more are taken", retry_after_s=1.0)
+        address = peer_of(transport).address
+        if server.draining or not server.shares.admit(address):
+            whose = "" if server.draining or server.shares.full else f" of {address}"
+            text = f"{server.connections} connections are open, and no more{whose} are taken"
+            busy = ServerBusy(text, retry_after_s=1.0)
             transport.write(b"".join(self._encoded(failure(busy), close=True)))
             transport.close()
             return
+        self._address = address
         server.plain.add(self)
         server.tasks.start_soon(self._serve, name="HTTP connection")
 
@@ -193,6 +200,13 @@ class Connection(asyncio.Protocol):
         self._scope.cancel()
         self._release()
         self._server.forget(self)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Counts the connection out."""
+        address, self._address = self._address, None
+        if address is not None:
+            self._server.shares.leave(address)
 
     # -- called by the server
 
@@ -365,6 +379,7 @@ class Connection(asyncio.Protocol):
         self._data = b""
         self._release()
         other = self._server.other()
+        other.leave = self._leave
         self._transport.set_protocol(other)
         self._server.forget(self)
         other.connection_made(self._transport)

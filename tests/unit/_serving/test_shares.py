@@ -39,3 +39,14 @@ def test_what_counts_as_one_address(one: str, other: str, same: bool) -> None:
     assert shares.admit(other) is not same
     shares.leave(one)
     assert shares.admit(one) is True
+
+
+def test_an_address_of_many_has_no_share_and_counts_all_the_same() -> None:
+    shares = ConnectionShares(4, 1, shared=lambda address: address == "10.0.0.1")
+    assert [shares.admit("10.0.0.1") for _ in range(3)] == [True, True, True]
+    assert [shares.admit("10.0.0.2") for _ in range(2)] == [True, False]
+    assert shares.full
+    assert not shares.admit("10.0.0.1")
+    for _ in range(3):
+        shares.leave("10.0.0.1")
+    assert (len(shares), shares.full, shares.refused) == (1, False, 2)
