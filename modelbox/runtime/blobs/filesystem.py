@@ -26,8 +26,9 @@ import secrets
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -253,7 +254,7 @@ class _Writer:
     """One upload's `modelbox.runtime.ports.BlobWriter`: a task feeds a thread while the next bytes arrive.
 
     The task is shielded and ends when the block is left, after the few blocks that are queued; so what was taken from
-    the peer is kept whatever ends the block.
+    the peer is kept whatever ends the block. No thread works on the file when the block has been left.
     """
 
     def __init__(self, store: FilesystemBlobs, upload_id: str, path: Path, limiter: anyio.CapacityLimiter) -> None:
@@ -279,13 +280,12 @@ class _Writer:
         return self._offset
 
     async def __aenter__(self) -> Self:
-        try:
-            await to_thread.run_sync(self._open, limiter=self._limiter)
-        except BaseException:
-            self._send.close()
-            self._receive.close()
-            raise
         await self._tasks.__aenter__()
+        try:
+            await self._in_task(self._open)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
         self._tasks.start_soon(self._consume, name=f"upload {self._id}")
         return self
 
@@ -301,9 +301,10 @@ class _Writer:
                 await self._tasks.__aexit__(exc_type, exc, traceback)
         finally:
             self._receive.close()
-            os.close(self._fd)
-            if not self._published and self._error is None:
-                self._store._keep_hash(self._id, self._offset, self._hash)
+            if self._fd >= 0:
+                os.close(self._fd)
+                if not self._published and self._error is None:
+                    self._store._keep_hash(self._id, self._offset, self._hash)
 
     async def write(self, data: bytes) -> None:
         """See `BlobWriter.write`."""
@@ -330,7 +331,29 @@ class _Writer:
     async def commit(self, digest: Digest, size_bytes: int) -> None:
         """See `BlobWriter.commit`."""
         await self.flush()
-        await to_thread.run_sync(self._finish, digest, size_bytes, limiter=self._limiter)
+        await self._in_task(partial(self._finish, digest, size_bytes))
+
+    async def _in_task(self, fn: Callable[[], None]) -> None:
+        """Runs ``fn`` in a thread, and to its end before the block is left, whatever becomes of the caller.
+
+        A server of HTTP whose peer is gone cancels as asyncio does, which no shield keeps out: without a task between
+        the two, the thread would go on with a file that nobody closes, or that is closed already.
+        """
+        ended = anyio.Event()
+        failures: list[Exception] = []
+
+        async def run() -> None:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await to_thread.run_sync(fn, limiter=self._limiter)
+                except Exception as exc:
+                    failures.append(exc)
+            ended.set()
+
+        self._tasks.start_soon(run, name=f"file of the upload {self._id}")
+        await ended.wait()
+        if failures:
+            raise failures[0]
 
     async def _hand_over(self, block: bytes) -> None:
         self._queued += 1
@@ -367,22 +390,23 @@ class _Writer:
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._fd = _open_alone(self._path, flags)
+            fd = _open_alone(self._path, flags)
         except OSError as exc:
             raise _failure(exc, "opening an upload") from exc
         try:
-            size = os.fstat(self._fd).st_size
+            size = os.fstat(fd).st_size
             known = self._store._take_hash(self._id, size)
             if known is not None:
                 self._hash = known
             else:
-                while block := os.pread(self._fd, CHUNK_BYTES, self._offset):
+                while block := os.pread(fd, CHUNK_BYTES, self._offset):
                     self._hash.update(block)
                     self._offset += len(block)
             self._offset = self._pushed = size
         except OSError as exc:
-            os.close(self._fd)
+            os.close(fd)
             raise _failure(exc, "reading an upload") from exc
+        self._fd = fd
 
     def _append_in_thread(self, block: bytes) -> None:
         view = memoryview(block)
