@@ -15,9 +15,11 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +87,7 @@ class ProgramProcess:
     def spawn(self) -> None:
         """Starts the process without waiting for it."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
+        self._keep_ports()
         flags = [
             part
             for key, value in self._settings.items()
@@ -105,7 +108,7 @@ class ProgramProcess:
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
 
-    def wait_for(self, pattern: str | re.Pattern[str], *, timeout: float = 10, after: int = 0) -> re.Match[str]:
+    def wait_for(self, pattern: str | re.Pattern[str], *, timeout: float = 60, after: int = 0) -> re.Match[str]:
         """Waits until what it printed matches; fails when it ends before that.
 
         Args:
@@ -139,13 +142,13 @@ class ProgramProcess:
         self._process.kill()
         self.wait()
 
-    def terminate(self, *, timeout: float = 30) -> int:
+    def terminate(self, *, timeout: float = 60) -> int:
         """SIGTERM, and waits for the end; returns the exit code."""
         assert self._process is not None
         self._process.terminate()
         return self.wait(timeout=timeout)
 
-    def wait(self, *, timeout: float = 30) -> int:
+    def wait(self, *, timeout: float = 60) -> int:
         """Waits for the process's end; returns the exit code."""
         assert self._process is not None
         assert self._reader is not None
@@ -162,6 +165,22 @@ class ProgramProcess:
                 self.terminate(timeout=10)
         if self._process.poll() is None:
             self.kill()
+
+    def _keep_ports(self) -> None:
+        """Settles on the free ports, and keeps everybody else from being given them while no process of ours runs.
+
+        A socket that is bound and does not listen is in nobody's way who names the port, and answers no one; but the
+        system gives the port to none that asks for a free one. Otherwise a restart finds it taken now and then.
+        """
+        if sys.platform != "linux":
+            return
+        for key, value in self._settings.items():
+            if key.endswith("_port") and value == 0:
+                keeper = socket.socket()
+                weakref.finalize(self, keeper.close)
+                keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                keeper.bind(("127.0.0.1", 0))
+                self._settings[key] = keeper.getsockname()[1]
 
     def _read(self, stream: IO[str]) -> None:
         with stream:
@@ -215,7 +234,7 @@ class ServerProcess(ProgramProcess):
     def _scheme(self) -> str:
         return "https" if self._settings.get("tls_cert") else "http"
 
-    def start(self, *, timeout: float = 30) -> Self:
+    def start(self, *, timeout: float = 60) -> Self:
         """Starts the process and waits until it is ready."""
         before = len(self.output)
         self.spawn()
@@ -223,7 +242,7 @@ class ServerProcess(ProgramProcess):
         self.grpc_address, self.http_address, self.metrics_address = match.groups()
         return self
 
-    def restart(self, *, timeout: float = 30) -> Self:
+    def restart(self, *, timeout: float = 60) -> Self:
         """Starts a process over the same data on the same ports; the old one is terminated if it still runs."""
         if self._process is not None and self._process.poll() is None:
             self.terminate()

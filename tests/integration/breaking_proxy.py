@@ -9,6 +9,7 @@ import threading
 from types import TracebackType
 
 _BLOCK_BYTES = 1 << 16
+_HELD_BYTES = 1 << 18
 
 
 class BreakingProxy:
@@ -29,7 +30,8 @@ class BreakingProxy:
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     @property
     def url(self) -> str:
@@ -41,9 +43,13 @@ class BreakingProxy:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._listener.close()
-        for connection in self._open:
-            connection.close()
+        # A shutdown wakes the threads that wait at a socket; to close it does not.
+        for end in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
+        for end in (self._listener, *self._open):
+            end.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -51,6 +57,9 @@ class BreakingProxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._target)
                 self._open += [client, server]
+                for end in (client, server):
+                    # What is on its way here when a connection breaks is lost: not as much as the system would hold.
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _HELD_BYTES)
                 carried = _Carried()
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._pump, args=(source, sink, carried), daemon=True).start()

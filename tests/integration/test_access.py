@@ -197,7 +197,7 @@ async def test_a_revoke_ends_a_watch_and_every_later_call(guarded: ServerProcess
             assert await stream.content.readline()
             begun = anyio.current_time()
             await admin.revoke_token(made.info.id)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 async for _ in stream.content:
                     pass
             record_figure(68, f"a watch ends {anyio.current_time() - begun:.1f} s after the revoke")
@@ -210,7 +210,7 @@ async def test_admins_see_changes_of_access_in_the_feed_and_no_secret_in_them(
 ) -> None:
     await admin.create_model(f"{name}/m")
     async with admin.changes(namespace=name, list_first=True) as listed:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await anext(listed)
             await anext(listed)
             # What follows the list has a place in history.
@@ -220,7 +220,7 @@ async def test_admins_see_changes_of_access_in_the_feed_and_no_secret_in_them(
     made = await admin.create_token(name, role="writer", namespaces=[name], create_account=True)
     inside = await admin.create_token(name, role="admin", namespaces=[name])
     told: list[Change] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with admin.changes(place, kinds=[Kind.ACCESS.value]) as changes:
             async for change in changes:
                 assert isinstance(change, Change)
@@ -236,7 +236,7 @@ async def test_admins_see_changes_of_access_in_the_feed_and_no_secret_in_them(
     assert Token.parse(made.token).secret not in str(told)
     # A writer of the namespace is told of what is in it, and not of who may do what there.
     async with Client(guarded.url, token=made.token) as writer:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with writer.changes(namespace=name, list_first=True) as changes:
                 seen = [await anext(changes)]
                 await admin.create_token(name, role="reader", namespaces=[name])

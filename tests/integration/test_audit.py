@@ -34,10 +34,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 @pytest.fixture(scope="module")
 def tokens(guarded: ServerProcess) -> dict[str, str]:
-    """Of the first admin, and of accounts with a role in the namespace `left`; their names are the roles'."""
-    root = (guarded.data_dir / "admin-token").read_text().strip()
+    return prepare(guarded)
+
+
+def prepare(server: ServerProcess) -> dict[str, str]:
+    """Tokens of the first admin, and of accounts with a role in the namespace `left`; their names are the roles'."""
+    root = (server.data_dir / "admin-token").read_text().strip()
     found = {"root": root}
-    with SyncClient(guarded.url, token=root) as client:
+    with SyncClient(server.url, token=root) as client:
         for namespace in ("left", "right"):
             client.create_model(f"{namespace}/m", owner="first")
         for role in ("reader", "writer", "admin"):
@@ -93,7 +97,9 @@ async def test_admins_of_a_namespace_read_theirs_and_others_nothing(
     everything = await all_of(root)
     assert {entry.namespace for entry in everything} == {"", "left", "right"}
     async with Client(guarded.url, token=tokens["admin"]) as admin:
-        assert await all_of(admin) == [entry for entry in everything if entry.namespace == "left"]
+        # The server may have written what it had counted of refusals in between.
+        theirs = [entry for entry in await all_of(admin) if entry.rev <= everything[0].rev]
+        assert theirs == [entry for entry in everything if entry.namespace == "left"]
         assert await all_of(admin, namespace="right") == await all_of(admin, namespace="nowhere") == []
     for role in ("reader", "writer"):
         async with Client(guarded.url, token=tokens[role]) as client:
@@ -110,12 +116,13 @@ async def test_pages_and_lines_over_http(guarded: ServerProcess, tokens: dict[st
     page = json.loads(text)
     assert (status, len(page["items"]), page["items"][0]["action"]) == (200, 1, "created")
     assert page["items"][0].keys() >= {"before", "after", "actor", "address", "token_id", "request_id", "chain"}
+    expected = [(entry.rev, entry.idx) for entry in await all_of(root, namespace="left", oldest_first=True)]
     status, text, headers = await http(guarded, "audit/export?namespace=left", tokens["root"])
     assert (status, headers["Content-Type"]) == (200, "application/x-ndjson")
     *lines, last, end = text.split("\n")
     assert (last, end) == ("", "")
-    expected = [(entry.rev, entry.idx) for entry in await all_of(root, namespace="left", oldest_first=True)]
-    assert [(one["rev"], one["idx"]) for one in map(json.loads, lines)] == expected
+    # The server may have written what it had counted of refusals in between.
+    assert [(one["rev"], one["idx"]) for one in map(json.loads, lines)][: len(expected)] == expected
     status, text, headers = await http(guarded, "audit?since=yesterday", tokens["root"], **{"X-Request-Id": "mine-7"})
     assert (status, headers["X-Request-Id"]) == (400, "mine-7")
     assert "since" in json.loads(text)["message"]
@@ -160,7 +167,9 @@ async def test_refusals_are_in_the_log_of_whom_they_concern(
     # A server that stops writes what it has counted.
     guarded.restart()
     async with Client(guarded.url, token=tokens["admin"]) as admin:
-        (entry,) = await all_of(admin, denials=True, object="left/m", actor="left-reader")
+        entries = await all_of(admin, denials=True, object="left/m", actor="left-reader")
+    # One, or two where a minute was over in the middle.
+    entry, counts = entries[-1], [one.after["count"] for one in entries if isinstance(one.after, dict)]
     denial = entry.after
     assert isinstance(denial, dict)
     assert (entry.actor, entry.address, entry.action, entry.request_id) == (
@@ -170,7 +179,9 @@ async def test_refusals_are_in_the_log_of_whom_they_concern(
         ids[0],
     )
     assert entry.token_id == Token.parse(tokens["reader"]).kid
-    assert (denial["method"], denial["permission"], denial["count"]) == ("RegistryService/UpdateModel", "write", 3)
+    assert (denial["method"], denial["permission"]) == ("RegistryService/UpdateModel", "write")
+    assert sum(int(str(count)) for count in counts) == 3
+    assert len(counts) == len(entries) <= 2
     async with Client(guarded.url, token=tokens["root"]) as client:
         denials = await all_of(client, denials=True)
     assert ("right", "right/m", "left-reader") in [(one.namespace, one.object, one.actor) for one in denials]
@@ -184,14 +195,20 @@ async def test_refusals_are_in_the_log_of_whom_they_concern(
     assert {(one.actor, one.token_id, one.address) for one in unknown} == {("", "", "127.0.0.1")}
 
 
+@pytest.fixture
+def tampered(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server whose database is going to be spoilt."""
+    with ServerProcess(tmp_path / "server", access="on") as process:
+        yield process
+
+
 async def test_tampering_is_found_by_the_check_and_a_rewritten_history_by_an_export(
-    guarded: ServerProcess,
-    tokens: dict[str, str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tampered: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MODELBOX_URL", guarded.url)
+    tokens = await anyio.to_thread.run_sync(prepare, tampered)
+    async with Client(tampered.url, token=tokens["writer"]) as writer:
+        await writer.update_model("left/m", owner="second")
+    monkeypatch.setenv("MODELBOX_URL", tampered.url)
     monkeypatch.setenv("MODELBOX_TOKEN", tokens["root"])
     cli = Cli(capsys)
 
@@ -201,25 +218,26 @@ async def test_tampering_is_found_by_the_check_and_a_rewritten_history_by_an_exp
     export = tmp_path / "audit.jsonl"
     await run("audit", "export", "--file", str(export))
     assert export.stat().st_mode & 0o777 == 0o600
-    assert export.read_text() == await run("audit", "export")
+    # The server may have written what it had counted of refusals in between.
+    assert (await run("audit", "export")).startswith(export.read_text())
     assert "exists" in await run("audit", "export", "--file", str(export), code=2)
     assert (await run("audit", "verify", str(export))).endswith(" entries are as they were, 0 are not\n")
     refused = json.loads(await run("models", "show", "left/none", "--output", "json", code=3))
     assert (refused["code"], len(refused["request_id"])) == ("not_found", 16)
     listed = await run("audit", "list", "--object", "left/m", "--action", "updated")
     assert "owner: first -> second" in listed
-    guarded.terminate()
-    database = sqlite3.connect(guarded.data_dir / "modelbox.db")
+    tampered.terminate()
+    database = sqlite3.connect(tampered.data_dir / "modelbox.db")
     query = "SELECT rev FROM feed_changes WHERE object = 'left/m' AND action = 'updated'"
     (rev,) = database.execute(query).fetchone()
     database.execute("UPDATE feed_changes SET actor = 'left-admin' WHERE rev = ?", (rev,))
     database.commit()
     monkeypatch.delenv("MODELBOX_URL")
-    await run("server", "fsck", "--data-dir", str(guarded.data_dir), code=6)
+    await run("server", "fsck", "--data-dir", str(tampered.data_dir), code=6)
     database.close()
-    guarded.restart()
-    monkeypatch.setenv("MODELBOX_URL", guarded.url)
-    async with Client(guarded.url, token=tokens["root"]) as client:
+    tampered.restart()
+    monkeypatch.setenv("MODELBOX_URL", tampered.url)
+    async with Client(tampered.url, token=tokens["root"]) as client:
         report = await client.check_space()
         assert [(one.kind, one.subject) for one in report.findings] == [("feed", "feed")]
         assert f"revision {rev} of the change feed was altered" in report.findings[0].detail

@@ -370,7 +370,7 @@ async def test_without_locks_a_pruned_download_is_fetched_again(
 
     monkeypatch.setattr(cache, "materialise", prune_first)
     async with Downloader(source, cache, DownloadOptions(poll_s=0.01)) as downloader:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             path = await downloader.fetch(version)
     assert pruned == 200
     assert (path / "a").read_bytes() == b"a" * 100

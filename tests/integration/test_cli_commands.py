@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -115,17 +114,21 @@ def test_doctor_says_what_works(cli: Cli) -> None:
     cli("doctor", "--url", "http://127.0.0.1:1", code=1)
 
 
-def test_the_installed_command_starts_quickly_and_exits_with_its_code() -> None:
-    def run(*argv: str) -> tuple[int, float]:
-        before = os.times()
-        done = subprocess.run([sys.executable, "-m", "modelbox", *argv], capture_output=True, check=False)
-        after = os.times()
-        # What it works, however much else the machine has to do.
-        spent = after.children_user + after.children_system - before.children_user - before.children_system
-        return done.returncode, spent
+def test_the_installed_command_exits_with_its_code() -> None:
+    def run(*argv: str) -> int:
+        return subprocess.run([sys.executable, "-m", "modelbox", *argv], capture_output=True, check=False).returncode
 
-    assert run("models", "show", "x")[0] == 2
-    runs = [run("--help") for _ in range(3)]
-    assert {code for code, _ in runs} == {0}
-    # 0.16 s where it was measured; the bound leaves a slow machine some room.
-    assert min(seconds for _, seconds in runs) < 0.6
+    assert run("models", "show", "x") == 2
+    assert run("--help") == 0
+
+
+def test_the_installed_command_starts_with_next_to_nothing() -> None:
+    script = "import sys, modelbox.cli as cli; code = cli.main(['--help']); print(*sys.modules, code, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *modules, code = done.stderr.split()
+    assert code == "0"
+    # What takes its time to load, and nobody needs to read a help.
+    slow = {"aiohttp", "anyio", "asyncio", "grpclib", "numpy", "onnxruntime", "sqlalchemy", "betterproto2", "uvloop"}
+    assert slow & {name.partition(".")[0] for name in modules} == set()
+    # 250 where it was counted; a library that is not named above brings hundreds.
+    assert len(modules) < 400

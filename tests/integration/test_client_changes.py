@@ -28,7 +28,7 @@ async def client(shared_server: ServerProcess) -> AsyncIterator[Client]:
 
 async def take(feed: ChangeFeed, count: int) -> list[Change]:
     changes: list[Change] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while len(changes) < count:
             change = await anext(feed)
             assert isinstance(change, Change)
@@ -105,7 +105,7 @@ async def test_lost_history_is_said_and_followed_by_the_state(server: ServerProc
         await anyio.to_thread.run_sync(server.restart)
         await client.create_model("ns/b")
         async with client.changes(token) as feed:
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 first = await anext(feed)
             assert isinstance(first, Resync)
             assert {change.object for change in await take(feed, 2)} == {"ns", "ns/b"}

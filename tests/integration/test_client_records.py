@@ -108,7 +108,7 @@ async def test_the_feed_tells_of_records(client: Client, ns: str) -> None:
     run = (await client.create_run(f"{ns}/digits")).item
     seen: list[tuple[str, str]] = []
     async with client.changes(namespace=ns, list_first=True) as feed:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             # Namespace, experiment and run are there already; nothing before them is told again.
             for _ in range(3):
                 await anext(feed)

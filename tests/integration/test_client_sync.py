@@ -60,10 +60,18 @@ def test_publish_resolve_page_and_delete(client: sync.Client, path: str, tmp_pat
         client.get_version(f"{path}@9")
 
 
-def test_changes_are_followed(client: sync.Client, path: str, tmp_path: Path) -> None:
-    with client.changes(objects=[path], list_first=True) as feed:
-        threading.Timer(0.2, client.create_model, [path]).start()
+def test_changes_are_followed(client: sync.Client, path: str) -> None:
+    other = f"{path}-of-before"
+    client.create_model(other)
+    with client.changes(objects=[other, path], list_first=True) as feed:
+        listed = next(feed)
+        assert isinstance(listed, Change)
+        assert listed.object == other
+        timer = threading.Timer(0.2, client.create_model, [path])
+        timer.start()
         change = next(feed)
+        # The change may be told before the call that made it is answered.
+        timer.join()
         assert isinstance(change, Change)
         assert (change.object, change.action) == (path, "created")
         assert feed.token
@@ -87,7 +95,7 @@ def test_threads_share_one_client(client: sync.Client, path: str) -> None:
 
 
 def test_a_server_out_of_reach_and_a_closed_client_are_told() -> None:
-    client = sync.Client("http://127.0.0.1:1", connect_timeout_s=0.2, request_timeout_s=0.5)
+    client = sync.Client("http://127.0.0.1:1")
     with pytest.raises(Unavailable):
         client.get_model("ns/m")
     client.close()

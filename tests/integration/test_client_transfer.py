@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 from pathlib import Path
 
 import anyio
@@ -168,31 +169,49 @@ async def test_bytes_of_another_namespace_are_not_taken_on_trust(shared_server: 
             assert sent[-1] == MIB
 
 
+class Halt:
+    """Progress that stands still from some byte on until the call was told that it is cancelled: never too late."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._there, self._told = threading.Event(), threading.Event()
+        self.reached: list[int] = []
+
+    def on_progress(self, done: int, _: int) -> None:
+        self.reached.append(done)
+        if done >= self._at and not self._told.is_set():
+            self._there.set()
+            assert self._told.wait(60)
+
+    async def cancel(self, scope: anyio.CancelScope) -> None:
+        """Cancels ``scope``, in which the call and the task that asks for this run."""
+        try:
+            while not self._there.is_set():
+                await anyio.sleep(0.001)
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
+        finally:
+            self._told.set()
+
+
 async def test_a_cancelled_publish_publishes_nothing_and_the_next_one_goes_on(
     shared_server: ServerProcess, path: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "big.bin"
     file.write_bytes(os.urandom(64 * MIB))
     async with Client(shared_server.url) as client:
-        begun = anyio.Event()
+        halt = Halt(2 * MIB)
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
 
                 async def publish() -> None:
-                    await client.publish(path, file, framework="raw", on_progress=on_progress)
-
-                reached: list[int] = []
-
-                def on_progress(done: int, _: int) -> None:
-                    reached.append(done)
+                    await client.publish(path, file, framework="raw", on_progress=halt.on_progress)
 
                 group.start_soon(publish)
-                while not reached or reached[-1] < 2 * MIB:
-                    await anyio.sleep(0.001)
-                begun.set()
-                scope.cancel()
-        assert begun.is_set()
-        assert reached[-1] < 64 * MIB
+                await halt.cancel(scope)
+        assert scope.cancelled_caught
+        assert 2 * MIB <= halt.reached[-1] < 64 * MIB
         with pytest.raises(NotFoundError):
             await client.get_model(path)
         again: list[int] = []
@@ -206,19 +225,17 @@ async def test_a_cancelled_download_leaves_nothing(shared_server: ServerProcess,
     file.write_bytes(os.urandom(64 * MIB))
     async with Client(shared_server.url) as client:
         await client.publish(path, file, framework="raw")
-        scope = anyio.CancelScope()
-        reached: list[int] = []
-        async with anyio.create_task_group() as group:
+        halt = Halt(1)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
 
-            async def download() -> None:
-                with scope:
-                    await client.download(path, tmp_path / "below" / "copy", on_progress=lambda d, _: reached.append(d))
+                async def download() -> None:
+                    await client.download(path, tmp_path / "below" / "copy", on_progress=halt.on_progress)
 
-            group.start_soon(download)
-            while not reached:
-                await anyio.sleep(0.001)
-            scope.cancel()
+                group.start_soon(download)
+                await halt.cancel(scope)
         assert scope.cancelled_caught
+        assert halt.reached[-1] < 64 * MIB
     assert os.listdir(tmp_path / "below") == []
 
 

@@ -73,7 +73,9 @@ async def test_a_server_makes_this_month_and_the_next_two(database: MainDatabase
     at = int(now.timestamp() * 1e6)
     await log(SqlMetricStore(database.metrics), run, {"a": [(1, at, 1.0), (2, -5, 2.0), (3, _us(2150, 1), 3.0)]})
     assert await database.read(_spread) == {_month(now, 0): 1, DEFAULT: 2}
-    assert await SqlMetricStore(database.metrics).keep_partitions() == 0
+    made = await SqlMetricStore(database.metrics).keep_partitions()
+    # Nothing is left to do, but where yet another month has begun.
+    assert made == 0 or _month(datetime.now(UTC), 2) not in tables
 
 
 async def test_points_that_came_before_their_table_are_moved_into_it(database: MainDatabase) -> None:

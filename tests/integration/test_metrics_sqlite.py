@@ -215,7 +215,7 @@ async def test_killed_at_any_moment_no_acknowledged_point_is_lost(tmp_path: Path
         assert process.stdout is not None
         said = b""
         wanted = seeded.randint(1, 300)
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             async for data in process.stdout:
                 said += data
                 if said.count(b"\n") >= wanted:

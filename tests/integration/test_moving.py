@@ -6,11 +6,12 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,28 +224,32 @@ async def test_pages_of_any_size_hold_the_same(made: Made, tmp_path: Path, monke
 async def test_the_copy_of_a_database_that_is_written_is_one_moment(tmp_path: Path) -> None:
     async with open_place(tmp_path / "a") as place:
         stop = anyio.Event()
-        names = iter(range(10**6))
+        written = 0
 
         def add(number: int, conn: Connection) -> None:
             conn.execute(insert(metric_schema.metric_objects), {"uid": f"o{number}"})
 
         async def write() -> None:
+            nonlocal written
             while not stop.is_set():
-                number = next(names)
-                await make_model(place, f"m{number}")
-                await place.database.metrics.write(partial(add, number))
+                await make_model(place, f"m{written}")
+                await place.database.metrics.write(partial(add, written))
+                written += 1
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
             seen = []
             for number in range(4):
+                before = written
+                while written == before:
+                    await anyio.sleep(0.001)
                 seen.append(await place.export(tmp_path / f"export-{number}"))
             stop.set()
     for number, manifest in enumerate(seen):
         assert verify_export(tmp_path / f"export-{number}", say=lambda _: None) == manifest
         models, points = manifest.table("models").rows, manifest.table("metric_objects").rows
         assert points <= models <= points + 1
-    assert len({manifest.feed.rev for manifest in seen}) > 1
+    assert len({manifest.feed.rev for manifest in seen}) == 4
 
 
 # -- breaking off ----------------------------------------------------------------------------------------------------
@@ -378,11 +383,22 @@ def _command(*argv: str) -> subprocess.Popen[str]:
     )
 
 
+def _is_imported(database: Path) -> bool:
+    """Whether there is content, and no mark of an import any more."""
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(database)) as raw:
+        tables = {row[0] for row in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "models" not in tables or "import_progress" in tables:
+            return False
+        return bool(raw.execute("SELECT count(*) FROM models").fetchone()[0])
+
+
 async def test_processes_that_are_killed_at_any_moment_go_on(made: Made, tmp_path: Path) -> None:
     data, _, before = made
     chance = random.Random(11)
 
-    def run(*argv: str, kills: int, lines: tuple[int, int]) -> None:
+    def run(*argv: str, kills: int, lines: tuple[int, int], finished: Callable[[], bool]) -> None:
         for _ in range(kills):
             with _command(*argv) as process:
                 assert process.stderr is not None
@@ -391,20 +407,23 @@ async def test_processes_that_are_killed_at_any_moment_go_on(made: Made, tmp_pat
                     pass
                 time.sleep(chance.random() * 0.02)
                 process.kill()
-            if process.returncode == 0:
+            # Where this process was slower than that one, it was killed after the last thing that it had to do.
+            if process.returncode == 0 or finished():
                 return
         with _command(*argv) as process:
             assert process.stderr is not None
             said = process.stderr.read()
             assert process.wait() == 0, said
 
-    export = tmp_path / "export"
-    await to_thread.run_sync(lambda: run("export", "--data-dir", str(data), str(export), kills=2, lines=(1, 35)))
+    export, new = tmp_path / "export", tmp_path / "new"
+    exporting = ("export", "--data-dir", str(data), str(export))
+    await to_thread.run_sync(lambda: run(*exporting, kills=2, lines=(1, 35), finished=(export / MANIFEST).exists))
     verify_export(export, say=lambda _: None)
+    importing = ("import", "--data-dir", str(new), str(export))
     await to_thread.run_sync(
-        lambda: run("import", "--data-dir", str(tmp_path / "new"), str(export), kills=4, lines=(36, 60))
+        lambda: run(*importing, kills=4, lines=(36, 60), finished=lambda: _is_imported(new / "modelbox.db"))
     )
-    async with open_place(tmp_path / "new") as place:
+    async with open_place(new) as place:
         assert await contents(place.database) == before
         await place.database.read(refuse_unfinished_import)
 

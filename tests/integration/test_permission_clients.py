@@ -57,7 +57,7 @@ async def test_a_writer_trains_and_publishes(live: Live, tmp_path: Path) -> None
             run.set_readme("# First")
             with run.child("part") as child:
                 child.log_metric("loss", 2.0)
-            await run.aflush(timeout=30)
+            await run.aflush(timeout=100)
         assert (run.rejections, run.skipped, run.dropped) == ((), 0, 0)
         found = await client.get_run(run.id)
         assert (found.status, found.created_by) == (RunStatus.FINISHED, "trainer")
