@@ -144,6 +144,16 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _factor(value: object) -> float:
+    try:
+        factor = float(value) if isinstance(value, str) else value
+    except ValueError:
+        factor = None
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1.1 <= factor <= 10_000:
+        raise ValueError("expected a number from 1.1 to 10000")
+    return float(factor)
+
+
 def _delay(value: object) -> float:
     if value in (0, "0"):
         return 0.0
@@ -264,6 +274,9 @@ class ClientConfig:
             ``unsigned`` (those without a signature that was verified).
         probe_timeout_s: How long that process may take to start and to open the model.
         probe_max_bytes: Memory that it may take; 0 for an allowance by the size of the files.
+        slower: What becomes of a version whose runs take many times as long as those of the one that serves: ``off``
+            (nobody looks), ``warn`` or ``refuse``.
+        slower_factor: How many times.
         signatures: What becomes of a version that nobody trusted has signed: ``off``, ``warn`` or ``require``, or by
             pattern (``langtech/*=require,*=warn``, the first that fits counts). Empty: ``warn`` where somebody is
             trusted, else ``off``.
@@ -353,6 +366,18 @@ class ClientConfig:
             "Memory that it may take beyond the runtime's own: bytes, or text such as '2 GiB'. 0: four times the size"
             " of the files, and 512 MiB, but no more than is left.",
         ),
+    )
+    slower: str = field(
+        default="warn",
+        metadata=_about(
+            _choice("off", "warn", "refuse"),
+            "Versions whose runs take more than slower_factor times as long as those of the one that serves: off"
+            " (nobody looks), warn or refuse.",
+        ),
+    )
+    slower_factor: float = field(
+        default=10.0,
+        metadata=_about(_factor, "How many times as long they may take: 1.1 to 10000."),
     )
     actor: str = field(
         metadata=_about(

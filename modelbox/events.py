@@ -53,6 +53,8 @@ class ReloadSucceeded(ModelEvent):
 
     Attributes:
         previous_version: What answered before; None at the first load.
+        slowdown: How many times as long one of its runs takes as one of the version before; None where that was not
+            measured.
         stage_s: Seconds by stage: ``fetch``, ``verify``, ``probe``, ``open``, ``signature``, ``warm``.
     """
 
@@ -60,6 +62,7 @@ class ReloadSucceeded(ModelEvent):
     digest: Digest
     previous_version: int | None
     stage_s: dict[str, float]
+    slowdown: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from modelbox.loader.probe import ProbeMode
 from modelbox.loader.reload import Reloader
 from modelbox.loader.report import Identity
 from modelbox.loader.settings import LoaderSettings, LoadOptions
+from modelbox.loader.slower import Slower
 from modelbox.model import LiveModel
 from modelbox.otel import Telemetry
 from modelbox.ports import ModelSource
@@ -160,6 +161,8 @@ class LoaderHost:
                     probe=ProbeMode(config.probe),
                     probe_timeout_s=config.probe_timeout_s,
                     probe_max_bytes=config.probe_max_bytes,
+                    slower=Slower(config.slower),
+                    slower_factor=config.slower_factor,
                 ),
                 observe=telemetry,
                 ledger=telemetry.ledger,

@@ -261,6 +261,8 @@ class InstanceReport:
         version: What serves now (0 for nothing); on a NACK still the old one.
         target_version: What was to be served; equals ``version`` on an ACK.
         stage: Where a reload failed: ``fetch``, ``verify``, ``open``, ``warm`` ….
+        reason: Why it failed; on an ACK, what is odd about the version that serves, such as that it is slow, and then
+            ``stage`` says where that was found.
         stale: The instance serves from its cache without contact to the server.
     """
 

@@ -1,4 +1,4 @@
-"""Small files that ask for much while they are opened, in ways that no look at the file tells."""
+"""Small files that ask for much while they are opened or run, in ways that no look at the file tells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ("hungry_to_open", "slow_to_open")
+__all__ = ("hungry_to_open", "slow_to_open", "slow_to_run")
 
 
 def hungry_to_open(mebibytes: int) -> bytes:
@@ -53,6 +53,34 @@ def slow_to_open() -> bytes:
         helper.make_node("ReduceMax", ["m3000"], ["most"], keepdims=0),
         helper.make_node("Mul", ["most", "zero"], ["nothing"]),
         helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    return _on_rows(nodes, given)
+
+
+def slow_to_run(constant: int, turns: int) -> bytes:
+    """``y = x + constant`` on float32[n, 4], by way of so many additions of nothing."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["sum", "zero"], ["sum_on"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_on", TensorProto.FLOAT, None),
+        ],
+    )
+    given = [
+        numpy_helper.from_array(np.array(constant, np.float32), "c"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+        numpy_helper.from_array(np.array(turns, np.int64), "turns"),
+        numpy_helper.from_array(np.array(True), "true"),
+    ]
+    nodes = [
+        helper.make_node("Add", ["x", "c"], ["first"]),
+        helper.make_node("Loop", ["turns", "true", "first"], ["y"], body=body),
     ]
     return _on_rows(nodes, given)
 

@@ -22,15 +22,25 @@ from typing import TypeVar
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from modelbox.errors import CacheError, FormatRefused, LoadError, ModelBoxError, NotEnoughMemory, SignatureChanged
+from modelbox.errors import (
+    CacheError,
+    FormatRefused,
+    LoadError,
+    ModelBoxError,
+    NotEnoughMemory,
+    SignatureChanged,
+    WarmupFailed,
+)
 from modelbox.loader import onnx_scan
 from modelbox.loader.cache import Cache, Lease
 from modelbox.loader.download import Downloader
+from modelbox.loader.generation import Generation
 from modelbox.loader.memory import check_room
 from modelbox.loader.optimise import find_optimised, optimised_key, write_optimised
 from modelbox.loader.probe import ProbeMode, Trial, allowance_bytes, probe
-from modelbox.loader.session import Session
+from modelbox.loader.session import Session, WarmReport
 from modelbox.loader.settings import LoaderSettings, LoadOptions
+from modelbox.loader.slower import Slowdown, Slower, compare_speed
 from modelbox.loader.tensor_files import TensorFiles
 from modelbox.manifest import Manifest
 from modelbox.objects import ModelVersion
@@ -57,6 +67,7 @@ class Prepared:
         batching: Whether calls may be joined along the first dimension.
         stage_s: Seconds by stage.
         optimised: Whether it was opened from the form that the cache keeps, or there is none to keep.
+        slowdown: How its runs compare with those of the version before; None where that was not measured.
     """
 
     version: ModelVersion
@@ -66,6 +77,7 @@ class Prepared:
     stage_s: dict[str, float]
     model_path: Path
     optimised: bool
+    slowdown: Slowdown | None = None
 
 
 def find_entrypoint(manifest: Manifest) -> str:
@@ -156,7 +168,7 @@ class Preparer:
         version: ModelVersion,
         options: LoadOptions,
         *,
-        replaces: Signature | None,
+        before: Generation | None,
         on_progress: Callable[[int, int], None],
         served: bool = False,
     ) -> Prepared:
@@ -166,9 +178,9 @@ class Preparer:
             ref: What it is to serve.
             version: What to open.
             options: How.
-            replaces: The interface that running callers rely on; None for a first load.
+            before: What serves now, and whose callers rely on its interface; None for a first load.
             on_progress: Called with verified and total bytes.
-            served: Whether this process has served it before, so that it needs no trial.
+            served: Whether this process has served it before, so that it needs no trial and may be as slow as it was.
 
         Raises:
             ModelBoxError: With ``fields["stage"]``: ``fetch``, ``verify``, ``probe``, ``open``, ``signature`` or
@@ -208,10 +220,11 @@ class Preparer:
         try:
             await anyio.lowlevel.checkpoint()
             with _stage("signature", stage_s):
-                _compare(replaces, session.signature, options)
+                _compare(before.signature if before is not None else None, session.signature, options)
             with _stage("warm", stage_s):
                 report = await self._in_opener(session.warm, self._warm_up_timeout_s(options), golden)
                 await anyio.lowlevel.checkpoint()
+                slowdown = await self._compare_speed(session, report, before, served=served)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.discard(session, lease)
@@ -225,6 +238,7 @@ class Preparer:
             stage_s=stage_s,
             model_path=path,
             optimised=kept is not None,
+            slowdown=slowdown,
         )
 
     async def _prepare_tensors(
@@ -279,6 +293,21 @@ class Preparer:
             await self._in_opener(self._write_optimised, prepared.version, prepared.model_path, options)
         except ModelBoxError as exc:
             _log.info("the optimised form of %s is not kept: %s", prepared.version.ref, exc)
+
+    async def _compare_speed(
+        self, session: Session, report: WarmReport, before: Generation | None, *, served: bool
+    ) -> Slowdown | None:
+        mode, limit = self._settings.slower, self._settings.slower_factor
+        if before is None or mode is Slower.OFF:
+            return None
+        found = await self._in_opener(compare_speed, session, report, before, limit)
+        if found is not None and found.factor > limit and mode is Slower.REFUSE and not served:
+            raise WarmupFailed(
+                f"{found}, more than slower_factor allows: make it faster, or load with slower = warn",
+                stage="warm",
+                factor=round(found.factor, 3),
+            )
+        return found
 
     def _is_tried(self, signed: SignedBy | None) -> bool:
         mode = self._settings.probe

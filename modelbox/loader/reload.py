@@ -313,7 +313,7 @@ class Reloader:
             self.ref,
             version,
             self.options,
-            replaces=self._active.session.signature if self._active is not None else None,
+            before=self.runner.active,
             on_progress=progress,
             served=version.digest in self._served,
         )
@@ -348,8 +348,11 @@ class Reloader:
                 digest=version.digest,
                 previous_version=previous_number,
                 stage_s=prepared.stage_s,
+                slowdown=prepared.slowdown.factor if prepared.slowdown is not None else None,
             )
         )
+        if self._is_slower(prepared):
+            _log.warning("%s: version %d is slow: %s", self.ref, version.version, prepared.slowdown)
         self._report_active()
         if old is not None and old_prepared is not None:
             self._spawn(self._drain, old, old_prepared, name=f"modelbox drain {self.ref}")
@@ -457,9 +460,16 @@ class Reloader:
         )
         self._reporter.update(self._report(InstanceState.FAILED, target, stage=stage, reason=str(error)))
 
+    def _is_slower(self, prepared: Prepared) -> bool:
+        return prepared.slowdown is not None and prepared.slowdown.factor > self._settings.slower_factor
+
     def _report_active(self) -> None:
+        active = self._active
         if self._current is not None:
-            self._reporter.update(self._report(InstanceState.ACTIVE, self._current))
+            said = {}
+            if active is not None and self._is_slower(active):
+                said = {"stage": "warm", "reason": str(active.slowdown)}
+            self._reporter.update(self._report(InstanceState.ACTIVE, self._current, **said))
 
     def _report(
         self, state: InstanceState, target: Resolved | None = None, *, stage: str = "", reason: str = ""

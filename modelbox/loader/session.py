@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import ModuleType
@@ -74,6 +74,8 @@ class WarmReport:
         ran: A run succeeded. False only for a model without golden inputs that refuses made-up ones.
         golden: Golden inputs were there and gave the golden outputs.
         finite: No output had NaN or infinity in it.
+        times_s: Seconds of each run that was timed.
+        feed: What they ran on.
     """
 
     rows_independent: bool
@@ -81,6 +83,8 @@ class WarmReport:
     ran: bool
     golden: bool
     finite: bool
+    times_s: tuple[float, ...] = ()
+    feed: Feed | None = field(default=None, repr=False, compare=False)
 
 
 def runtime() -> ModuleType:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from modelbox.loader.probe import ProbeMode
 from modelbox.loader.runner import RunnerOptions
 from modelbox.loader.session import SessionOptions
+from modelbox.loader.slower import Slower
 from modelbox.loader.watch import InformerSettings
 from modelbox.signature import Compatibility
 
@@ -50,6 +51,9 @@ class LoaderSettings:
         probe_timeout_s: How long that process may take to start and to open the model; first runs have
             `warm_up_timeout_s` besides.
         probe_max_bytes: Memory that it may take beyond the runtime's own; 0 for an allowance by the size of the files.
+        slower: What becomes of a version whose runs take more than `slower_factor` times as long as those of the one
+            that serves. One that served before is never refused for it.
+        slower_factor: How many times as long they may take.
         drain_timeout_s: Calls that still run on a replaced version after this are terminated.
         retry_base_s: First pause after a failure that may pass (network, disk, memory); doubles up to `retry_max_s`.
         heartbeat_s: The instance reports to the server this often, and at once when something changed.
@@ -62,6 +66,8 @@ class LoaderSettings:
     probe: ProbeMode = ProbeMode.OFF
     probe_timeout_s: float = 60.0
     probe_max_bytes: int = 0
+    slower: Slower = Slower.WARN
+    slower_factor: float = 10.0
     drain_timeout_s: float = 30.0
     retry_base_s: float = 1.0
     retry_max_s: float = 3600.0

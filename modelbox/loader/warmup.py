@@ -94,8 +94,12 @@ def warm(session: Session, deadline_s: float, golden: Path | None) -> WarmReport
             feed, outputs = _run_zeros(session, deadline)
         if feed is None:
             return WarmReport(rows_independent=False, run_s=None, ran=False, golden=False, finite=True)
+        times_s = _timed(deadline, feed)
         return WarmReport(
-            run_s=_timed(deadline, feed),
+            # The best of them, because the first ones allocate.
+            run_s=min(times_s),
+            times_s=times_s,
+            feed=feed,
             rows_independent=checker.has_rows and _rows_independent(session, deadline, feed),
             ran=True,
             golden=checked,
@@ -165,18 +169,18 @@ def _named_types(session: Session, arrays: Mapping[str, Any]) -> Mapping[str, An
     }
 
 
-def _timed(deadline: _Deadline, feed: Feed) -> float:
-    """Seconds of one run: the best of a few, because the first ones allocate."""
-    best = float("inf")
+def _timed(deadline: _Deadline, feed: Feed) -> tuple[float, ...]:
+    """Seconds of a few runs."""
+    found: list[float] = []
     end = time.perf_counter() + _TIMED_BUDGET_S
     for _ in range(_TIMED_RUNS):
         start = time.perf_counter()
         deadline.run(feed)
         now = time.perf_counter()
-        best = min(best, now - start)
+        found.append(now - start)
         if now > end:
             break
-    return best
+    return tuple(found)
 
 
 def _rows_independent(session: Session, deadline: _Deadline, feed: Feed) -> bool:

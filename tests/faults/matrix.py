@@ -283,8 +283,9 @@ _MODELS = _rows(
     ),
     (
         "Golden inputs give other values, or no numbers; a model that is slower.",
-        "Other values and NaN where numbers were promised refuse the version. Speed alone does not: the warm-up's "
-        "deadline is the limit.",
+        "Other values and NaN where numbers were promised refuse the version. One whose runs take more than "
+        "`slower_factor` (10) times as long as those of the one that serves is told of in the log and to the fleet's "
+        "list, and refused with `slower = refuse`.",
     ),
     (
         "There is no memory for a second session.",

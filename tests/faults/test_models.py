@@ -20,11 +20,12 @@ from onnx import TensorProto, helper
 from modelbox import LoadOptions, ReloadFailed, ReloadSucceeded, SessionFreed
 from modelbox.errors import FormatRefused, ModelInvalid, ProbeFailed, RunTerminated
 from modelbox.loader.probe import ProbeMode
-from modelbox.objects import InstanceState
+from modelbox.loader.slower import Slower
+from modelbox.objects import InstanceReport, InstanceState
 from modelbox.refs import ModelRef
 from tests.faults.registry import fault, record_figure
 from tests.feed_source import FeedSource
-from tests.heavy_models import hungry_to_open, slow_to_open
+from tests.heavy_models import hungry_to_open, slow_to_open, slow_to_run
 from tests.loading import SETTINGS, X, answer, loading
 from tests.onnx_models import add_constant
 from tests.trials import children, trial_under_way
@@ -177,6 +178,77 @@ async def test_a_version_that_misses_its_golden_outputs_is_refused(
         failed = await log.failed(2)
         assert (failed.stage, failed.code, failed.quarantined) == ("warm", "load.warmup", True)
         assert await answer(reloader) == 2.0
+
+
+async def active_report(source: FeedSource, version: int) -> InstanceReport:
+    """What the fleet is told of a version that serves."""
+    with anyio.fail_after(60):
+        while True:
+            for report in source.reports:
+                if (report.state, report.version) == (InstanceState.ACTIVE, version):
+                    return report
+            await anyio.sleep(0.005)
+
+
+@fault(54)
+async def test_a_version_that_is_slower_is_told_of(
+    source: FeedSource, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelbox.loader.slower._STOP_S", 60.0)
+    # Some milliseconds against some microseconds.
+    source.add({"model.onnx": slow_to_run(2, 10_000)}, version=2)
+    source.add({"model.onnx": add_constant(3)}, version=3)
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        for number in (2, 3):
+            source.move("prod", source.versions[f"ns/model@{number}"])
+            await log.served(number)
+            assert await answer(reloader) == number + 1.0
+            await active_report(source, number)
+    first, slow, fast = [event for event in log.events if isinstance(event, ReloadSucceeded)]
+    assert first.slowdown is None
+    assert slow.slowdown is not None
+    assert slow.slowdown > 10
+    assert fast.slowdown is not None
+    assert fast.slowdown < 1
+    told = await active_report(source, 2)
+    assert (told.stage, told.target_version) == ("warm", 2)
+    assert "times as long as a run of version 1" in told.reason
+    assert not (await active_report(source, 3)).reason
+    assert [record.args[1] for record in caplog.records if "is slow" in record.msg] == [2]  # type: ignore[index]
+
+
+@fault(54)
+async def test_a_version_that_is_slower_may_be_refused_unless_it_served_before(
+    source: FeedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelbox.loader.slower._STOP_S", 60.0)
+    source.add({"model.onnx": slow_to_run(2, 10_000)}, version=2)
+    source.add({"model.onnx": slow_to_run(3, 20_000)}, version=3)
+    source.move("prod", source.versions["ns/model@2"])
+    async with loading(source, tmp_path, settings=replace(SETTINGS, slower=Slower.REFUSE)) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@1"])
+        await log.served(1)
+        source.move("prod", source.versions["ns/model@3"])
+        failed = await log.failed(3)
+        assert (failed.stage, failed.code, failed.quarantined) == ("warm", "load.warmup", True)
+        assert "slower_factor" in failed.reason
+        assert await answer(reloader) == 2.0
+        # Back to what was there before, however slow.
+        source.move("prod", source.versions["ns/model@2"])
+        await log.until(lambda event: isinstance(event, ReloadSucceeded) and event.version == 2, count=2)
+        assert await answer(reloader) == 3.0
+
+
+async def test_nobody_looks_for_slower_versions_where_that_is_off(source: FeedSource, tmp_path: Path) -> None:
+    source.add({"model.onnx": slow_to_run(2, 10_000)}, version=2)
+    async with loading(source, tmp_path, settings=replace(SETTINGS, slower=Slower.OFF)) as (loader, log):
+        await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        assert not (await active_report(source, 2)).reason
+    assert not any(event.slowdown for event in log.events if isinstance(event, ReloadSucceeded))
 
 
 @fault(56)

@@ -82,9 +82,23 @@ def test_trials(tmp_path: Path) -> None:
     assert load_client_config(env=env_of(tmp_path), probe=" Unsigned ").probe == "unsigned"
 
 
+def test_what_becomes_of_slower_versions(tmp_path: Path) -> None:
+    config = load_client_config(env=env_of(tmp_path))
+    assert (config.slower, config.slower_factor) == ("warn", 10.0)
+    config = load_client_config(env=env_of(tmp_path, MODELBOX_SLOWER="refuse", MODELBOX_SLOWER_FACTOR="1.5"))
+    assert (config.slower, config.slower_factor) == ("refuse", 1.5)
+    assert load_client_config(env=env_of(tmp_path), slower=False).slower == "off"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("slower", "never"),
+        ("slower", True),
+        ("slower_factor", 1),
+        ("slower_factor", "nan"),
+        ("slower_factor", "fast"),
+        ("slower_factor", True),
         ("probe", "sometimes"),
         ("probe", 1),
         ("probe_max_bytes", "1 kib"),
