@@ -429,7 +429,7 @@ def test_every_truncation_of_a_model_is_refused_or_harmless(tmp_path: Path) -> N
 
 
 @fault(47)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_mutated_models_never_crash_the_scan(tmp_path: Path, data: st.DataObject) -> None:
     good = in_subgraph(external({"location": "weights.bin"})).SerializeToString()
