@@ -161,8 +161,9 @@ class Handles:
 
     def tell_news(self) -> None:
         """Tells of edits and states that come without an event; called every now and then."""
-        for handle in self._handles.values():
-            if handle.observer is not None:
+        # The socket may turn out to be broken with any frame, and then nothing is open any more.
+        for handle in list(self._handles.values()):
+            if handle.observer is not None and self._handles.get(handle.number) is handle:
                 self._tell_state(handle)
 
     def introduce(self, handle: Handle, version: ModelVersion, signature: Signature) -> KnownVersion:
@@ -219,8 +220,8 @@ class Handles:
         active = handle.runner.active
         if active is None:
             raise ServerBusy(f"{handle.served.ref} does not answer now", retry_after_s=1.0)
-        known = self.known.get(id(active.version)) or self.introduce(handle, active.version, active.signature)
         reloader = handle.reloader
+        known = self.known.get(id(active.version)) or self.introduce(handle, active.version, active.signature)
         return {"state": reloader.state.value, "stale": reloader.stale, "version": known.number}
 
 
