@@ -270,6 +270,8 @@ class ClientConfig:
         instance_id: Name of this process in ``modelbox fleet``; empty: see `process_instance_id`.
         swap_jitter_s: A model whose alias was moved is swapped up to so much later, drawn evenly, so that a large fleet
             does not ask and download at once.
+        swap_interval_s: How long a model keeps a version before the next one replaces it; of several that arrive
+            meanwhile, the newest counts. A rollback does not wait.
         probe: Which versions are tried in a process of their own before this one opens them: ``off``, ``on`` (all), or
             ``unsigned`` (those without a signature that was verified).
         probe_timeout_s: How long that process may take to start and to open the model.
@@ -343,6 +345,14 @@ class ClientConfig:
             _delay,
             "A moved model is swapped up to so many seconds later, so that a large fleet does not do it at once: 0, or"
             " 0.01 to 86400.",
+        ),
+    )
+    swap_interval_s: float = field(
+        default=0.0,
+        metadata=_about(
+            _delay,
+            "How long a model keeps a version before the next one replaces it, unless it is a way back; of several that"
+            " arrive meanwhile, the newest counts: 0, or 0.01 to 86400 seconds.",
         ),
     )
     probe: str = field(

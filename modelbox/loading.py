@@ -158,6 +158,7 @@ class LoaderHost:
                 settings=replace(
                     self._settings,
                     informer=informer,
+                    swap_interval_s=config.swap_interval_s,
                     probe=ProbeMode(config.probe),
                     probe_timeout_s=config.probe_timeout_s,
                     probe_max_bytes=config.probe_max_bytes,

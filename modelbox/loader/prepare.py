@@ -171,6 +171,7 @@ class Preparer:
         before: Generation | None,
         on_progress: Callable[[int, int], None],
         served: bool = False,
+        rollback: bool = False,
     ) -> Prepared:
         """Fetches, opens and warms ``version``, after a look at who signed it: nothing of it is kept before.
 
@@ -180,7 +181,8 @@ class Preparer:
             options: How.
             before: What serves now, and whose callers rely on its interface; None for a first load.
             on_progress: Called with verified and total bytes.
-            served: Whether this process has served it before, so that it needs no trial and may be as slow as it was.
+            served: Whether this process has served it before, so that it needs no trial.
+            rollback: Whether it is a way back, so that it may be as slow as it was.
 
         Raises:
             ModelBoxError: With ``fields["stage"]``: ``fetch``, ``verify``, ``probe``, ``open``, ``signature`` or
@@ -224,7 +226,7 @@ class Preparer:
             with _stage("warm", stage_s):
                 report = await self._in_opener(session.warm, self._warm_up_timeout_s(options), golden)
                 await anyio.lowlevel.checkpoint()
-                slowdown = await self._compare_speed(session, report, before, served=served)
+                slowdown = await self._compare_speed(session, report, before, lenient=served or rollback)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.discard(session, lease)
@@ -295,13 +297,13 @@ class Preparer:
             _log.info("the optimised form of %s is not kept: %s", prepared.version.ref, exc)
 
     async def _compare_speed(
-        self, session: Session, report: WarmReport, before: Generation | None, *, served: bool
+        self, session: Session, report: WarmReport, before: Generation | None, *, lenient: bool
     ) -> Slowdown | None:
         mode, limit = self._settings.slower, self._settings.slower_factor
         if before is None or mode is Slower.OFF:
             return None
         found = await self._in_opener(compare_speed, session, report, before, limit)
-        if found is not None and found.factor > limit and mode is Slower.REFUSE and not served:
+        if found is not None and found.factor > limit and mode is Slower.REFUSE and not lenient:
             raise WarmupFailed(
                 f"{found}, more than slower_factor allows: make it faster, or load with slower = warn",
                 stage="warm",

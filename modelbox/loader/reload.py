@@ -11,6 +11,9 @@ Invariants:
 
 * `Runner.active` changes by one assignment, only to a session that has answered its warm-up.
 * Targets are levels, not events: only the newest counts, and one that arrives during a reload ends that reload.
+* With `swap_interval_s`, a target waits until the version that serves has served for so long, and what overtakes it
+  meanwhile takes its place. A way back does not wait: each version on it was once left for a newer one, so that there
+  are never more ways back than there were waits.
 * A version that can never work is quarantined for the move of the alias that brought it: it is tried again only when
   the alias moves. What may pass (network, disk, memory) is tried again with growing pauses.
 * Nothing here raises into callers of `predict`.
@@ -21,6 +24,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
@@ -132,6 +136,9 @@ class Reloader:
         self._quarantine: dict[str, Quarantined] = {}
         # In the order of their last swaps.
         self._served: dict[str, None] = {}
+        # The way back: what served before what serves, and what before that; the last one serves.
+        self._trail: list[str] = []
+        self._swapped_at: float | None = None
         self._wake = anyio.Event()
         self._attempt_scope: CancelScope | None = None
         self._saving = anyio.Lock()
@@ -214,6 +221,8 @@ class Reloader:
         """
         if last_good is not None:
             self._quarantine = {q.digest: q for q in last_good.quarantine}
+            self._previous = last_good.previous
+            self._trail = [v.digest for v in (last_good.previous, last_good.version) if v is not None]
         fallback = as_resolved(self.ref, last_good) if last_good is not None else None
         same = fallback is not None and _same_content(fallback, resolved)
         if fallback is not None and not same and self._is_quarantined(resolved):
@@ -221,6 +230,8 @@ class Reloader:
             return
         try:
             await self._bring(resolved)
+            if fallback is not None and not same:
+                self._previous = fallback.version
         except ModelBoxError as exc:
             # The same content as it was signed before is as good as it was then.
             if fallback is None or (same and not isinstance(exc, SignatureRefused)):
@@ -235,6 +246,7 @@ class Reloader:
         self._current, self._previous, self._active = other._current, other._previous, other._active
         self._quarantine = dict(other._quarantine)
         self._served = dict(other._served)
+        self._trail, self._swapped_at = list(other._trail), other._swapped_at
         self.state = ModelState.ACTIVE
 
     async def run(self) -> None:
@@ -256,6 +268,9 @@ class Reloader:
                 continue
             if self._is_quarantined(target):
                 self._target = None
+                continue
+            if (wait_s := self._wait_s(target)) > 0:
+                pause_s = wait_s
                 continue
             self.state = ModelState.RELOADING
             error = await self._try(target)
@@ -316,6 +331,7 @@ class Reloader:
             before=self.runner.active,
             on_progress=progress,
             served=version.digest in self._served,
+            rollback=self._is_rollback(target),
         )
         self._activate(target, prepared)
 
@@ -340,6 +356,7 @@ class Reloader:
         self._served[version.digest] = None
         while len(self._served) > _MAX_SERVED:
             del self._served[next(iter(self._served))]
+        self._follow_trail(version.digest)
         self.state = ModelState.ACTIVE
         self._emit(
             ReloadSucceeded(
@@ -351,6 +368,8 @@ class Reloader:
                 slowdown=prepared.slowdown.factor if prepared.slowdown is not None else None,
             )
         )
+        if previous_number is not None:
+            self._swapped_at = time.monotonic()
         if self._is_slower(prepared):
             _log.warning("%s: version %d is slow: %s", self.ref, version.version, prepared.slowdown)
         self._report_active()
@@ -459,6 +478,23 @@ class Reloader:
             )
         )
         self._reporter.update(self._report(InstanceState.FAILED, target, stage=stage, reason=str(error)))
+
+    def _wait_s(self, target: Resolved) -> float:
+        """How much longer the version that serves is to go on before ``target`` may replace it."""
+        interval_s = self._settings.swap_interval_s
+        if not interval_s or self._swapped_at is None or self._is_rollback(target):
+            return 0.0
+        return self._swapped_at + interval_s - time.monotonic()
+
+    def _is_rollback(self, target: Resolved) -> bool:
+        return target.version.digest in self._trail[:-1]
+
+    def _follow_trail(self, digest: str) -> None:
+        if digest in self._trail:
+            del self._trail[self._trail.index(digest) + 1 :]
+        else:
+            self._trail.append(digest)
+            del self._trail[:-_MAX_SERVED]
 
     def _is_slower(self, prepared: Prepared) -> bool:
         return prepared.slowdown is not None and prepared.slowdown.factor > self._settings.slower_factor

@@ -54,6 +54,8 @@ class LoaderSettings:
         slower: What becomes of a version whose runs take more than `slower_factor` times as long as those of the one
             that serves. One that served before is never refused for it.
         slower_factor: How many times as long they may take.
+        swap_interval_s: How long a reference keeps a version before the next one replaces it; of those that arrive
+            meanwhile, the newest counts. A way back does not wait, nor does the first change after a load.
         drain_timeout_s: Calls that still run on a replaced version after this are terminated.
         retry_base_s: First pause after a failure that may pass (network, disk, memory); doubles up to `retry_max_s`.
         heartbeat_s: The instance reports to the server this often, and at once when something changed.
@@ -68,6 +70,7 @@ class LoaderSettings:
     probe_max_bytes: int = 0
     slower: Slower = Slower.WARN
     slower_factor: float = 10.0
+    swap_interval_s: float = 0.0
     drain_timeout_s: float = 30.0
     retry_base_s: float = 1.0
     retry_max_s: float = 3600.0

@@ -293,7 +293,8 @@ _MODELS = _rows(
     ),
     (
         "Fifty promotions in ten seconds.",
-        "The newest counts: a version that is overtaken on its way is given up, and the last one serves in the end.",
+        "The newest counts: a version that is overtaken on its way is given up, and the last one serves in the end. "
+        "With `swap_interval_s`, two swaps of a reference are at least so far apart; a rollback does not wait.",
     ),
     (
         "A swap under load.",

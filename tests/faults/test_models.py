@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from modelbox import LoadOptions, ReloadFailed, ReloadSucceeded, SessionFreed
+from modelbox import LoadOptions, ModelEvent, ReloadFailed, ReloadStarted, ReloadSucceeded, SessionFreed
 from modelbox.errors import FormatRefused, ModelInvalid, ProbeFailed, RunTerminated
 from modelbox.loader.probe import ProbeMode
 from modelbox.loader.slower import Slower
@@ -26,7 +28,7 @@ from modelbox.refs import ModelRef
 from tests.faults.registry import fault, record_figure
 from tests.feed_source import FeedSource
 from tests.heavy_models import hungry_to_open, slow_to_open, slow_to_run
-from tests.loading import SETTINGS, X, answer, loading
+from tests.loading import SETTINGS, X, answer, loading, recorded
 from tests.onnx_models import add_constant
 from tests.trials import children, trial_under_way
 
@@ -267,6 +269,89 @@ async def test_of_fifty_promotions_the_last_one_counts(source: FeedSource, tmp_p
         assert swapped == sorted(swapped), "never back to one that was overtaken"
         assert not [event for event in log.events if isinstance(event, ReloadFailed)]
         record_figure(56, f"{len(swapped) - 1} swaps for 50 promotions, the last one serves")
+
+
+@fault(56)
+async def test_swaps_are_an_interval_apart(source: FeedSource, tmp_path: Path) -> None:
+    interval_s = 0.4
+    for number in range(2, 52):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    swaps: list[tuple[float, int]] = []
+
+    def note(event: ModelEvent) -> None:
+        if isinstance(event, ReloadSucceeded):
+            swaps.append((time.monotonic(), event.version))
+
+    async with loading(source, tmp_path, settings=replace(SETTINGS, swap_interval_s=interval_s)) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        reloader.observers.append(note)
+        for number in range(2, 52):
+            source.move("prod", source.versions[f"ns/model@{number}"])
+            await anyio.sleep(0.02)
+        # Nothing moves any more.
+        await log.served(51)
+        active = reloader.runner.active
+        assert active is not None
+        assert active.version.digest == source.versions["ns/model@51"].digest
+        assert await answer(reloader) == 52.0
+    times = [at for at, _ in swaps]
+    assert min(later - sooner for sooner, later in itertools.pairwise(times)) >= interval_s
+    versions = [version for _, version in swaps]
+    assert versions == sorted(set(versions)), "never back to one that was overtaken"
+    assert not [event for event in log.events if isinstance(event, ReloadFailed)]
+    record_figure(56, f"{len(swaps)} swaps for 50 promotions in 1 s, with {interval_s} s between them")
+
+
+@fault(56)
+async def test_a_way_back_waits_for_no_interval(source: FeedSource, tmp_path: Path) -> None:
+    for number in (2, 3):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    async with loading(source, tmp_path, settings=replace(SETTINGS, swap_interval_s=3600.0)) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+
+        async def waits(number: int) -> None:
+            source.move("prod", source.versions[f"ns/model@{number}"])
+            with anyio.fail_after(60):
+                while (target := reloader._target) is None or target.version.version != number:
+                    await anyio.sleep(0.005)
+            await anyio.wait_all_tasks_blocked()
+
+        # The first change after a load is at once, a refused one begins no interval.
+        source.move("prod", source.add({"model.onnx": b"not a model"}, version=9))
+        await log.failed(9)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        await waits(3)
+        source.move("prod", source.versions["ns/model@1"])
+        await log.until(lambda event: isinstance(event, ReloadSucceeded) and event.version == 1, count=2)
+        # To and fro is no way back.
+        await waits(2)
+        assert await answer(reloader) == 2.0
+    begun = [event.version for event in log.events if isinstance(event, ReloadStarted)]
+    assert begun == [1, 9, 2, 1]
+
+
+@fault(56)
+async def test_the_way_back_is_known_after_a_restart(source: FeedSource, tmp_path: Path) -> None:
+    for number in (2, 3):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    settings = replace(SETTINGS, swap_interval_s=3600.0)
+    async with loading(source, tmp_path, settings=settings) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+        await recorded(reloader, lambda state: state.previous is not None)
+    async with loading(source, tmp_path, settings=settings) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.edit(source.versions["ns/model@2"], note="is written down with all else")
+        await recorded(reloader, lambda state: bool(state.version.metadata))
+    async with loading(source, tmp_path, settings=settings) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        source.move("prod", source.versions["ns/model@3"])
+        await log.served(3)
+        source.move("prod", source.versions["ns/model@1"])
+        await log.served(1)
+        assert await answer(reloader) == 2.0
 
 
 @fault(58)

@@ -82,6 +82,11 @@ def test_trials(tmp_path: Path) -> None:
     assert load_client_config(env=env_of(tmp_path), probe=" Unsigned ").probe == "unsigned"
 
 
+def test_the_interval_between_swaps(tmp_path: Path) -> None:
+    assert load_client_config(env=env_of(tmp_path)).swap_interval_s == 0
+    assert load_client_config(env=env_of(tmp_path, MODELBOX_SWAP_INTERVAL_S="30")).swap_interval_s == 30.0
+
+
 def test_what_becomes_of_slower_versions(tmp_path: Path) -> None:
     config = load_client_config(env=env_of(tmp_path))
     assert (config.slower, config.slower_factor) == ("warn", 10.0)
@@ -93,6 +98,8 @@ def test_what_becomes_of_slower_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("swap_interval_s", -1),
+        ("swap_interval_s", "0.001"),
         ("slower", "never"),
         ("slower", True),
         ("slower_factor", 1),
