@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -16,6 +17,7 @@ import anyio
 import pytest
 
 from modelbox.errors import LimitError, ServerBusy, StorageError
+from modelbox.refs import Digest
 from modelbox.runtime.blobs import filesystem
 from modelbox.runtime.blobs.filesystem import FilesystemBlobs
 from tests.faults.registry import fault
@@ -140,6 +142,46 @@ async def test_a_request_that_ends_while_its_upload_is_checked_leaves_the_file_t
     with pytest.raises(asyncio.CancelledError):
         await uploading
     assert await get(blobs, digest_of(DATA)) == DATA
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+async def test_a_request_that_ends_while_its_blob_is_opened_leaves_no_file_open(
+    blobs: FilesystemBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await put(blobs, DATA)
+    opening, go_on = threading.Event(), threading.Event()
+    open_blob = filesystem._open_blob
+    path = blobs.local_path(digest)
+    assert path is not None
+    seen: list[bool] = []
+
+    def slow(path: Path, digest: Digest) -> object:
+        opening.set()
+        assert go_on.wait(60)
+        opened = open_blob(path, digest)
+        seen.append(is_open())
+        return opened
+
+    def is_open() -> bool:
+        found = []
+        for link in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/self/fd/{link}"))
+        return os.path.realpath(path) in found
+
+    monkeypatch.setattr(filesystem, "_open_blob", slow)
+    reading = asyncio.create_task(get(blobs, digest))
+    while not opening.is_set():
+        await anyio.sleep(0.001)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    go_on.set()
+    with anyio.fail_after(60):
+        # The thread may come later.
+        while not seen or is_open():
+            await anyio.sleep(0.001)
+    assert seen == [True]
 
 
 async def test_another_process_goes_on_with_an_upload(tmp_path: Path, blobs: FilesystemBlobs) -> None:

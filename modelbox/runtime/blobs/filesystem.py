@@ -133,24 +133,21 @@ class FilesystemBlobs:
 
     async def read(self, digest: Digest, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """See `BlobStore.read`."""
-        fd = await to_thread.run_sync(_open_blob, self._path(digest), digest, limiter=self._limiter)
-        try:
-            left = length
-            while left is None or left > 0:
-                wanted = CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)
-                try:
-                    chunk = await to_thread.run_sync(os.pread, fd, wanted, offset, limiter=self._limiter)
-                except OSError as exc:
-                    raise StorageError(f"reading {digest} failed: {exc.strerror}") from exc
-                if not chunk:
-                    if left:
-                        raise StorageError(f"{digest} ends at byte {offset}, {left} bytes too early")
-                    return
-                offset += len(chunk)
-                left = None if left is None else left - len(chunk)
-                yield chunk
-        finally:
-            os.close(fd)
+        blob = await to_thread.run_sync(_open_blob, self._path(digest), digest, limiter=self._limiter)
+        left = length
+        while left is None or left > 0:
+            wanted = CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)
+            try:
+                chunk = await to_thread.run_sync(blob.read, wanted, offset, limiter=self._limiter)
+            except OSError as exc:
+                raise StorageError(f"reading {digest} failed: {exc.strerror}") from exc
+            if not chunk:
+                if left:
+                    raise StorageError(f"{digest} ends at byte {offset}, {left} bytes too early")
+                return
+            offset += len(chunk)
+            left = None if left is None else left - len(chunk)
+            yield chunk
 
     async def find_blob(self, digest: Digest) -> BlobEntry | None:
         """See `BlobStore.find_blob`."""
@@ -532,9 +529,24 @@ def _entries(directory: Path) -> list[BlobEntry]:
     return [entry for entry in found if entry is not None]
 
 
-def _open_blob(path: Path, digest: Digest) -> int:
+class _Blob:
+    """A file that is closed when nobody holds it any more; a thread that reads it may outlast its caller."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, size_bytes: int, offset: int) -> bytes:
+        return os.pread(self._fd, size_bytes, offset)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+def _open_blob(path: Path, digest: Digest) -> _Blob:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return _Blob(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
     except OSError as exc:
         raise StorageError(f"{digest} cannot be opened: {exc.strerror}") from exc
 
