@@ -179,7 +179,10 @@ async def test_trials_that_wait_for_their_turn_are_cancelled_too(tmp_path: Path)
         assert len(children()) == 1
         tg.cancel_scope.cancel()
     assert not children()
-    assert limiter.borrowed_tokens == 0
+    with anyio.fail_after(LONG_S):
+        # Its thread gives the place back after all else.
+        while limiter.borrowed_tokens:
+            await anyio.sleep(0.01)
 
 
 async def test_a_trial_inherits_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
