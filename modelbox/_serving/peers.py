@@ -24,7 +24,8 @@ class Peer:
     """The other end.
 
     Attributes:
-        address: Without a port; empty if there is none. Behind a balancer it is the balancer's.
+        address: Without a port; empty if there is none. Behind a balancer it is the balancer's: what that says of
+            others, `modelbox._serving.proxies` reads.
         certificate_names: The names (SANs) in the client's certificate, which was checked: ``ci.example.org``,
             ``spiffe://example.org/ci``, ``ci@example.org``, ``192.0.2.7``. Those that could be of another kind are not
             among them.

@@ -22,6 +22,7 @@ from modelbox._serving.guard import Limits
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.process import address_of, bind, package_version, run_http, serve_until_signalled, task_group
+from modelbox._serving.proxies import TrustedProxies
 from modelbox._serving.scrapes import scrape_app
 from modelbox._serving.shares import ConnectionShares
 from modelbox._serving.tls import open_tls
@@ -268,6 +269,7 @@ class _Server:
         await self._stack.enter_async_context(denials.running())
         gate = Gate(access, places, denials=denials)
         admission = Admission(config.max_calls)
+        proxies = TrustedProxies(config.trusted_proxies)
         self._boundary = Boundary(
             limits=CallLimits(
                 call_timeout_s=config.call_timeout_s,
@@ -280,6 +282,7 @@ class _Server:
             admission=admission,
             rules=rules,
             bytes_address=self._members.http_with_bytes,
+            proxies=proxies,
         )
         self._grpc = make_server(
             services,
@@ -289,6 +292,7 @@ class _Server:
                 max_message_bytes=config.max_message_bytes,
                 max_connections=config.max_connections,
                 max_connections_per_address=config.max_connections_per_address,
+                shared_address=proxies.trusts,
                 max_streams=config.max_streams,
                 hello_timeout_s=config.hello_timeout_s,
                 keepalive_s=config.keepalive_s,
@@ -299,7 +303,8 @@ class _Server:
         )
 
         http_shares, scrape_shares = (
-            ConnectionShares(config.max_connections, config.max_connections_per_address) for _ in range(2)
+            ConnectionShares(config.max_connections, config.max_connections_per_address, shared=proxies.trusts)
+            for _ in range(2)
         )
         hello = HelloWatch(config.hello_timeout_s, http_shares)
         app = build_app(
@@ -315,6 +320,7 @@ class _Server:
             call_timeout_s=config.call_timeout_s,
             send_timeout_s=config.send_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
+            proxies=proxies,
         )
         self._http = await run_http(
             self._stack,

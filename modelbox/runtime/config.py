@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from modelbox._serving.proxies import NETWORKS
 from modelbox._serving.settings import (
     ADDRESS,
     BOOL,
@@ -266,7 +267,14 @@ class ServerConfig:
     max_connections_per_address: int = setting(
         1000,
         number(1, 100_000, "connections", whole=True),
-        "Those of one address, a /64 of IPv6. Behind a balancer all have its address: then as many as max_connections.",
+        "Those of one address, a /64 of IPv6. Behind a balancer all have its address: name it in trusted_proxies, which"
+        " have as many as max_connections.",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        NETWORKS,
+        "Addresses of the proxies and balancers before this server, which are believed when they say where a call comes"
+        " from (X-Forwarded-For, also in the metadata of gRPC): for the audit log and the limit of bad credentials.",
     )
     max_calls: int = setting(
         4000,

@@ -44,6 +44,9 @@ FUZZED = {
     "modelbox._wire.errors:unpack_error": "fuzz/test_messages.py::test_the_trailer_of_errors",
     "modelbox._serving.headers:HeaderDecoder": "fuzz/test_messages.py::test_header_blocks",
     "modelbox._serving.peers:peer_of": "_serving/test_peers.py::test_no_text_is_a_name_of_two_kinds",
+    "modelbox._serving.proxies:TrustedProxies.caller": "_serving/test_proxies.py::"
+    "test_any_header_gives_the_peer_or_an_address",
+    "modelbox._serving.proxies:read_networks": "_serving/test_proxies.py::test_any_setting_is_read_or_refused",
     "modelbox._tls:_validity": "test_tls.py::test_garbage_is_no_certificate",
     "modelbox._frames:FrameReader": "fuzz/test_messages.py::test_frames",
     "modelbox._frames:json_body": "fuzz/test_messages.py::test_frames",

@@ -28,6 +28,7 @@ from modelbox._serving.grpc import Servable
 from modelbox._serving.health import Health
 from modelbox._serving.messages import decode_google
 from modelbox._serving.peers import Peer, peer_of
+from modelbox._serving.proxies import FORWARDED_FOR, NO_PROXIES, TrustedProxies
 from modelbox._serving.unary import DirectMethod, Failure, SoonMethod
 from modelbox._wire import ACTOR_KEY, ERROR_KEY, REQUEST_KEY, decode_message, pack_error
 from modelbox.access import Caller
@@ -144,6 +145,7 @@ class Boundary:
         admission: How many calls there may be, apart from streams.
         rules: Which calls are for servers of another role.
         bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
+        proxies: Who is believed where a call comes from.
     """
 
     def __init__(
@@ -156,7 +158,9 @@ class Boundary:
         admission: Admission,
         rules: RoleRules = _ALL,
         bytes_address: Callable[[], str] = str,
+        proxies: TrustedProxies = NO_PROXIES,
     ) -> None:
+        self._proxies = proxies
         self._limits = limits
         self._metrics = metrics
         self._health = health
@@ -174,14 +178,10 @@ class Boundary:
 
     def _know(self, headers: Mapping[str, Any], peer: Peer) -> None:
         REQUEST_ID.set(given_request_id(str(headers.get(REQUEST_KEY, ""))))
-        several = getattr(headers, "getall", None)
-        authorization = (
-            [str(one) for one in several(_AUTHORIZATION, ())] if several else [headers.get(_AUTHORIZATION, "")]
-        )
         self._gate.know(
-            authorization,
+            _all_of(headers, _AUTHORIZATION),
             declared=str(headers.get(ACTOR_KEY, "")),
-            address=peer.address,
+            address=self._proxies.caller(peer.address, _all_of(headers, FORWARDED_FOR)),
             certificate_names=peer.certificate_names,
         )
 
@@ -472,6 +472,14 @@ class Boundary:
         except StreamClosedError as exc:
             raise asyncio.CancelledError("the peer has reset the stream") from exc
         return status.name
+
+
+def _all_of(headers: Mapping[str, Any], key: str) -> list[str]:
+    """The values of a key, which may come more than once where headers are grpclib's."""
+    several = getattr(headers, "getall", None)
+    if several is not None:
+        return [str(one) for one in several(key, ())]
+    return [headers[key]] if key in headers else []
 
 
 def _unexpected(name: str, error: Exception) -> ModelBoxError:

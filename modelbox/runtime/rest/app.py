@@ -9,6 +9,7 @@ from aiohttp import web
 from modelbox._serving.admission import Admission
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
+from modelbox._serving.proxies import NO_PROXIES, TrustedProxies
 from modelbox.objects import to_json
 from modelbox.runtime.caller import current_scope
 from modelbox.runtime.metrics import Metrics
@@ -48,6 +49,7 @@ def build_app(
     loopback: bool,
     send_timeout_s: float,
     stall_timeout_s: float,
+    proxies: TrustedProxies = NO_PROXIES,
 ) -> web.Application:
     """Wires routes to services; starts nothing.
 
@@ -65,6 +67,7 @@ def build_app(
         loopback: Whether only this machine can reach the server.
         send_timeout_s: See `ChangeRoutes` and `MetricRoutes`.
         stall_timeout_s: See `FileRoutes`.
+        proxies: Who is believed where a request comes from.
     """
     files = FileRoutes(services.artifacts, metrics, stall_timeout_s=stall_timeout_s)
     changes = ChangeRoutes(services.feed, metrics, send_timeout_s=send_timeout_s)
@@ -101,6 +104,7 @@ def build_app(
                 call_timeout_s=call_timeout_s,
                 rules=rules,
                 bytes_address=services.members.http_with_bytes,
+                proxies=proxies,
             )
         ],
     )

@@ -22,6 +22,7 @@ from modelbox._serving.admission import Admission
 from modelbox._serving.health import Health
 from modelbox._serving.hello import HelloWatch
 from modelbox._serving.peers import peer_of
+from modelbox._serving.proxies import FORWARDED_FOR, TrustedProxies
 from modelbox._wire import ACTOR_KEY, REQUEST_KEY
 from modelbox._wire.values import loads
 from modelbox.errors import (
@@ -85,6 +86,7 @@ def boundary(
     call_timeout_s: float,
     rules: RoleRules,
     bytes_address: Callable[[], str],
+    proxies: TrustedProxies,
 ) -> Middleware:
     """The middleware.
 
@@ -99,6 +101,7 @@ def boundary(
         call_timeout_s: How long a request may take, its body included; not for those.
         rules: Which routes are for servers of another role.
         bytes_address: Gives the HTTP address of a server with bytes, empty if there is none.
+        proxies: Who is believed where a request comes from.
     """
 
     @web.middleware
@@ -110,7 +113,7 @@ def boundary(
         gate.know(
             request.headers.getall("Authorization", ()),
             declared=request.headers.get(ACTOR_KEY, ""),
-            address=peer.address,
+            address=proxies.caller(peer.address, request.headers.getall(FORWARDED_FOR, ())),
             certificate_names=peer.certificate_names,
         )
         resource = request.match_info.route.resource
