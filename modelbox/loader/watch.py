@@ -100,7 +100,7 @@ class Informer:
         self._changed = anyio.Event()
         self._stream_scope: CancelScope | None = None
         self._moved: set[ModelRef] = set()
-        self._doubted: set[ModelRef] = set()
+        self._doubted: dict[ModelRef, ResumeToken | None] = {}
         self._known: ResumeToken | None = None
         self._tasks: TaskGroup | None = None
 
@@ -139,6 +139,10 @@ class Informer:
 
         Cancellation: the stream is closed, nothing else is held.
         """
+        # What was to be looked at when an error ended the run before.
+        self._unlisted.update(ref for ref in (*self._moved, *self._doubted) if ref in self._subscribers)
+        self._moved.clear()
+        self._doubted.clear()
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._check_periodically, name="modelbox informer check")
             await self._run_streams()
@@ -196,6 +200,8 @@ class Informer:
     def _forget_cursor(self) -> None:
         self._cursor = None
         self._unlisted.update(self._subscribers)
+        # Places in a history that may have been replaced; everything is listed anyway.
+        self._doubted = dict.fromkeys(self._doubted)
 
     async def _list(self) -> None:
         """Resolves what has no known state, and makes sure that there is a cursor."""
@@ -209,7 +215,8 @@ class Informer:
             self._cursor = first
         self._reset = False
 
-    async def _refresh(self, ref: ModelRef) -> str | None:
+    async def _refresh(self, ref: ModelRef, since: ResumeToken | None = None) -> str | None:
+        """Asks what ``ref`` points to; again later where the answer is of a moment before ``since``."""
         subscriber = self._subscribers.get(ref)
         token = None
         if subscriber is not None:
@@ -220,6 +227,9 @@ class Informer:
                 self._advance(token)
                 if self._subscribers.get(ref) is subscriber:
                     subscriber.offer(resolved, reset=self._reset)
+                if since is not None and token and _is_before(token, since):
+                    # It came out of a copy of the database that lags behind the one that told of the change.
+                    self._ask_again(ref, since)
             except NotFoundError as exc:
                 subscriber.missing(exc)
             except (ProtocolError, IntegrityError) as exc:
@@ -231,19 +241,24 @@ class Informer:
             self._unlisted.discard(ref)
         return token
 
-    def _ask_again(self, ref: ModelRef) -> None:
-        if self._tasks is not None and ref not in self._doubted:
-            self._doubted.add(ref)
+    def _ask_again(self, ref: ModelRef, since: ResumeToken | None = None) -> None:
+        if self._tasks is None:
+            return
+        if ref not in self._doubted:
             self._tasks.start_soon(self._ask_later, ref, name=f"modelbox doubt of {ref}")
+        self._doubted[ref] = since or self._doubted.get(ref)
 
     async def _ask_later(self, ref: ModelRef) -> None:
         await anyio.sleep(self._settings.backoff_max_s * random.uniform(0.5, 1.0))
-        self._doubted.discard(ref)
+        since = self._doubted.pop(ref)
         try:
-            await self._refresh(ref)
+            await self._refresh(ref, since)
         except ModelBoxError as exc:
             _log.debug("could not ask for %s again: %s", ref, exc)
-            self._ask_again(ref)
+            self._ask_again(ref, since)
+        except Exception:
+            self._unlisted.add(ref)
+            raise
 
     def _advance(self, token: str) -> None:
         """Notes how far history is, so that a leap is noticed.
@@ -275,7 +290,7 @@ class Informer:
                         raise _Gap(f"expected a link to revision {sent}, got {item.prev_rev}")
                     self._advance(item.token)
                     for ref in self._touched(item):
-                        await self._moved_now_or_later(ref)
+                        await self._moved_now_or_later(ref, item.token)
                     sent = item.rev
                     self._cursor = linked = item.token
                 elif isinstance(item, Bookmark):
@@ -294,25 +309,29 @@ class Informer:
                     self._forget_cursor()
                     return
 
-    async def _moved_now_or_later(self, ref: ModelRef) -> None:
+    async def _moved_now_or_later(self, ref: ModelRef, token: str) -> None:
+        since = ResumeToken.parse(token)
         if not self._settings.jitter_s:
-            await self._refresh(ref)
+            await self._refresh(ref, since)
         elif ref not in self._moved:
             # Moves that follow before its time has come are found by the same look.
             assert self._tasks is not None
             self._moved.add(ref)
-            self._tasks.start_soon(self._refresh_later, ref, name=f"modelbox move of {ref}")
+            self._tasks.start_soon(self._refresh_later, ref, since, name=f"modelbox move of {ref}")
 
-    async def _refresh_later(self, ref: ModelRef) -> None:
+    async def _refresh_later(self, ref: ModelRef, since: ResumeToken) -> None:
         await anyio.sleep(random.uniform(0, self._settings.jitter_s))
         self._moved.discard(ref)
         try:
-            await self._refresh(ref)
+            await self._refresh(ref, since)
         except ModelBoxError as exc:
             _log.info("could not resolve %s, which has moved (%s); listing again", ref, exc)
             if ref in self._subscribers:
                 self._unlisted.add(ref)
                 self._restart()
+        except Exception:
+            self._unlisted.add(ref)
+            raise
 
     def _touched(self, revision: Revision) -> list[ModelRef]:
         """References whose target, or whose target's editable part, a revision may have changed."""
@@ -337,6 +356,12 @@ class Informer:
                     await self._refresh(ref)
                 except ModelBoxError as exc:
                     _log.debug("could not check %s: %s", ref, exc)
+
+
+def _is_before(token: str, since: ResumeToken) -> bool:
+    """Whether ``token`` is an earlier place of the same history."""
+    place = ResumeToken.parse(token)
+    return same_history(place, since) and place.rev < since.rev
 
 
 def _covers(cursor: str, token: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -9,15 +10,16 @@ import pytest
 
 from modelbox.errors import Unavailable
 from modelbox.events import ReloadStarted
+from modelbox.feed import ResumeToken
 from modelbox.loader.reload import Reloader
 from modelbox.loader.settings import LoadOptions
-from modelbox.loader.watch import InformerSettings
+from modelbox.loader.watch import Informer, InformerSettings
 from modelbox.objects import Resolved
 from modelbox.refs import ModelRef
 from tests.feed_source import FeedSource
 from tests.loading import answer, loading
 from tests.onnx_models import add_constant
-from tests.unit.loader.test_watch import Holder, informed
+from tests.unit.loader.test_watch import QUICK, Holder, informed
 
 PROD = ModelRef.parse("ns/model@prod")
 STAGING = ModelRef.parse("ns/model@staging")
@@ -117,3 +119,81 @@ async def test_a_look_for_one_that_left_is_none_for_its_successor(
         informer.add(second, None)
         await second.until_version(2)
     assert first.offers == []
+
+
+async def test_an_answer_from_before_the_change_that_it_is_about_is_asked_for_again(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, holder = source.resolve, Holder(PROD)
+    before, asked = await resolve(PROD), 0
+
+    async def lagging(ref: ModelRef) -> Resolved:
+        nonlocal asked
+        asked += 1
+        return before if asked <= 2 else await resolve(ref)
+
+    monkeypatch.setattr(source, "resolve", lagging)
+    async with informed(source, holder):
+        source.move("prod", source.versions["ns/model@2"])
+        await holder.until_version(2)
+        await anyio.sleep(0.1)
+    assert asked == 3
+    assert [offer.version.version for offer in holder.offers] == [1, 1, 2]
+
+
+async def test_an_answer_of_another_history_is_not_asked_for_again(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, holder = source.resolve, Holder(PROD)
+    asked = 0
+
+    async def other(ref: ModelRef) -> Resolved:
+        nonlocal asked
+        asked += 1
+        place = ResumeToken(server_id="another", epoch="one", rev=3, chain="00")
+        answer = await resolve(ref)
+        assert answer.alias is not None
+        return replace(answer, alias=replace(answer.alias, mod_rev=3), token=str(place))
+
+    monkeypatch.setattr(source, "resolve", other)
+    for _ in range(5):
+        source.move("later", source.versions["ns/model@1"])
+    async with informed(source, holder):
+        source.move("prod", source.versions["ns/model@2"])
+        await holder.until_version(2)
+        await anyio.sleep(0.1)
+    assert asked == 1
+
+
+async def test_a_look_that_was_due_when_the_informer_failed_is_made_up_for(source: FeedSource) -> None:
+    class Failing(Holder):
+        failed = False
+
+        def offer(self, resolved: Resolved, *, reset: bool = False) -> None:
+            if not self.failed:
+                self.failed = True
+                raise ZeroDivisionError
+            super().offer(resolved, reset=reset)
+
+    failing, prod = Failing(STAGING), Holder(PROD)
+    informer = Informer(source, settings=replace(QUICK, jitter_s=0.05))
+    for holder in (failing, prod):
+        informer.add(holder, source.token)
+    async with anyio.create_task_group() as tasks:
+        # As the loader keeps it up.
+        async def run() -> None:
+            for _ in range(3):
+                with pytest.raises(ExceptionGroup):
+                    await informer.run()
+
+        tasks.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        source.move("staging", source.versions["ns/model@2"])
+        source.move("prod", source.versions["ns/model@2"])
+        await failing.until_version(2)
+        await prod.until_version(2)
+        source.move("staging", source.versions["ns/model@3"])
+        source.move("prod", source.versions["ns/model@3"])
+        await failing.until_version(3)
+        await prod.until_version(3)
+        tasks.cancel_scope.cancel()
