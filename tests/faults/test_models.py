@@ -287,6 +287,9 @@ async def test_swaps_are_an_interval_apart(source: FeedSource, tmp_path: Path) -
         reloader.observers.append(note)
         for number in range(2, 52):
             source.move("prod", source.versions[f"ns/model@{number}"])
+            if number <= 3:
+                # However slow the machine is, there are swaps to compare.
+                await log.served(number)
             await anyio.sleep(0.02)
         # Nothing moves any more.
         await log.served(51)
@@ -299,7 +302,7 @@ async def test_swaps_are_an_interval_apart(source: FeedSource, tmp_path: Path) -
     versions = [version for _, version in swaps]
     assert versions == sorted(set(versions)), "never back to one that was overtaken"
     assert not [event for event in log.events if isinstance(event, ReloadFailed)]
-    record_figure(56, f"{len(swaps)} swaps for 50 promotions in 1 s, with {interval_s} s between them")
+    record_figure(56, f"{len(swaps)} swaps for 50 promotions in 1.5 s, with {interval_s} s between them")
 
 
 @fault(56)
