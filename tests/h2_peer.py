@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from types import TracebackType
 
@@ -48,7 +49,9 @@ class H2Peer:
         if not data:
             return None
         found = self.h2.receive_data(data)
-        await self.flush()
+        with contextlib.suppress(ConnectionError):
+            # What the server said is told, whether it still listens or not.
+            await self.flush()
         return found
 
     def call(self, path: str, *, end_stream: bool = False) -> int:

@@ -36,7 +36,7 @@ class Logger:
 
     def wait_for(self, count: int) -> None:
         """Waits until it has said so many lines."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while len(self.lines) < count:
             assert time.monotonic() < deadline, "the program did not get there"
             time.sleep(0.001)

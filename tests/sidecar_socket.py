@@ -19,7 +19,7 @@ class Raw:
 
     def __init__(self, sidecar: SidecarProcess) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
         self.sock.connect(str(sidecar.socket_path))
         self._reader = FrameReader()
         self._frames: list[tuple[int, int, int, int, int, bytearray]] = []

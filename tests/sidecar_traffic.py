@@ -144,7 +144,7 @@ class Traffic:
         finally:
             self._outages -= 1
 
-    async def answered(self, *, version: int | None = None, timeout: float = 30) -> None:
+    async def answered(self, *, version: int | None = None, timeout: float = 60) -> None:
         """Waits until every protocol has given another good answer (of that version); fails at the first problem."""
 
         def counts() -> list[int]:
@@ -326,7 +326,7 @@ def _grpc_threads(traffic: Traffic) -> Iterator[Call]:
 
         def call(x: Array) -> Answer:
             inputs = [_grpc_input(x)]
-            return _grpc_answer(client.infer(traffic.model, inputs, model_version=traffic.alias, client_timeout=30))
+            return _grpc_answer(client.infer(traffic.model, inputs, model_version=traffic.alias, client_timeout=60))
 
         yield call
 
@@ -338,7 +338,7 @@ async def _grpc_aio(traffic: Traffic) -> AsyncIterator[AsyncCall]:
         async def call(x: Array) -> Answer:
             inputs = [_grpc_input(x)]
             return _grpc_answer(
-                await client.infer(traffic.model, inputs, model_version=traffic.alias, client_timeout=30)
+                await client.infer(traffic.model, inputs, model_version=traffic.alias, client_timeout=60)
             )
 
         yield call

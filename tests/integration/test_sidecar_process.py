@@ -46,7 +46,7 @@ def publish(tmp_path: Path) -> Publish:
 
 
 def metrics_of(sidecar: SidecarProcess) -> str:
-    with urllib.request.urlopen(sidecar.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(sidecar.metrics_url, timeout=60) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -91,12 +91,12 @@ def test_it_listens_before_it_is_ready_and_becomes_ready_by_itself(
     sidecar = SidecarProcess(tmp_path, server.url, "acme/later@latest")
     try:
         sidecar.listen()
-        sidecar.wait_for("acme/later@latest cannot be served")
+        sidecar.wait_for("acme/later@latest cannot be served", timeout=60)
         with tritonclient.grpc.InferenceServerClient(sidecar.grpc_address) as client:
             assert client.is_server_live()
             assert not client.is_server_ready()
             publish(server, "acme/later", add_constant(1.0))
-            sidecar.wait_for("modelbox sidecar ready", timeout=30)
+            sidecar.wait_for("modelbox sidecar ready", timeout=60)
             assert client.is_server_ready()
             assert client.is_model_ready("acme/later")
     finally:
@@ -113,15 +113,14 @@ def test_without_the_server_it_serves_what_it_served_last(
         server.kill()
         sidecar.restart()
         assert infer(sidecar, "tiny", [[0, 0, 0, 0]]).tolist() == [[2, 2, 2, 2]]
-        assert metric(metrics_of(sidecar), "modelbox_stale", model="acme/tiny") == 1
-        server.restart()
+        wait_until(lambda: metric(metrics_of(sidecar), "modelbox_stale", model="acme/tiny") == 1)
 
 
 def test_sigterm_finishes_what_was_accepted_and_readiness_goes_first(
     server: ServerProcess, tmp_path: Path, publish: Publish
 ) -> None:
     publish(server, "acme/slow", perceptron(512, 8))
-    with SidecarProcess(tmp_path, server.url, "acme/slow", drain_delay_s=1) as sidecar:
+    with SidecarProcess(tmp_path, server.url, "acme/slow", drain_delay_s=3) as sidecar:
         answers: list[Any] = []
 
         def call() -> None:
@@ -130,9 +129,16 @@ def test_sigterm_finishes_what_was_accepted_and_readiness_goes_first(
         callers = [threading.Thread(target=call) for _ in range(2)]
         for caller in callers:
             caller.start()
-        wait_until(lambda: metric(metrics_of(sidecar), "modelbox_sidecar_queue_running", model="acme/slow") == 2)
+
+        def accepted() -> float:
+            text = metrics_of(sidecar)
+            return sum(
+                metric(text, f"modelbox_sidecar_queue_{name}", model="acme/slow") for name in ("running", "waiting")
+            )
+
+        wait_until(lambda: len(answers) + accepted() >= 2)
         sidecar.send_signal(signal.SIGTERM)
-        sidecar.wait_for("draining")
+        sidecar.wait_for("draining", timeout=60)
         with tritonclient.grpc.InferenceServerClient(sidecar.grpc_address) as client:
             assert not client.is_server_ready()
             assert client.is_server_live()
@@ -146,13 +152,11 @@ def test_a_watch_of_the_health_does_not_hold_up_the_stop(
     server: ServerProcess, tmp_path: Path, publish: Publish
 ) -> None:
     publish(server, "acme/tiny", add_constant(1.0))
-    with SidecarProcess(tmp_path, server.url, "acme/tiny") as sidecar:
+    with SidecarProcess(tmp_path, server.url, "acme/tiny", drain_timeout_s=600) as sidecar:
         with grpc.insecure_channel(sidecar.grpc_address) as channel:
             watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch", lambda message: message)(b"")
             assert next(watch) == b"\x08\x01"  # SERVING
-            began = time.monotonic()
-            assert sidecar.terminate() == 0
-            assert time.monotonic() - began < 10
+            assert sidecar.terminate(timeout=60) == 0
             with pytest.raises(grpc.RpcError):
                 for _ in watch:
                     pass
@@ -163,18 +167,16 @@ def test_an_idle_inference_stream_does_not_hold_up_the_stop(
 ) -> None:
     publish(server, "acme/tiny", add_constant(1.0))
     answers: SimpleQueue[Any] = SimpleQueue()
-    with SidecarProcess(tmp_path, server.url, "acme/tiny") as sidecar:
+    with SidecarProcess(tmp_path, server.url, "acme/tiny", drain_timeout_s=600) as sidecar:
         client = tritonclient.grpc.InferenceServerClient(sidecar.grpc_address)
         client.start_stream(lambda result, error: answers.put((result, error)))
         tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
         tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
         client.async_stream_infer("tiny", [tensor])
-        result, error = answers.get(timeout=10)
+        result, error = answers.get(timeout=60)
         assert error is None
         assert result.as_numpy("y").tolist() == [[1, 1, 1, 1]]
-        began = time.monotonic()
-        assert sidecar.terminate() == 0
-        assert time.monotonic() - began < 10
+        assert sidecar.terminate(timeout=60) == 0
         client.close()
 
 
@@ -193,11 +195,11 @@ def test_every_metric_is_documented(server: ServerProcess, tmp_path: Path, publi
 
 def test_a_second_signal_ends_it_at_once(server: ServerProcess, tmp_path: Path, publish: Publish) -> None:
     publish(server, "acme/tiny", add_constant(1.0))
-    with SidecarProcess(tmp_path, server.url, "acme/tiny", drain_delay_s=60) as sidecar:
+    with SidecarProcess(tmp_path, server.url, "acme/tiny", drain_delay_s=600) as sidecar:
         sidecar.send_signal(signal.SIGTERM)
-        sidecar.wait_for("draining")
+        sidecar.wait_for("draining", timeout=60)
         sidecar.send_signal(signal.SIGTERM)
-        assert sidecar.wait(timeout=5) == 128 + signal.SIGTERM
+        assert sidecar.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 def test_protocols_can_be_switched_off(server: ServerProcess, tmp_path: Path, publish: Publish) -> None:
@@ -243,7 +245,7 @@ def test_what_tells_applications_of_a_sidecar_does_not_confuse_it(
         assert infer(sidecar, "tiny", [[0, 0, 0, 0]]).tolist() == [[1, 1, 1, 1]]
 
 
-def wait_until(check: Callable[[], bool], *, timeout: float = 30) -> None:
+def wait_until(check: Callable[[], bool], *, timeout: float = 60) -> None:
     end = time.monotonic() + timeout
     while not check():
         assert time.monotonic() < end, "it never happened"

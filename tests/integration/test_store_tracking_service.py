@@ -379,10 +379,12 @@ async def test_a_sweep_leaves_the_points_of_an_object_that_is_made_meanwhile(ser
             if Slow.asked == 1:
                 await served.run(id=again)
                 tasks.start_soon(service.log, [points(again, 7)])
-                for _ in range(20):
-                    await anyio.sleep(0.005)
+                await logging.wait()
+            else:
+                logging.set()
             return found
 
+    logging = anyio.Event()
     again, never = new_id(ObjectKind.RUN), new_id(ObjectKind.RUN)
     store = SqlMetricStore(served.database.metrics)
     for uid in (again, never):

@@ -57,7 +57,7 @@ def feed_of(core: Core, *, bookmark_interval_s: float = 3600.0, max_watches: int
 
 
 async def until_end(items: AsyncIterator[FeedItem]) -> list[FeedItem]:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         return [item async for item in items]
 
 
