@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.faults.registry import fault
 from tests.faults.world import Story, Violation, World
@@ -21,6 +20,8 @@ from tests.servers.debian import CannotHave
 from tests.servers.mariadb import MariadbServer
 
 T = TypeVar("T")
+
+_STEPS = 25
 
 
 @pytest.fixture(scope="module")
@@ -40,117 +41,51 @@ def world_on_mariadb() -> Iterator[World]:
 
 
 @fault(1, 22, 36)
+@pytest.mark.timeout(900)
 def test_random_operations_and_faults(world: World) -> None:
-    _live(world, lives=2)
+    for seed in (9, 10):
+        _live(world, seed=seed)
 
 
 @fault(1, 22, 36)
+@pytest.mark.timeout(900)
 def test_random_operations_and_faults_on_mariadb(world_on_mariadb: World) -> None:
-    _live(world_on_mariadb, lives=1)
+    _live(world_on_mariadb, seed=3)
 
 
-def _live(world: World, *, lives: int) -> None:
-    class Whole(RuleBasedStateMachine):
-        """Each run is another model's life in the same world."""
-
-        story: Story | None = None
-
-        @initialize()
-        def begin(self) -> None:
-            self.story = world.story()
-            self.story.begin()
-
-        @rule(broken=st.sampled_from([False, False, True]))
-        def publish(self, broken: bool) -> None:
-            assert self.story is not None
-            self.story.publish(broken=broken)
-
-        @rule(data=st.data())
-        def promote(self, data: st.DataObject) -> None:
-            assert self.story is not None
-            self.story.promote(_Choose(data))
-
-        @rule(data=st.data())
-        def promote_again(self, data: st.DataObject) -> None:
-            self.promote(data)
-
-        @rule(data=st.data())
-        def promote_with_an_old_place(self, data: st.DataObject) -> None:
-            assert self.story is not None
-            self.story.promote_with_an_old_place(_Choose(data))
-
-        @rule(data=st.data())
-        def roll_back(self, data: st.DataObject) -> None:
-            assert self.story is not None
-            self.story.roll_back(_Choose(data))
-
-        @rule(data=st.data())
-        def delete(self, data: st.DataObject) -> None:
-            assert self.story is not None
-            self.story.delete(_Choose(data))
-
-        @rule(data=st.data())
-        def read(self, data: st.DataObject) -> None:
-            assert self.story is not None
-            self.story.read(_Choose(data))
-
-        @rule(number=st.integers(0, 1))
-        def kill_server(self, number: int) -> None:
-            world.kill_server(number)
-
-        @rule(number=st.integers(0, 1))
-        def start_server(self, number: int) -> None:
-            world.start_server(number)
-
-        @rule(number=st.integers(0, 1))
-        def pause_server(self, number: int) -> None:
-            world.pause_server(number)
-
-        @rule(number=st.integers(0, 1))
-        def resume_server(self, number: int) -> None:
-            world.resume_server(number)
-
-        @rule()
-        def kill_database(self) -> None:
-            world.kill_database()
-
-        @rule()
-        def start_database(self) -> None:
-            world.start_database()
-
-        @rule()
-        def kill_sidecar(self) -> None:
-            world.kill_sidecar()
-
-        @invariant()
-        def nothing_is_wrong(self) -> None:
-            if self.story is not None:
-                self.story.check()
-
-        def teardown(self) -> None:
-            if self.story is not None:
-                self.story.end()
-
-    run_state_machine_as_test(
-        Whole,
-        settings=settings(
-            max_examples=lives,
-            stateful_step_count=20,
-            deadline=None,
-            derandomize=True,
-            # Nothing of this repeats to the letter, so a smaller example would not be one.
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
-class _Choose:
-    def __init__(self, data: st.DataObject) -> None:
-        self._data = data
-
-    def __call__(self, options: Sequence[T], /) -> T:
-        return self._data.draw(st.sampled_from(options))
+def _live(world: World, *, seed: int) -> None:
+    """A model's life, with what is done in it drawn from a seed; what comes of it is up to the moment."""
+    dice, story = random.Random(seed), world.story()
+    steps: list[tuple[str, int, Callable[[], None]]] = [
+        ("publish", 3, story.publish),
+        ("publish a broken version", 1, lambda: story.publish(broken=True)),
+        ("promote", 8, lambda: story.promote(dice.choice)),
+        ("promote with an old place", 2, lambda: story.promote_with_an_old_place(dice.choice)),
+        ("roll back", 2, lambda: story.roll_back(dice.choice)),
+        ("delete", 2, lambda: story.delete(dice.choice)),
+        ("read", 4, lambda: story.read(dice.choice)),
+        ("kill the database", 1, world.kill_database),
+        ("start the database", 4, world.start_database),
+        ("kill the sidecar", 1, world.kill_sidecar),
+        *((f"kill server {number}", 1, partial(world.kill_server, number)) for number in range(2)),
+        *((f"start server {number}", 2, partial(world.start_server, number)) for number in range(2)),
+        *((f"stop server {number}", 1, partial(world.pause_server, number)) for number in range(2)),
+        *((f"let server {number} go on", 1, partial(world.resume_server, number)) for number in range(2)),
+    ]
+    # Drawn beforehand: how often a step draws depends on what was answered in time.
+    plan = dice.choices(steps, weights=[weight for _, weight, _ in steps], k=_STEPS)
+    done: list[str] = []
+    try:
+        story.begin()
+        for name, _, act in plan:
+            done.append(name)
+            act()
+            story.check()
+        story.end()
+    except Exception as exc:
+        exc.add_note(f"after: {', '.join(done)}")
+        story.close()
+        raise
 
 
 class _Given:
@@ -172,14 +107,15 @@ def lived(world: World) -> Story:
     story = world.story()
     story.begin()
     story.publish()
-    for version in (3, 1, 2):
+    for version in (2, 1, 2):
         story.promote(_Given("prod", version))
     story.end()
     return story
 
 
 def _told_less(story: Story) -> None:
-    del story.told[1][len(story.told[1]) // 2]
+    # The last but one, for whatever else was answered in time, both aliases move in the end.
+    del story.told[1][-2]
 
 
 def _lose_an_acknowledgement(story: Story) -> None:
@@ -203,6 +139,7 @@ def _answer_nothing(story: Story) -> None:
     story.seen[1].answers.clear()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [

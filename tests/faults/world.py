@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -27,7 +28,7 @@ import numpy as np
 
 import modelbox.sync
 from modelbox.errors import ClientClosed, ConflictError, InUseError, NotFoundError, ServerBusy, TransportError
-from modelbox.feed import Change, Resync
+from modelbox.feed import Change, ResumeToken, Resync
 from modelbox.objects import AliasMove
 from modelbox.sync import SyncModel
 from tests.onnx_models import add_constant, unknown_operator
@@ -42,14 +43,15 @@ T = TypeVar("T")
 
 ALIASES = ("prod", "staging")
 _X = {"x": np.zeros((1, 4), np.float32)}
-_PATIENCE_S = 90.0
+_PATIENCE_S = 180.0
+_START_S = 120.0
 _PAUSE_S = 0.02
 _AWAY = (TransportError, ServerBusy)
 """What an operation may fail with while something is down; whether it was carried out is open then."""
 
 
 class Choose(Protocol):
-    """Picks one of a few: hypothesis or a random generator."""
+    """Picks one of a few: a random generator."""
 
     def __call__(self, options: Sequence[T], /) -> T:
         """One of ``options``."""
@@ -82,7 +84,7 @@ class World:
             url = self.database.new_database(migrated=True)
             self.replicas = stack.enter_context(Replicas(url, self.directory, log_level="warning"))
             with self.client("first") as client:
-                _publish(client, self.directory, "whole/first", 1.0)
+                _patiently(partial(_publish, client, self.directory, "whole/first", 1.0))
             self.sidecar = stack.enter_context(
                 SidecarProcess(self.directory, self.replicas.url, "whole/first", log_level="info")
             )
@@ -101,7 +103,7 @@ class World:
             self.replicas.url,
             cache_dir=str(self.directory / "caches" / name),
             # A sidecar that starts again costs waiting; a server that is down is told of soon.
-            request_timeout_s=60 if sidecar else 3,
+            request_timeout_s=_START_S if sidecar else 3,
             sidecar=sidecar,
         )
 
@@ -126,7 +128,7 @@ class World:
     def start_server(self, number: int) -> None:
         """Starts it again, where it can: not while there is no database."""
         if number in self.down and not self.database_down:
-            self.replicas[number].restart()
+            self.replicas[number].restart(timeout=_START_S)
             self.down.discard(number)
 
     def pause_server(self, number: int) -> None:
@@ -156,7 +158,7 @@ class World:
     def kill_sidecar(self) -> None:
         """SIGKILL, and a new one over the same cache."""
         self.sidecar.kill()
-        self.sidecar.restart()
+        self.sidecar.restart(timeout=_START_S)
 
     def heal(self) -> None:
         """Everything runs again."""
@@ -198,8 +200,12 @@ class Story:
         self._pointed: dict[str, int] = {}
         # A call that was not answered may still be carried out at any later moment.
         self._unanswered: dict[str, set[int]] = {alias: set() for alias in ALIASES}
+        self._perhaps_rolled_back: set[str] = set()
+        self._no_models: set[float] = set()
+        self._begun = 0
         self.seen: list[Seen] = []
         self._models: list[SyncModel] = []
+        self._threads: list[threading.Thread] = []
         self.told: list[list[Change]] = []
         self.history: list[AliasMove] = []
         self._watching: list[str] = []
@@ -213,9 +219,15 @@ class Story:
             # Its answers are looked at one by one, so it must not hide a failure by asking again for long.
             self._client = stack.enter_context(self.world.client(f"{name}-operator"))
             for _ in range(2):
-                self.publish()
+                constant = float(next(self._attempts))
+                version = _patiently(partial(_publish, self._client, self.world.directory, self.path, constant))
+                self._note_version(version, constant)
+            first = min(self._constants)
             for alias in ALIASES:
-                self._move(alias, 1)
+                _patiently(partial(self._point, alias, first))
+            # Nothing before that is a watcher's loss.
+            start = _patiently(lambda: self._client.resolve(f"{self.path}@prod")).token
+            self._begun = ResumeToken.parse(start).rev
             loaders = [stack.enter_context(self.world.client(f"{name}-loader-{number}")) for number in range(2)]
             beside = stack.enter_context(self.world.client(f"{name}-beside", sidecar=self.world.sidecar.socket_url))
             threads = []
@@ -225,31 +237,33 @@ class Story:
                 ("loader 1, staging", "staging", loaders[1]),
                 ("sidecar", "prod", beside),
             ):
-                model = stack.enter_context(client.load(f"{self.path}@{alias}", timeout=60))
+                load = partial(client.load, f"{self.path}@{alias}", timeout=_START_S)
+                model = stack.enter_context(_patiently(load))
                 seen = Seen(handle=handle, alias=alias)
                 self.seen.append(seen)
                 self._models.append(model)
                 threads.append(threading.Thread(target=self._answer, args=(model, seen), daemon=True))
             for number in range(2):
                 client = stack.enter_context(self.world.client(f"{name}-watcher-{number}"))
-                feed = stack.enter_context(client.changes(objects=[self.path], kinds=["alias"]))
+                feed = stack.enter_context(client.changes(start, objects=[self.path], kinds=["alias"]))
                 self.told.append([])
                 threads.append(threading.Thread(target=self._watch, args=(feed, self.told[-1]), daemon=True))
             for thread in threads:
                 thread.start()
-            stack.callback(self._stop, threads)
-            # A watch begins at a moment of its own; nothing before that is its loss.
-            for version in itertools.cycle((1, 2)):
-                if all(self.told):
-                    break
-                self._client.promote(f"{self.path}@begin", version)
-                time.sleep(0.05)
+            self._threads = threads[:-2]
+            stack.callback(self._stop)
+            # Who never met the server is told that it is away.
+            _patiently(partial(self._client.promote, f"{self.path}@begin", first))
+            self._wait(lambda: all(self.told), lambda: "watchers hear nothing")
             self._stack = stack.pop_all()
 
-    def _stop(self, threads: list[threading.Thread]) -> None:
+    def _stop(self) -> None:
+        """Ends the calls."""
         self._stopping.set()
-        for thread in threads[:-2]:
-            thread.join(60)
+        for thread in self._threads:
+            thread.join(_PATIENCE_S)
+            if thread.is_alive():
+                raise Violation("a call does not end")
 
     def _answer(self, model: SyncModel, seen: Seen) -> None:
         while not self._stopping.wait(_PAUSE_S):
@@ -263,16 +277,20 @@ class Story:
             seen.last = key[0]
 
     def _watch(self, feed: modelbox.sync.SyncChangeFeed, told: list[Change]) -> None:
-        try:
-            for item in feed:
-                if isinstance(item, Resync):
-                    self._watching.append(f"a watcher was told that history is gone: {item}")
-                elif not told or (item.rev, item.idx) > (told[-1].rev, told[-1].idx):
-                    told.append(item)
-        except ClientClosed:
-            pass
-        except Exception as exc:
-            self._watching.append(f"a watch ended: {exc!r}")
+        while True:
+            try:
+                for item in feed:
+                    if isinstance(item, Resync):
+                        self._watching.append(f"a watcher was told that history is gone: {item}")
+                    elif not told or (item.rev, item.idx) > (told[-1].rev, told[-1].idx):
+                        told.append(item)
+            except ClientClosed:
+                pass
+            except Exception as exc:
+                if isinstance(exc, _AWAY) and not told:
+                    continue
+                self._watching.append(f"a watch ended: {exc!r}")
+            return
 
     # -- what is done to it ----------------------------------------------------------------------------------------
 
@@ -280,26 +298,27 @@ class Story:
         """Publishes a version that adds a number of its own, or that no runtime opens."""
         self.operations += 1
         constant = float(next(self._attempts))
+        if broken:
+            self._no_models.add(constant)
         try:
             made = _publish(self._client, self.world.directory, self.path, constant, broken=broken)
         except _AWAY:
             # Perhaps it was; the next one that answers tells.
-            self._look(broken={constant} if broken else set())
+            self._look()
             return
-        self._note_version(made, constant, broken=broken)
+        self._note_version(made, constant)
 
-    def _look(self, *, broken: set[float]) -> None:
+    def _look(self) -> None:
         """Takes note of versions whose publication was not answered."""
         with suppress(*_AWAY, NotFoundError):
             for version in list(self._client.iter_versions(self.path)):
-                constant = float(version.labels["adds"])
-                self._note_version(version.version, constant, broken=constant in broken)
+                self._note_version(version.version, float(version.labels["adds"]))
 
-    def _note_version(self, version: int, constant: float, *, broken: bool) -> None:
+    def _note_version(self, version: int, constant: float) -> None:
         known = self._constants.setdefault(version, constant)
         if known != constant:
             raise Violation(f"version {version} adds {constant}, and added {known} before")
-        if broken:
+        if constant in self._no_models:
             self._broken.add(version)
 
     def promote(self, choose: Choose) -> None:
@@ -309,14 +328,15 @@ class Story:
 
     def _move(self, alias: str, version: int) -> None:
         try:
-            moved = self._client.promote(f"{self.path}@{alias}", version)
+            self._point(alias, version)
         except _AWAY:
             self._unanswered[alias].add(version)
-            return
         except NotFoundError:
             if version not in self._perhaps_gone:
                 raise
-            return
+
+    def _point(self, alias: str, version: int) -> None:
+        moved = self._client.promote(f"{self.path}@{alias}", version)
         self.acknowledged.append((alias, moved.mod_rev, version))
         self._pointed[alias] = version
 
@@ -337,7 +357,8 @@ class Story:
         try:
             moved = self._client.rollback(f"{self.path}@{alias}")
         except _AWAY:
-            self._unanswered[alias] |= set(self._constants)
+            # To wherever it came from by the time that this is carried out.
+            self._perhaps_rolled_back.add(alias)
             return
         except (ConflictError, NotFoundError):
             # There was no move yet to go back from, or what it pointed to is gone.
@@ -373,6 +394,8 @@ class Story:
             raise Violation(f"{alias} is read as {version}, and can only be one of {self._possible(alias)}")
 
     def _possible(self, alias: str) -> set[int]:
+        if alias in self._perhaps_rolled_back:
+            return set(self._constants)
         return {self._pointed[alias], *self._unanswered[alias]}
 
     def _there(self) -> list[int]:
@@ -411,17 +434,19 @@ class Story:
         """
         self.world.heal()
         try:
-            self._look(broken=set())
+            self._look()
             # Something to arrive at that answers, and that watchers can tell from all before it.
-            final = self._patiently(self._publish_final)
+            final = _patiently(self._publish_final)
             self._wait(
-                lambda: self._patiently(lambda: self._at_the_end(final)),
+                lambda: _patiently(lambda: self._at_the_end(final)),
                 lambda: (
                     f"handles serve {[(model.ref, model.version, model.state) for model in self._models]}, "
                     f"answered {[seen.last for seen in self.seen]} last, where {final} is promoted"
                 ),
             )
-            self.history = self._patiently(lambda: list(self._client.iter_alias_moves(self.path)))
+            # What handles answer from now on may be of a move that comes behind this look at history.
+            self._stop()
+            self.history = _patiently(lambda: list(self._client.iter_alias_moves(self.path)))
             last = max(move.rev for move in self.history)
             self._wait(
                 lambda: all(told and told[-1].rev >= last for told in self.told),
@@ -431,19 +456,24 @@ class Story:
             self._stack.close()
         self.judge()
 
+    def close(self) -> None:
+        """Lets go of its clients, where it did not come to its end."""
+        self.world.heal()
+        self._stack.close()
+
     def _publish_final(self) -> int:
         constant = float(next(self._attempts))
         version = _publish(self._client, self.world.directory, self.path, constant)
-        self._note_version(version, constant, broken=False)
+        self._note_version(version, constant)
         return version
 
     def _at_the_end(self, final: int) -> bool:
         """Whether everything serves ``final``; a call from before that comes late is outdone."""
+        self.check()
         for alias in ALIASES:
             if self._client.resolve(f"{self.path}@{alias}").version.version != final:
-                moved = self._client.promote(f"{self.path}@{alias}", final)
-                self.acknowledged.append((alias, moved.mod_rev, final))
-        return all(model.version == final for model in self._models)
+                self._point(alias, final)
+        return all(model.version == final for model in self._models) and all(seen.last == final for seen in self.seen)
 
     def judge(self) -> None:
         """Compares what everybody saw with the history.
@@ -458,8 +488,7 @@ class Story:
             raise Violation(f"{len(lost)} of {len(self.acknowledged)} acknowledged moves are lost, such as {lost[0]}")
         for number, told in enumerate(self.told):
             heard = {(str(one.object).rpartition("@")[2], one.rev) for one in told if isinstance(one.state, dict)}
-            first = told[0].rev
-            missing = {(move.name, move.rev) for move in history if move.rev > first and move.name in ALIASES} - heard
+            missing = {(move.name, move.rev) for move in history if move.rev > self._begun} - heard
             if missing:
                 raise Violation(f"watcher {number} was never told of {sorted(missing)[:3]}")
         for seen in self.seen:
@@ -470,22 +499,23 @@ class Story:
             if not seen.answers:
                 raise Violation(f"{seen.handle} answered nothing")
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        until = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return ask()
-            except _AWAY:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-
     def _wait(self, holds: Callable[[], bool], why: Callable[[], str]) -> None:
         until = time.monotonic() + _PATIENCE_S
         while not holds():
             if time.monotonic() > until:
                 raise Violation(why())
             time.sleep(0.05)
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except _AWAY:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def _publish(client: modelbox.sync.Client, directory: Path, path: str, constant: float, *, broken: bool = False) -> int:
