@@ -22,18 +22,17 @@ from modelbox.loader import cache_upkeep
 from modelbox.loader.cache import Cache
 from modelbox.loader.download import Downloader, DownloadOptions
 from tests.faults.registry import fault
+from tests.integration.cache_writer import FILES, store
 from tests.model_source import MemorySource, manifest_of
 
 ROOT = Path(__file__).parents[2]
-FILES = {"model.onnx": b"graph" * 1000, "data/weights.bin": b"weights" * 300_000}
-
 # Fetches one version into the cache at argv[1] and prints what was asked of the source; argv[2] slows the source down,
 # and a source with argv[3] never sends the last byte.
 FETCH = """
 import json, sys, anyio
 from modelbox.loader.cache import Cache
 from modelbox.loader.download import Downloader
-from tests.integration.test_cache_processes import FILES
+from tests.integration.cache_writer import FILES
 from tests.model_source import MemorySource
 
 async def main():
@@ -55,26 +54,8 @@ async def main():
 anyio.run(main)
 """
 
-# Stores a version without an event loop or threads, so that every system call comes in the same order each time.
-STORE = """
-import sys
-from modelbox.loader.cache import Cache, RefState
-from tests.integration.test_cache_processes import SMALL
-from tests.model_source import manifest_of, version_of
-
-cache = Cache(sys.argv[1])
-cache.open()
-manifest = manifest_of(SMALL)
-with cache.lease(manifest.digest):
-    for file in manifest.files:
-        writer = cache.new_blob(file)
-        writer.write(SMALL[file.path])
-        writer.commit()
-    cache.materialise(manifest)
-    cache.save_ref("key", RefState(ref="ns/model@prod", server_id="s", version=version_of(manifest), alias_mod_rev=1))
-print("stored", flush=True)
-"""
-SMALL = {"model.onnx": b"graph", "weights.bin": b"weights" * 100}
+# Stores a version, in the same way as `store` does.
+STORE = "tests.integration.cache_writer"
 
 
 def start(script: str, *args: object) -> subprocess.Popen[str]:
@@ -175,7 +156,7 @@ MUTATIONS = ["fsync", "rename", "mkdir", "linkat", "unlink", "fchmod", "writev",
 
 def _trace(strace: str, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [strace, "-f", "-qq", *options, sys.executable, "-B", "-c", STORE, str(directory)],
+        [strace, "-f", "-qq", *options, sys.executable, "-B", "-m", STORE, str(directory)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -200,10 +181,8 @@ def test_death_at_any_system_call_leaves_a_sound_cache(strace: str, tmp_path: Pa
         if not directory.exists():
             continue
         assert_sound(directory)
-        again = subprocess.run(
-            [sys.executable, "-c", STORE, str(directory)], capture_output=True, text=True, cwd=ROOT, check=False
-        )
-        assert again.stdout == "stored\n", again.stderr
+        store(directory)
+        assert_sound(directory)
 
 
 @fault(38)
@@ -329,7 +308,7 @@ def test_a_leased_version_of_another_process_is_not_pruned(tmp_path: Path) -> No
     script = """
 import sys
 from modelbox.loader.cache import Cache
-from tests.integration.test_cache_processes import SMALL
+from tests.integration.cache_writer import SMALL
 from tests.model_source import manifest_of
 cache = Cache(sys.argv[1])
 cache.open()
@@ -338,7 +317,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 """
     directory = tmp_path / "cache"
-    finish(start(STORE, directory))
+    store(directory)
     cache = Cache(directory)
     cache.open()
     process = start(script, directory)

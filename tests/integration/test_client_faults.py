@@ -17,6 +17,14 @@ from tests.faults.registry import fault
 from tests.server import ServerProcess
 
 
+@pytest.fixture
+def server(shared_server: ServerProcess) -> ServerProcess:
+    """One for all of these tests, which runs again after they killed it."""
+    if not shared_server.running:
+        shared_server.restart()
+    return shared_server
+
+
 @fault(3)
 async def test_nobody_there_is_said_quickly() -> None:
     async with Client("http://127.0.0.1:1") as client:
