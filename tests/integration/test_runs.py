@@ -28,7 +28,9 @@ async def test_what_is_logged_is_what_is_read(shared_server: ServerProcess, tmp_
         data = await client.create_dataset_version(
             f"{namespace}/speech", [DatasetComponent(type="path", location="/data/speech")]
         )
-        async with client.start_run(f"{namespace}/exp", name="first", params={"lr": 0.1}, tags={"a": "b"}) as run:
+        async with client.start_run(
+            f"{namespace}/exp", name="first", params={"lr": 0.1}, tags={"a": "b"}, flush_timeout_s=60
+        ) as run:
             for step in range(500):
                 run.log_metric("loss", 1 / (step + 1), step=step)
             run.log_metric("edge", float("-inf"))
@@ -44,7 +46,7 @@ async def test_what_is_logged_is_what_is_read(shared_server: ServerProcess, tmp_
             run.set_readme("# First")
             with run.child("part") as child:
                 child.log_metric("loss", 2.0)
-            await run.aflush(timeout=30)
+            await run.aflush(timeout=60)
             assert (await client.get_run(run.id)).status is RunStatus.RUNNING
         assert (run.rejections, run.skipped, run.dropped) == ((), 0, 0)
 
@@ -77,14 +79,14 @@ async def test_what_is_logged_is_what_is_read(shared_server: ServerProcess, tmp_
 def test_a_resumed_run_goes_on(shared_server: ServerProcess, tmp_path: Path, namespace: str) -> None:
     with sync.Client(shared_server.url, spool_dir=tmp_path / "spool") as client:
         with pytest.raises(ValueError, match="out of luck"):
-            with client.start_run(f"{namespace}/exp", capture=False) as first:
+            with client.start_run(f"{namespace}/exp", capture=False, flush_timeout_s=60) as first:
                 first.log_metric("loss", 0.5, step=0)
                 raise ValueError("out of luck")
         failed = client.get_run(first.id)
         assert (failed.status, failed.reason) == (RunStatus.FAILED, "ValueError: out of luck")
-        with client.start_run(f"{namespace}/exp", resume=first.id, capture=False) as second:
+        with client.start_run(f"{namespace}/exp", resume=first.id, capture=False, flush_timeout_s=60) as second:
             second.log_metric("loss", 0.25)  # counts on from what the server has
-            second.flush(timeout=30)
+            second.flush(timeout=60)
             assert client.get_run(first.id).status is RunStatus.RUNNING
         assert client.get_run(first.id).status is RunStatus.FINISHED
         series = client.read_series(first.id, "loss")
@@ -95,14 +97,14 @@ def test_what_the_server_refuses_is_told_and_the_rest_arrives(
     shared_server: ServerProcess, tmp_path: Path, namespace: str
 ) -> None:
     with sync.Client(shared_server.url, spool_dir=tmp_path / "spool") as client:
-        with client.start_run(f"{namespace}/exp", params={"lr": 0.1}, capture=False) as first:
+        with client.start_run(f"{namespace}/exp", params={"lr": 0.1}, capture=False, flush_timeout_s=60) as first:
             pass
-        with client.start_run(f"{namespace}/exp", resume=first.id, capture=False) as second:
+        with client.start_run(f"{namespace}/exp", resume=first.id, capture=False, flush_timeout_s=60) as second:
             # This program does not know that there is another value already.
             second.log_params({"lr": 0.2, "layers": 3})
             second.use_dataset(f"{namespace}/nothing@1")
             second.log_metric("loss", 0.5)
-            second.flush(timeout=30)
+            second.flush(timeout=60)
         assert client.get_params(first.id) == {"lr": 0.1, "layers": 3}
         assert client.read_series(first.id, "loss").values.tolist() == [0.5]
         codes = sorted(one.code for one in second.rejections)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,10 +21,9 @@ from modelbox.tracking import NewExperiment
 from tests.server import ServerProcess
 
 ROWS = 200
-HARD = " or ".join(f"description ~ '{'a' * 200}{letter}'" for letter in "bcdefghijklmnopq")
-"""A search in long texts where nothing helps: takes many seconds among `ROWS` of them."""
+HARD = " or ".join(f"description ~ '{'a' * 200}{letter}'" for letter in "bcdefghijklmnopqrstuvwxyz012")
+"""A search in long texts where nothing helps: takes very many seconds among `ROWS` of them."""
 assert len(HARD) < MAX_QUERY_CHARS
-SOON_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def _source(server: ServerProcess) -> AsyncIterator[RemoteSource]:
-    source = RemoteSource(load_client_config(url=server.url, actor="ana"))
+    source = RemoteSource(load_client_config(url=server.url, actor="ana", request_timeout_s=60))
     try:
         yield source
     finally:
@@ -53,15 +51,24 @@ async def _fill(source: RemoteSource) -> None:
         await source.tracking.create_experiment(new)
 
 
+async def _all_run(http: aiohttp.ClientSession, metrics_url: str, count: int) -> None:
+    """Waits until so many calls of either protocol run."""
+    wanted = {f'modelbox_api_running{{protocol="{protocol}"}} {count}.0' for protocol in ("grpc", "http")}
+    with anyio.fail_after(60):
+        while True:
+            async with http.get(metrics_url) as response:
+                if wanted <= {*(await response.text()).splitlines()}:
+                    return
+            await anyio.sleep(0.02)
+
+
 async def test_a_query_that_takes_too_long_is_ended(data: Path) -> None:
-    with ServerProcess(data / "limit", find_timeout_s=0.3) as server:
+    with ServerProcess(data / "limit", find_timeout_s=1.5) as server:
         async with _source(server) as source, aiohttp.ClientSession(server.url) as http:
             await _fill(source)
-            began = time.perf_counter()
-            with pytest.raises(errors.LimitError, match=r"more than 0\.3 s .*within.*find_timeout_s") as caught:
+            with pytest.raises(errors.LimitError, match=r"more than 1\.5 s .*within.*find_timeout_s") as caught:
                 await source.tracking.find("experiments", where=HARD, columns=["id"])
-            assert time.perf_counter() - began < SOON_S
-            assert caught.value.fields["limit_s"] == 0.3
+            assert caught.value.fields["limit_s"] == 1.5
             query = {"collection": "experiments", "where": HARD, "columns": "id"}
             async with http.get("/api/v1/find", params=query) as response:
                 assert (response.status, (await response.json())["code"]) == (413, "limit")
@@ -70,34 +77,35 @@ async def test_a_query_that_takes_too_long_is_ended(data: Path) -> None:
 
 
 async def test_hard_queries_hold_up_nobody_and_end_with_their_callers(data: Path) -> None:
-    with ServerProcess(data / "callers", find_timeout_s=25) as server:
+    with ServerProcess(data / "callers", find_timeout_s=600, call_timeout_s=600) as server:
         async with _source(server) as source, aiohttp.ClientSession(server.url) as http:
             calls = source.tracking
             await _fill(source)
+            ended: list[str] = []
 
             async def over_grpc() -> None:
                 await calls.find("experiments", where=HARD, columns=["id"])
+                ended.append("grpc")
 
             async def over_http() -> None:
                 query = {"collection": "experiments", "where": HARD, "columns": "id"}
                 async with http.get("/api/v1/find", params=query):
-                    pass
+                    ended.append("http")
 
             async with anyio.create_task_group() as tasks:
                 for _ in range(4):
                     tasks.start_soon(over_grpc)
                     tasks.start_soon(over_http)
-                await anyio.sleep(0.5)
-                began = time.perf_counter()
+                await _all_run(http, server.metrics_url, 4)
                 for number in range(20):
                     assert (await calls.get_experiment(f"hard/e{number}")).name == f"e{number}"
                 assert len((await calls.list_experiments("hard", page_size=20)).items) == 20
-                assert time.perf_counter() - began < SOON_S
+                # Had it waited for one of them, that one would have ended.
+                assert ended == []
                 tasks.cancel_scope.cancel()
-            began = time.perf_counter()
+            # There are fewer places than queries: where those went on, this one would not get its turn in time.
             page = await calls.find("experiments", where="name = e7", columns=["id"])
             assert page.count == 1
-            assert time.perf_counter() - began < SOON_S
             assert server.terminate() == 0
 
 

@@ -49,11 +49,19 @@ def anyio_backend() -> str:
 
 def _get(url: str, **headers: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as exc:
         with exc:
             return exc.code, exc.read().decode()
+
+
+async def _running(server: ServerProcess, calls: int) -> None:
+    """Waits until the server has begun with so many calls over gRPC."""
+    wanted = f'modelbox_api_running{{protocol="grpc"}} {calls}.0'
+    with anyio.fail_after(60):
+        while wanted not in (await anyio.to_thread.run_sync(_get, server.metrics_url))[1].splitlines():
+            await anyio.sleep(0.01)
 
 
 def _channel(server: ServerProcess) -> Channel:
@@ -252,6 +260,7 @@ async def test_a_signal_lets_calls_finish_and_ends_watches_with_a_bookmark(serve
             tasks.start_soon(upload)
             await watching.wait()
             await received.wait()
+            await _running(server, 2)
             server.send_signal(signal.SIGTERM)
             await anyio.to_thread.run_sync(server.wait_for, "draining")
             unready.set()
@@ -284,6 +293,7 @@ async def test_new_calls_are_refused_as_busy_while_it_drains(tmp_path: Path) -> 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(upload)
                 await started.wait()
+                await _running(server, 1)
                 server.send_signal(signal.SIGTERM)
                 await anyio.to_thread.run_sync(server.wait_for, "draining")
                 with pytest.raises(GRPCError) as caught:
@@ -315,6 +325,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing(tmp_path: Path)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(upload)
                 await started.wait()
+                await _running(server, 1)
                 server.send_signal(signal.SIGTERM)
                 await anyio.to_thread.run_sync(server.wait_for, "draining")
                 server.send_signal(signal.SIGTERM)
@@ -340,6 +351,7 @@ async def test_calls_that_never_end_are_cut_off_after_the_time_to_drain(tmp_path
                 pb.UploadResponse,
             ) as stream:
                 await stream.send_message(pb.UploadRequest(upload_id=begun.upload_id, data=b"12345"))
+                await _running(server, 1)
                 server.send_signal(signal.SIGTERM)
                 assert await anyio.to_thread.run_sync(server.wait) == 0
                 with pytest.raises(StreamTerminatedError):
