@@ -384,6 +384,9 @@ def _stage(name: str, stage_s: dict[str, float]) -> Iterator[None]:
         raise CacheError(f"the system failed in stage {name!r}: {exc}", stage=name) from exc
     except Exception as exc:
         _log.exception("unexpected failure while preparing a model (%s)", name)
+        if name == "fetch":
+            # Of the way here, not of the version, which must not be refused for it.
+            raise ModelBoxError(f"unexpected {type(exc).__name__} in stage {name!r}: {exc}", stage=name) from exc
         raise LoadError(f"unexpected {type(exc).__name__} in stage {name!r}: {exc}", stage=name) from exc
     finally:
         stage_s[name] = stage_s.get(name, 0.0) + time.perf_counter() - began

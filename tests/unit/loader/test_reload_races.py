@@ -14,6 +14,7 @@ from modelbox.errors import NotFoundError
 from modelbox.events import ReloadStarted, ReloadSucceeded
 from modelbox.loader.settings import LoadOptions
 from modelbox.loader.tensor_files import TensorFiles
+from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef
 from tests.feed_source import FeedSource
 from tests.loading import SETTINGS, answer, loading
@@ -82,3 +83,29 @@ async def test_what_failed_is_tried_again_at_once_when_the_server_is_back(tmp_pa
         await log.served(2)
         assert await answer(reloader) == 3.0
     assert len([event for event in log.events if isinstance(event, ReloadStarted) and event.version == 2]) == 2
+
+
+async def test_an_error_of_nobody_in_a_fetch_is_not_the_version_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    begin = source.begin_download
+    failed: list[ModelVersion] = []
+
+    async def breaks(version: ModelVersion) -> str:
+        if not failed:
+            failed.append(version)
+            raise AttributeError("what a library says of a connection that is gone")
+        return await begin(version)
+
+    async with loading(source, tmp_path) as (loader, log):
+        reloader = await loader.load(REF, LoadOptions())
+        monkeypatch.setattr(source, "begin_download", breaks)
+        source.move("prod", source.versions["ns/model@2"])
+        failure = await log.failed(2)
+        assert (failure.stage, failure.quarantined) == ("fetch", False)
+        await log.served(2)
+        assert await answer(reloader) == 3.0
