@@ -118,7 +118,7 @@ class World:
         self._programs = 0
         self.artifacts: dict[str, str] = {}
         self._config = load_client_config(
-            url=server.url, spool_dir=directory / "spool", cache_dir=directory / "cache", request_timeout_s=10
+            url=server.url, spool_dir=directory / "spool", cache_dir=directory / "cache", request_timeout_s=30
         )
         self._plain = sync.Client(config=self._config)
         self.client = wrap(self._plain)
@@ -444,8 +444,15 @@ class World:
         refused = {one.seq for one in answer.rejections}
         told = {one.seq for one in again.rejections}
         assert told <= refused
-        latest = [one for of, _, one in self.recorder.delivered if of == spool][-1]
-        assert told == refused or answer is not latest, "what was refused is not told again"
+
+        def is_last() -> bool:
+            return [one for of, _, one in self.recorder.delivered if of == spool][-1] is answer
+
+        # The server may have taken the next ones meanwhile, whose answer is still on its way to us.
+        deadline = time.monotonic() + 20
+        while told != refused and is_last():
+            assert time.monotonic() < deadline, "what was refused is not told again"
+            time.sleep(0.01)
 
     def killed_program(self, experiment: Item, lines: int) -> None:
         """A program of its own logs, is killed, and what it left is delivered by another one."""

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--clients", type=int, default=8, help="how many call at once (8)")
     parser.add_argument("--calls", type=int, default=100, help="answers to wait for in each phase (100)")
+    parser.add_argument("--within", type=float, default=5.0, help="seconds that clients may take to follow a move (5)")
     parser.add_argument("--keep", action="store_true", help="keep the directory with all data and logs")
     parser.add_argument("--json", type=Path, help="write claims and figures to this file as well")
     options = parser.parse_args(arguments)
@@ -31,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory = Path(tempfile.mkdtemp(prefix="modelbox-demo-"))
     report = Report()
     try:
-        interrupted = anyio.run(
-            _play_until_signal, report, directory, DemoSettings(clients=options.clients, calls=options.calls)
-        )
+        settings = DemoSettings(clients=options.clients, calls=options.calls, swap_within_s=options.within)
+        interrupted = anyio.run(_play_until_signal, report, directory, settings)
         if options.json is not None:
             report.write_json(options.json)
     finally:

@@ -159,7 +159,7 @@ async def observe(
     async with AsyncExitStack() as stack:
 
         async def client(name: str) -> modelbox.Client:
-            made = modelbox.Client(next(addresses), cache_dir=str(directory / name), request_timeout_s=8)
+            made = modelbox.Client(next(addresses), cache_dir=str(directory / name), request_timeout_s=20)
             return await stack.enter_async_context(made)
 
         writers = [await client(f"writer{number}") for number in range(2)]
@@ -215,7 +215,7 @@ async def observe(
             for watcher in watchers:
                 seen.told.append([])
                 following.start_soon(watch, watcher, seen.told[-1])
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 # A watch begins at a moment of its own; nothing before it is anybody's loss.
                 for version in itertools.cycle((1, 2)):
                     if all(seen.told):
@@ -231,7 +231,7 @@ async def observe(
                 stopping.set()
             last = 0
             for alias in ("prod", "a", "b", "c"):
-                with anyio.fail_after(30):
+                with anyio.fail_after(60):
                     while True:
                         try:
                             moved = await writers[0].promote(f"{MODEL}@{alias}", 2)

@@ -6,7 +6,6 @@ import io
 import signal
 import subprocess
 import sys
-import time
 import wave
 import zipfile
 from collections.abc import AsyncIterator
@@ -55,7 +54,7 @@ async def service_on(
 
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(total=30)
+        connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(total=100)
     )
 
 
@@ -155,7 +154,7 @@ async def test_a_body_that_is_too_long_is_refused_before_it_is_sent(service: Spe
     assert address.port is not None
     async with await anyio.connect_tcp(address.host, address.port) as connection:
         await connection.send(b"POST /v1/speech HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16777217\r\n\r\n")
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             answer = await connection.receive()
             while b"got 16777217" not in answer:
                 answer += await connection.receive()
@@ -169,7 +168,7 @@ async def test_a_body_of_unknown_length_is_refused(service: SpeechService) -> No
     async with await anyio.connect_tcp(host, int(port)) as stream:
         head = f"POST /v1/speech HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n"
         await stream.send(head.encode())
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             assert (await stream.receive()).startswith(b"HTTP/1.1 411 ")
 
 
@@ -183,7 +182,8 @@ async def test_a_long_file_does_not_hold_up_the_others(service: SpeechService) -
     finished: list[str] = []
 
     async def send_long_file() -> None:
-        assert (await service.find_speech(_wav(240)))["segments"] == []
+        # Nearly as long as it may be, so that it is still at work when the others are answered, on any machine.
+        assert (await service.find_speech(_wav(500)))["segments"] == []
         finished.append("long file")
 
     async with anyio.create_task_group() as tasks:
@@ -217,7 +217,7 @@ async def test_follows_the_alias(server: ServerProcess, tmp_path: Path) -> None:
         second_path = tmp_path / "second.onnx"
         write_optimised(first_path, second_path)
         second = await publish(server, second_path)
-        await service.wait_for({"version": 2, "digest": second.digest, "stale": False}, within_s=20)
+        await service.wait_for({"version": 2, "digest": second.digest, "stale": False}, within_s=60)
         answer = await service.find_speech(WAV)
         assert (answer["model_version"], answer["model_digest"]) == (2, second.digest)
         assert segments(answer) == [pytest.approx(times, abs=0.1) for times in SPOKEN]
@@ -267,10 +267,7 @@ async def test_ends_in_order_when_asked_to(
     shared_server: ServerProcess, published: ModelVersion, tmp_path: Path
 ) -> None:
     async with service_on(shared_server, tmp_path) as service:
-        began = time.monotonic()
-        code = await service.program.stop()
-        assert code in (0, -signal.SIGTERM)
-        assert time.monotonic() - began < 8, "stop() would have sent SIGKILL after 10 s"
+        assert await service.program.stop() in (0, -signal.SIGTERM), "stop() sends SIGKILL after a while"
         assert "Application shutdown complete" in service.program.tail()
         assert "Traceback" not in service.program.tail()
 

@@ -45,7 +45,7 @@ def run_script(script: str, url: str, directory: Path) -> str:
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         env=env,
         check=False,
     )
@@ -68,26 +68,29 @@ async def test_a_forked_worker_serves_and_follows(shared_server: ServerProcess, 
             os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
         children = []
+        served, serves = os.pipe()
         for n in range(3):
             pid = os.fork()
             if pid == 0:
                 ok = model.predict(x)["y"][0, 0] == 1.0          # before anything is heard
                 say(n, "serves", ok)
-                deadline = time.monotonic() + 30
+                os.write(serves, b".")
+                deadline = time.monotonic() + 60
                 while model.version != 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
                 say(n, "follows", model.predict(x)["y"][0, 0] == 2.0)
                 model.close()
                 sys.exit(0 if ok else 1)
             children.append(pid)
-        time.sleep(1.0)
+        for _ in children:
+            os.read(served, 1)
         import anyio
         async def move():
             async with modelbox.Client() as client:
                 await client.promote("fork/model@prod", 2)
         anyio.run(move)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while model.version != 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         print("codes", codes, "parent", model.version)
@@ -135,7 +138,7 @@ async def test_one_handle_on_several_loops_and_threads(shared_server: ServerProc
             thread.start()
         await publish(shared_server.url, "loops/model", tmp_path, 2)
         for thread in threads:
-            await anyio.to_thread.run_sync(thread.join, 30)
+            await anyio.to_thread.run_sync(thread.join, 60)
         assert not any(thread.is_alive() for thread in threads)
         assert wrong == []
 
@@ -184,6 +187,6 @@ async def test_cancelled_and_forgotten_loads_leave_nothing_in_service(
         async def gone() -> bool:
             return [instance async for instance in client.iter_instances("forgotten/model")] == []
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not await gone():
                 await anyio.sleep(0.02)

@@ -38,7 +38,7 @@ def servers(
 
 def ask(server: Replica, method: str, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
     host, _, port = server.http_address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     try:
         connection.request(method, path)
         answer = connection.getresponse()

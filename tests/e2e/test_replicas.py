@@ -37,7 +37,7 @@ def pair(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -67,7 +67,7 @@ async def test_what_one_wrote_the_other_knows_and_tells(pair: Replicas, tmp_path
             assert (found.mod_rev, found.version.version) == (moved.mod_rev, moved.version)
         assert revs == sorted(revs)
         told = []
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async for item in two.changes(token=token, objects=["both/model"], kinds=["alias"]):
                 assert isinstance(item, Change)
                 told.append(item.rev)
@@ -90,7 +90,7 @@ async def test_an_upload_that_one_began_the_other_ends(pair: Replicas) -> None:
             method=method,
             headers={"Content-Type": "application/octet-stream", **headers},
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     begin = json.dumps({"namespace": "parts", "digest": digest, "size_bytes": len(data)}).encode()
@@ -103,7 +103,11 @@ async def test_an_upload_that_one_began_the_other_ends(pair: Replicas) -> None:
     assert call(0, "POST", "uploads", begin)["complete"]
 
 
-def test_each_lists_both_and_one_of_them_keeps_house(pair: Replicas) -> None:
+async def test_each_lists_both_and_one_of_them_keeps_house(pair: Replicas) -> None:
+    # Whoever does takes the lease a moment after it is ready.
+    with anyio.fail_after(60):
+        while not any(one["leases"] for one in get(f"{pair[0].url}/api/v1/members")["members"]):
+            await anyio.sleep(0.05)
     for replica in pair:
         members = get(f"{replica.url}/api/v1/members")["members"]
         assert [(one["name"], one["role"], one["state"], one["alive"]) for one in members] == [

@@ -21,6 +21,8 @@ from tests.faults.registry import fault
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
@@ -105,7 +107,7 @@ async def test_a_loader_and_a_watcher_converge_on_an_older_copy(
                 await anyio.sleep(0.002)
 
         async def wait(condition: Callable[[], bool]) -> None:
-            with anyio.fail_after(60):
+            with anyio.fail_after(100):
                 while not condition():
                     assert problems == []
                     await anyio.sleep(0.01)
@@ -167,6 +169,6 @@ async def test_a_loader_that_was_away_meanwhile_takes_the_older_copy_too(
     server.restart()
     async with modelbox.Client(server.url, cache_dir=cache) as client:
         model = await client.load("ns/m@prod")
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             while model.version != 1:
                 await anyio.sleep(0.01)

@@ -12,7 +12,9 @@ import pytest
 import modelbox
 from modelbox.errors import ConflictError, ServerBusy, TransportError
 from modelbox.feed import Change
+from modelbox.loader.reload import Reloader
 from tests.faults.registry import fault
+from tests.loading import recorded
 from tests.onnx_models import add_constant
 from tests.server import ServerProcess
 
@@ -33,7 +35,7 @@ async def test_acknowledged_moves_survive_and_answers_go_on(server: ServerProces
     answers = failures = 0
     stop = False
 
-    async with modelbox.Client(server.url, cache_dir=str(tmp_path / "cache"), request_timeout_s=5) as client:
+    async with modelbox.Client(server.url, cache_dir=str(tmp_path / "cache"), request_timeout_s=20) as client:
         for constant in (1, 2):
             (tmp_path / "model.onnx").write_bytes(add_constant(constant))
             await client.publish("kill/model", str(tmp_path / "model.onnx"))
@@ -78,7 +80,8 @@ async def test_acknowledged_moves_survive_and_answers_go_on(server: ServerProces
                         await anyio.sleep(rng.uniform(0.05, 0.5))
                         await anyio.to_thread.run_sync(server.kill)
                         await anyio.to_thread.run_sync(server.restart)
-                    await anyio.sleep(0.3)
+                    while len(acknowledged) <= KILLS or answers <= 100:
+                        await anyio.sleep(0.01)
                     stop = True
                 last = await client.promote("kill/model@end", 1)
                 while not seen or seen[-1].rev < last.mod_rev:
@@ -110,12 +113,13 @@ async def test_the_service_starts_without_a_server(server: ServerProcess, tmp_pa
     cache_dir = str(tmp_path / "cache")
     async with modelbox.Client(server.url, cache_dir=cache_dir) as client:
         await client.publish("kill/model", str(tmp_path / "model.onnx"), aliases=["prod"])
-        await client.load("kill/model@prod")
-        await anyio.sleep(0.2)
+        model = await client.load("kill/model@prod")
+        assert isinstance(model._reloader, Reloader)
+        await recorded(model._reloader, lambda state: True)
     server.kill()
     x = {"x": np.zeros((1, 4), np.float32)}
     async with modelbox.Client(server.url, cache_dir=cache_dir) as client:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             model = await client.load("kill/model@prod")
         assert model.stale
         assert (await model.predict(x))["y"][0, 0] == 1.0

@@ -27,6 +27,8 @@ CALLERS = 8
 SWAPS = 200
 FLAT_BYTES = 10 << 20
 
+pytestmark = pytest.mark.timeout(400)
+
 
 class Load:
     """Callers in a closed loop, and what became of their calls."""
@@ -78,7 +80,7 @@ async def test_no_call_fails_or_mixes_over_swaps(
                 await client.promote(f"{path}@prod", 1)
         model = await client.load(f"{path}@prod", options=options)
         load = Load(model, answers)
-        with anyio.fail_after(90):
+        with anyio.fail_after(300):
             async with anyio.create_task_group() as tg:
                 for seed in range(CALLERS):
                     tg.start_soon(load.call, seed)
@@ -132,8 +134,8 @@ async def test_memory_stays_flat_over_200_swaps(shared_server: ServerProcess, tm
                 await anyio.sleep(0.001)
 
         process = psutil.Process()
-        settled = 0
-        with anyio.fail_after(110):
+        sizes: list[int] = []
+        with anyio.fail_after(300):
             async with anyio.create_task_group() as tg:
                 tg.start_soon(count_freed)
                 for _ in range(4):
@@ -144,13 +146,14 @@ async def test_memory_stays_flat_over_200_swaps(shared_server: ServerProcess, tm
                     await client.promote(f"{path}@prod", version)
                     while model.version != version:
                         await anyio.sleep(0.001)
-                    if swap == SWAPS // 5:
+                    if swap % 4 == 0:
                         gc.collect()
-                        settled = process.memory_info().rss
+                        sizes.append(process.memory_info().rss)
                 stop = True
                 await freed.wait()
                 gc.collect()
-                grown = process.memory_info().rss - settled
+                # A single look may find two versions at once.
+                grown = process.memory_info().rss - max(sizes[5 : len(sizes) // 5 + 1])
                 await model.aclose()
         assert (failed, mixed) == (0, 0)
         assert done > SWAPS
@@ -169,9 +172,10 @@ async def test_a_lease_keeps_its_version_across_a_swap(shared_server: ServerProc
         x = {"x": np.zeros((1, 4), np.float32)}
         async with anyio.create_task_group() as tg:
             swapped = anyio.Event()
+            events = model.events()
 
             async def watch() -> None:
-                async for event in model.events():
+                async for event in events:
                     if isinstance(event, ReloadSucceeded) and event.version == 2:
                         swapped.set()
                         return
@@ -179,7 +183,7 @@ async def test_a_lease_keeps_its_version_across_a_swap(shared_server: ServerProc
             tg.start_soon(watch)
             async with model.lease() as lease:
                 await client.promote(f"{path}@prod", 2)
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     await swapped.wait()
                 assert lease.version.version == 1
                 assert float((await lease.predict(x))["y"][0, 0]) == 1.0

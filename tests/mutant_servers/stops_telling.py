@@ -9,7 +9,8 @@ from modelbox.runtime.__main__ import main
 from modelbox.runtime.ports import FeedBatch
 from modelbox.runtime.store.feed import SqlFeedStore
 
-_LAST = 30
+_LAST = 100
+"""Beyond what a test says until its watchers listen, however long they take to."""
 _read_after = SqlFeedStore.read_after
 
 

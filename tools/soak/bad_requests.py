@@ -21,7 +21,7 @@ from tests.sidecar import SidecarProcess
 
 __all__ = ("BAD_REQUESTS", "BadRequest", "LostError")
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 30.0
 _REFUSED = range(400, 500)
 
 BadRequest = Callable[[SidecarProcess, str, random.Random], str | None]

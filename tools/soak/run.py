@@ -43,7 +43,7 @@ async def soak(directory: Path, *, seconds: float, seed: int, say: Callable[[str
         say: Tells of progress.
     """
     with ServerProcess(directory / "server", log_level="warning") as server:
-        async with modelbox.Client(server.url, cache_dir=directory / "promoting", request_timeout_s=5) as client:
+        async with modelbox.Client(server.url, cache_dir=directory / "promoting", request_timeout_s=30) as client:
             file = directory / "model.onnx"
             for model in (*map(add_constant, _CONSTANTS.values()), unknown_operator()):
                 file.write_bytes(model)
