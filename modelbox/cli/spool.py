@@ -23,7 +23,7 @@ from modelbox.cli.run import with_client
 
 if TYPE_CHECKING:
     from modelbox.client import Client
-    from modelbox.spool import PushedSpool
+    from modelbox.spool import PushedSpool, SpoolStatus
 
 __all__ = ("app",)
 
@@ -61,6 +61,7 @@ def status(directory: DirectoryOption = None, output: OutputOption = OutputForma
                     "pid": one.about.pid,
                     "created_at": _created(one.about.created_us),
                     "owned": one.owned,
+                    "refused": one.about.refused,
                     "records": one.records,
                     "size_bytes": one.size_bytes,
                     "damaged": one.damaged,
@@ -73,7 +74,7 @@ def status(directory: DirectoryOption = None, output: OutputOption = OutputForma
     rows = [
         (
             one.about.spool,
-            f"{'in use' if one.owned else 'left behind'}{', damaged' if one.damaged else ''}",
+            f"{_state(one)}{', damaged' if one.damaged else ''}",
             one.records,
             size_text(one.size_bytes),
             one.about.url,
@@ -85,8 +86,19 @@ def status(directory: DirectoryOption = None, output: OutputOption = OutputForma
     ]
     columns = ("SPOOL", "STATE", "RECORDS", "SIZE", "SERVER", "PROCESS", "SINCE", "OPEN RUNS")
     print_table(columns, rows, empty=f"there are no spools in {where}: everything was delivered")
-    if any(not one.owned for one in found):
+    if any(not one.owned and not one.about.refused for one in found):
         note("`modelbox spool push` delivers what was left behind")
+    if any(not one.owned and one.about.refused for one in found):
+        note(
+            "refused: what it is about was not there, or hidden from the caller; `modelbox spool push` offers it again,"
+            " and whoever does not want it removes its directory"
+        )
+
+
+def _state(status: SpoolStatus) -> str:
+    if status.owned:
+        return "in use"
+    return "refused" if status.about.refused else "left behind"
 
 
 def _created(created_us: int) -> datetime:
@@ -103,6 +115,8 @@ def push(
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Deliver what programs that are gone have left behind; of those that still run, nothing is touched.
+
+    What was refused before because it is about something that was not there, or hidden, is offered again.
 
     Exits with the error of the first spool that could not be delivered.
 
@@ -127,7 +141,10 @@ def _json(pushed: PushedSpool) -> dict[str, object]:
         "spool": pushed.about.spool,
         "url": pushed.about.url,
         "delivered": pushed.delivered,
-        "refused": [{"rejection": one.rejection, "object": one.object, "what": one.what} for one in pushed.refused],
+        "refused": [
+            {"rejection": one.rejection, "object": one.object, "what": one.what, "kept": one.kept}
+            for one in pushed.refused
+        ],
         "error": None if pushed.error is None else pushed.error.to_dict(),
     }
 
@@ -139,4 +156,5 @@ def _print(pushed: tuple[PushedSpool, ...], url: str, *, any_url: bool) -> None:
         rest = "; the rest is kept" if one.error is not None else ""
         print_line(f"delivered {one.delivered} records of {one.about.spool}, {len(one.refused)} refused{rest}")
         for refusal in one.refused:
-            note(f"refused: {refusal.what} of {refusal.object or 'no object'}: {refusal.rejection.message}")
+            kept = " (kept for another push)" if refusal.kept else ""
+            note(f"refused{kept}: {refusal.what} of {refusal.object or 'no object'}: {refusal.rejection.message}")

@@ -48,7 +48,7 @@ class PushedSpool:
 
     Attributes:
         delivered: How many records the server took.
-        refused: Those among them that it refused for good.
+        refused: Those among them that it refused for good, or that are kept aside for another push (`Refusal.kept`).
         error: Why the rest could not be delivered; None if nothing is left.
     """
 

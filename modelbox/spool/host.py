@@ -223,6 +223,7 @@ class SpoolHost:
             advanced=lambda _: self._advanced("records"),
             uploaded=lambda: self._advanced("uploads"),
             limit_tries=_LIMIT_TRIES,
+            aside_bytes=self.config.spool_max_bytes,
         )
         try:
             async with anyio.create_task_group() as group:
@@ -300,6 +301,9 @@ class SpoolHost:
         for about in await anyio.to_thread.run_sync(find_spools, self.directory.parent):
             if about.spool == self.log.id or about.url != self.config.url or about.host != here:
                 continue
+            if about.refused:
+                # It would be refused again, and again: whoever knows of a reason why not has it pushed.
+                continue
             with adopt(about.directory) as spool:
                 if spool is None:
                     continue
@@ -321,7 +325,7 @@ class SpoolHost:
             from modelbox.spool.remote import Remote
 
             other = Remote(replace(self.config, actor=about.actor))
-        delivery = Delivery(spool, other or to, refused=self._refused)
+        delivery = Delivery(spool, other or to, refused=self._refused, aside_bytes=self.config.spool_max_bytes)
         try:
             await delivery.records()
             await delivery.end_open_runs()

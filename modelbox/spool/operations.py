@@ -6,6 +6,7 @@ Pure. The names in the JSON are a format on disk: they may be added to, never ch
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -49,11 +50,18 @@ _TYPES: dict[str, type[OperationPayload]] = {
     "readme": ReadmeEdit,
 }
 _NAMES = {cls: name for name, cls in _TYPES.items()}
+_POINTS = "points"
+_COLUMNS = ("key_index", "steps", "times_us", "values", "kinds")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def operation_data(payload: OperationPayload) -> bytes:
-    """An operation that is no points, as it lies in a spool."""
+    """An operation as it lies in a spool; points only where they are kept aside."""
+    if isinstance(payload, MetricColumns):
+        columns = {name: b64encode(getattr(payload, name)).decode() for name in _COLUMNS}
+        payloads = [b64encode(one).decode() for one in payload.payloads]
+        value = {"object": payload.object, "keys": list(payload.keys), **columns, "payloads": payloads}
+        return _encode({"type": _POINTS, "value": value}).encode()
     return f'{{"type":"{_NAMES[type(payload)]}","value":{_encode(to_json(payload))}}}'.encode()
 
 
@@ -91,10 +99,48 @@ def read_operation(data: bytes) -> OperationPayload:
         raise InvalidError(f"an operation of a spool is not JSON: {exc}") from exc
     if not isinstance(read, dict):
         raise InvalidError("an operation of a spool is not a JSON object")
+    if read.get("type") == _POINTS:
+        return _read_columns(read.get("value"))
     cls = _TYPES.get(str(read.get("type")))
     if cls is None:
         raise InvalidError(f"an operation of a spool is of the unknown type {shown(read.get('type'))}")
     return from_json(cls, read.get("value"))
+
+
+def _read_columns(value: JsonValue) -> MetricColumns:
+    if not isinstance(value, dict):
+        raise InvalidError("points of a spool are not a JSON object")
+    keys, payloads = value.get("keys"), value.get("payloads")
+    if not isinstance(keys, list) or not isinstance(payloads, list):
+        raise InvalidError("points of a spool have no keys, or no payloads")
+    columns = {name: _read_bytes(value.get(name)) for name in _COLUMNS}
+    found = MetricColumns(
+        object=str(value.get("object")),
+        keys=tuple(str(key) for key in keys),
+        payloads=tuple(_read_bytes(one) for one in payloads),
+        **columns,
+    )
+    count = len(found)
+    sizes = [len(columns[name]) for name in ("steps", "times_us", "values")]
+    index = np.frombuffer(found.key_index[: len(found.key_index) // 4 * 4], "<u4")
+    if (
+        not count
+        or sizes != [8 * count] * 3
+        or len(found.key_index) != (4 * count if len(keys) > 1 else 0)
+        or (len(index) and int(index.max()) >= len(keys))
+        or len(found.kinds) not in (0, count)
+        or sum(kind != 0 for kind in found.kinds) != len(payloads)
+        or not keys
+    ):
+        raise InvalidError("columns of points of a spool do not fit together")
+    return found
+
+
+def _read_bytes(value: JsonValue) -> bytes:
+    try:
+        return b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError as exc:
+        raise InvalidError("points of a spool are not in base64") from exc
 
 
 def operations_of(decoded: Decoded, names: Mapping[int, str]) -> tuple[list[Operation], list[tuple[int, InvalidError]]]:

@@ -2,6 +2,7 @@
 
 Owns what happens to a batch: it goes to the server as it is; what the server refuses for good is told and passed over,
 so that one bad operation never holds up a run; everything else fails the attempt, and the same batch is tried again.
+What is refused because it is about something that is not there, or hidden, is kept aside (`modelbox.spool.aside`).
 Artifacts are uploaded in order among themselves, beside everything else, which does not wait for them. Refuses to wait
 or to try again by itself: the methods of `Delivery` raise, and whoever called them decides when to come back.
 
@@ -15,25 +16,25 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import anyio.to_thread
 
 from modelbox.errors import (
-    AuthError,
     CacheError,
     ConflictError,
     IntegrityError,
     InvalidError,
     LimitError,
     ModelBoxError,
-    NotAuthenticated,
     NotFoundError,
 )
 from modelbox.objects import JsonValue
+from modelbox.spool.aside import keep_files, keep_operations
 from modelbox.spool.format import FilesRecord
 from modelbox.spool.operations import parts_of, read_operation
 from modelbox.spool.reader import Batch, Spool
@@ -89,11 +90,13 @@ class Refusal:
     Attributes:
         object: What it was about: an id, where the operation has one.
         what: The operation's kind, such as ``AttributesEdit``.
+        kept: Whether it is kept aside, for another push.
     """
 
     rejection: Rejection
     object: str
     what: str
+    kept: bool = False
 
 
 class Delivery:
@@ -107,6 +110,7 @@ class Delivery:
         uploaded: Called after each upload.
         limit_tries: How often something is tried again that the server calls too large. It may be a proxy that has
             enough for now.
+        aside_bytes: How much may be kept aside of what is refused, of operations and of artifacts each; None for all.
 
     Concurrency: one task for `records` and another for `uploads`.
     """
@@ -120,7 +124,11 @@ class Delivery:
         advanced: Callable[[int], None] = lambda _: None,
         uploaded: Callable[[], None] = lambda: None,
         limit_tries: int = 0,
+        aside_bytes: int | None = None,
     ) -> None:
+        self._aside_bytes = aside_bytes
+        # What is to be kept aside of the batch that is being delivered, by number.
+        self._aside: dict[int, OperationPayload] = {}
         self._spool = spool
         self._to = to
         self._refused = refused
@@ -145,13 +153,13 @@ class Delivery:
             batch = await anyio.to_thread.run_sync(self._spool.next_batch)
             if batch is None:
                 return count
+            self._aside = {}
             await self._deliver(batch)
+            await self._keep_operations()
             # Not in a thread: a few system calls, and nothing may come between the answer and the cursor.
             self._spool.advance(batch)
             self._tries = 0
-            for refusal in self._unsaid.values():
-                self._say(refusal)
-            self._unsaid = {}
+            self._say_all()
             count += batch.count
             self._advanced(batch.count)
 
@@ -165,6 +173,8 @@ class Delivery:
         count = 0
         while (record := self._spool.next_upload()) is not None:
             refusal = await self._upload(record)
+            if refusal is not None:
+                refusal = await self._keep_files(record, refusal)
             await anyio.to_thread.run_sync(self._spool.uploaded, record)
             self._upload_tries = 0
             if refusal is not None:
@@ -180,20 +190,31 @@ class Delivery:
             ModelBoxError: The server cannot take it now.
         """
         spool = self._spool
-        for run_id, data in spool.open_runs().items():
+        for number, (run_id, data) in enumerate(spool.open_runs().items()):
             if kind_of_id(run_id) is not None:
                 edit = _end_of(run_id, data) or ended_unsaid(
                     run_id, datetime.fromtimestamp(_last_written(spool.directory), UTC)
                 )
                 name = hashlib.sha256(f"{spool.id}:end:{run_id}".encode()).hexdigest()[:32]
                 try:
-                    await self._to.deliver(name, [Operation(seq=1, payload=edit)])
-                except NotAuthenticated:
-                    # Nothing is wrong with the run: with another token it can be ended.
-                    raise
-                except (InvalidError, NotFoundError, ConflictError, AuthError) as exc:
-                    _log.warning("the run %s could not be ended: %s", run_id, exc)
+                    # An `AuthError` comes out: nothing is wrong with the run, with another token it can be ended.
+                    delivered = await self._to.deliver(name, [Operation(seq=1, payload=edit)])
+                except (InvalidError, NotFoundError, ConflictError) as exc:
+                    self._refuse_end(exc.code, exc.message, edit, number)
+                else:
+                    for rejection in delivered.rejections:
+                        self._refuse_end(rejection.code, rejection.message, edit, number)
+        await self._keep_operations()
+        for run_id in spool.open_runs():
             spool.run_ended(run_id)
+        self._say_all()
+
+    def _refuse_end(self, code: str, message: str, edit: RunEdit, number: int) -> None:
+        # Behind all records: their owner is gone, and writes no more.
+        seq = self._spool.passed_seq + 1 + number
+        self._note(
+            Refusal(rejection=Rejection(seq=seq, code=code, message=message), object=edit.id, what=_kind_of(edit)), edit
+        )
 
     async def _deliver(self, batch: Batch) -> None:
         for seq, error in batch.unreadable:
@@ -211,7 +232,7 @@ class Delivery:
             _log.debug("an artifact cannot be left for later", exc_info=True)
             refusal = await self._upload(record)
             if refusal is not None:
-                self._note(refusal)
+                self._note(await self._keep_files(record, refusal))
 
     async def _send(self, operations: Sequence[Operation]) -> None:
         """Delivers operations; halves them to find one that fails the whole call for good."""
@@ -227,7 +248,8 @@ class Delivery:
                 self._tries += 1
                 if _may_pass(exc) or self._tries <= self._most_tries:
                     raise
-            self._refuse(operations[0].seq, exc, _object_of(operations[0].payload), _kind_of(operations[0].payload))
+            refused = operations[0].payload
+            self._refuse(operations[0].seq, exc, _object_of(refused), _kind_of(refused), refused)
             return
         by_seq = {operation.seq: operation.payload for operation in operations}
         for rejection in delivered.rejections:
@@ -241,7 +263,8 @@ class Delivery:
                         rejection=rejection,
                         object=_object_of(payload) if payload is not None else "",
                         what=_kind_of(payload) if payload is not None else "operation",
-                    )
+                    ),
+                    payload,
                 )
 
     async def _send_parts(self, seq: int, parts: Sequence[OperationPayload]) -> None:
@@ -293,23 +316,70 @@ class Delivery:
             found[file.path] = path
         return found
 
-    def _refuse(self, seq: int, error: ModelBoxError, object_id: str, what: str) -> None:
+    def _refuse(
+        self, seq: int, error: ModelBoxError, object_id: str, what: str, payload: OperationPayload | None = None
+    ) -> None:
         rejection = Rejection(seq=seq, code=error.code, message=error.message)
-        self._note(Refusal(rejection=rejection, object=object_id, what=what))
+        self._note(Refusal(rejection=rejection, object=object_id, what=what), payload)
 
-    def _note(self, refusal: Refusal) -> None:
+    def _note(self, refusal: Refusal, payload: OperationPayload | None = None) -> None:
+        """Has a refusal told; ``payload`` is what may be kept aside of it."""
         self._unsaid[refusal.rejection.seq, refusal.rejection.message] = refusal
+        if payload is not None and _may_come_back(refusal):
+            self._aside[refusal.rejection.seq] = payload
+
+    async def _keep_operations(self) -> None:
+        """Keeps aside what the batch has of that.
+
+        Raises:
+            Unavailable: It is being delivered by somebody.
+        """
+        aside, self._aside = self._aside, {}
+        if not aside:
+            return
+        operations = [Operation(seq=seq, payload=payload) for seq, payload in sorted(aside.items())]
+        keep = partial(keep_operations, self._spool.directory, operations, max_bytes=self._aside_bytes)
+        if await self._kept(keep):
+            for key, refusal in self._unsaid.items():
+                if refusal.rejection.seq in aside and _may_come_back(refusal):
+                    self._unsaid[key] = replace(refusal, kept=True)
+
+    async def _keep_files(self, record: FilesRecord, refusal: Refusal) -> Refusal:
+        """The same for an artifact."""
+        if not _may_come_back(refusal):
+            return refusal
+        keep = partial(keep_files, self._spool.directory, record, max_bytes=self._aside_bytes)
+        return replace(refusal, kept=await self._kept(keep))
+
+    async def _kept(self, keep: Callable[[], bool]) -> bool:
+        try:
+            return await anyio.to_thread.run_sync(keep)
+        except (OSError, ValueError) as exc:
+            # A full disk must not hold up what the server takes, nor what makes room on it.
+            _log.warning("what the server refused of %s cannot be kept aside: %s", self._spool.directory, exc)
+            return False
+
+    def _say_all(self) -> None:
+        unsaid, self._unsaid = self._unsaid, {}
+        for refusal in unsaid.values():
+            self._say(refusal)
 
     def _say(self, refusal: Refusal) -> None:
         self._told += 1
         _log.log(
             logging.WARNING if self._told <= _MOST_TOLD else logging.DEBUG,
-            "the server refused a record of a run (%s of %s): %s",
+            "the server refused a record of a run (%s of %s): %s%s",
             refusal.what,
             refusal.object or "no object",
             refusal.rejection.message,
+            "; it is kept, for `modelbox spool push`" if refusal.kept else "",
         )
         self._refused(refusal)
+
+
+def _may_come_back(refusal: Refusal) -> bool:
+    """Whether it is about something that is not there, or that this caller may not see: both may change."""
+    return refusal.rejection.code.startswith(NotFoundError.code)
 
 
 def _may_pass(error: LimitError) -> bool:

@@ -54,6 +54,7 @@ class SpoolAbout:
         actor: In whose name it is delivered.
         host: Where its owner runs, or ran.
         pid: Process id of its owner there.
+        refused: Whether it holds what a server has refused before, see `modelbox.spool.aside`.
     """
 
     spool: str
@@ -63,6 +64,7 @@ class SpoolAbout:
     host: str
     pid: int
     created_us: int
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +287,11 @@ class Spool:
                 at += decoded.size_bytes
         return count, size, damaged
 
+    @property
+    def passed_seq(self) -> int:
+        """Up to where records were looked at, delivered or left for later."""
+        return self._passed_seq
+
     def open_runs(self) -> dict[str, bytes]:
         """Runs that the owner began and did not end; with the operation that ends one, if it had come that far."""
         found: dict[str, bytes] = {}
@@ -415,6 +422,7 @@ def read_about(directory: Path) -> SpoolAbout:
             host=str(read["host"]),
             pid=int(read["pid"]),
             created_us=int(read["created_us"]),
+            refused=bool(read.get("refused", False)),
         )
     except (KeyError, TypeError, OverflowError, RecursionError) as exc:
         raise ValueError("not a spool") from exc
