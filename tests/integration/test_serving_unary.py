@@ -20,7 +20,15 @@ import pytest
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived, WindowUpdated
+from h2.events import (
+    DataReceived,
+    PingAckReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
 
 from modelbox._proto import inference as pb
 from modelbox._serving.codec import WireCodec
@@ -154,7 +162,7 @@ async def serving(*, stall_s: float = 60.0, **limits: Any) -> AsyncIterator[Serv
         with anyio.move_on_after(1):
             while server.connections:
                 await anyio.sleep(0.005)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await server.aclose(grace_s=1)
 
 
@@ -175,7 +183,7 @@ class Answer:
 async def collect(peer: H2Peer, *streams: int, until: Any = None) -> list[Answer]:
     """Reads until all streams ended, or ``until(answers)``."""
     found = {stream: Answer() for stream in streams}
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not all(answer.ended for answer in found.values()) and not (until and until(found)):
             events = await peer.events()
             assert events is not None, "the server closed the connection"
@@ -244,12 +252,16 @@ async def test_an_answer_for_a_caller_without_a_task_that_has_gone_is_dropped() 
             peer.message(gone, b"keep")
             peer.message(kept, b"keep")
             await peer.flush()
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 while len(at.methods.soon_done) < 2:
                     await anyio.sleep(0.005)
             peer.h2.reset_stream(gone)
+            # What comes behind it is answered after it was heard.
+            peer.h2.ping(b"12345678")
             await peer.flush()
-            await anyio.sleep(0.05)
+            with anyio.fail_after(60):
+                while not any(isinstance(event, PingAckReceived) for event in await peer.events() or ()):
+                    pass
             for done in at.methods.soon_done:
                 done(b"late")
             [answer] = await collect(peer, kept)
@@ -268,7 +280,7 @@ async def test_calls_of_both_kinds_share_a_connection_and_its_header_table() -> 
             mark = f"{'m' * int(rng.integers(300))}{number % 7}"
             if number % 3:
                 body = f"echo {number}".encode()
-                timeout = float(rng.integers(5, 50)) if number % 2 else None
+                timeout = float(rng.integers(100, 1000)) if number % 2 else None
                 assert await echo(body, metadata=[("mark", mark)], timeout=timeout) == body
             else:
                 request = bytes(pb.ModelMetadataRequest(name=str(number)))
@@ -283,11 +295,11 @@ async def test_deadlines_reach_the_method() -> None:
     async with serving() as at, grpc.aio.insecure_channel(at.address) as channel:
         echo: Any = channel.unary_unary(ECHO)
         await echo(b"")
-        await echo(b"", timeout=30)
+        await echo(b"", timeout=100)
         none, some = at.methods.timeouts
         assert none is None
         assert some is not None
-        assert 25 < some < 31  # clients round up
+        assert 50 < some < 110  # clients round up
 
 
 async def test_errors_come_with_text_and_trailers() -> None:
@@ -410,7 +422,7 @@ async def test_windows_of_requests_are_given_back() -> None:
         stream = peer.call(LARGE)
         body = framed(b"r" * (20 << 20))
         sent = 0
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while sent < len(body):
                 room = min(peer.h2.local_flow_control_window(stream), 16_384, len(body) - sent)
                 if not room:
@@ -434,13 +446,13 @@ async def test_a_window_that_overflows_resets_the_call_alone() -> None:
         other = peer.call(ECHO)
         peer.message(other, b"fine")
         await peer.flush()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.started.wait()
         peer.writer.write(struct.pack(">HBBBLL", 0, 4, 8, 0, stream, (1 << 31) - 1))
         answer, beside = await collect(peer, stream, other)
         assert answer.reset == 3
         assert beside.status == "0"
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.ended.wait()
         assert at.methods.cancelled == 1
 
@@ -501,7 +513,7 @@ async def test_a_reset_and_a_lost_connection_cancel_what_runs() -> None:
             stream = peer.call(SLOW)
             peer.message(stream, b"")
             await peer.flush()
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 await at.methods.started.wait()
                 peer.h2.reset_stream(stream)
                 await peer.flush()
@@ -512,9 +524,9 @@ async def test_a_reset_and_a_lost_connection_cancel_what_runs() -> None:
             stream = peer.call(SLOW)
             peer.message(stream, b"")
             await peer.flush()
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 await at.methods.started.wait()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.ended.wait()
         assert at.methods.cancelled == 2
         assert at.server.running == 0
@@ -524,7 +536,7 @@ async def test_a_reset_and_a_lost_connection_cancel_what_runs() -> None:
 @pytest.mark.parametrize("complete", [True, False])
 async def test_a_flood_of_resets_ends_the_connection(complete: bool) -> None:
     async with serving() as at, H2Peer(at.address) as peer:
-        with contextlib.suppress(ConnectionError), anyio.fail_after(10):
+        with contextlib.suppress(ConnectionError), anyio.fail_after(60):
             while await _still_open(peer):
                 for _ in range(50):
                     stream = peer.call(SLOW)
@@ -561,7 +573,7 @@ async def test_a_peer_that_never_reads_is_cut_off() -> None:
         for _ in range(150):
             peer.message(peer.call(LARGE), b"")
         peer.writer.write(peer.h2.data_to_send())
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not at.server.connections:
                 await anyio.sleep(0.01)
             while at.server.connections:
@@ -576,12 +588,14 @@ async def test_calls_wait_while_answers_are_unread() -> None:
         for stream in streams:
             peer.message(stream, b"")
         await peer.flush()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
+            while at.methods.large_calls <= 20:
+                await anyio.sleep(0.01)
             before = -1
             while at.methods.large_calls != before:
                 before = at.methods.large_calls
                 await anyio.sleep(0.2)
-        assert 20 < before <= (32 << 20) // LARGE_BYTES + 2
+        assert before <= (32 << 20) // LARGE_BYTES + 2
         # Another connection has a bound of its own.
         await works(at)
         # What waited begins as soon as there is room again, and a call that was given up never does.
@@ -671,7 +685,7 @@ async def test_data_and_trailers_behind_a_message_end_their_call_alone() -> None
         peer.message(trailed, b"half", length=8, end_stream=False)
         peer.h2.send_headers(trailed, [("x-new", "in the table")], end_stream=True)
         await peer.flush()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.started.wait()
         peer.writer.write(struct.pack(">HBBBL", 0, 3, 0, 0, over) + b"abc")
         # Its headers refer to what those trailers have put into the table.
@@ -692,7 +706,7 @@ async def test_a_goodbye_of_the_peer_lets_its_calls_end() -> None:
         stream = peer.call(SLOW)
         peer.message(stream, b"late")
         await peer.flush()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.started.wait()
             peer.writer.write(struct.pack(">HBBBLLL", 0, 11, 7, 0, 0, 0, 0) + b"bye")
             await anyio.sleep(0.05)
@@ -709,7 +723,7 @@ async def test_a_goodbye_because_of_an_error_ends_the_calls() -> None:
     async with serving() as at, H2Peer(at.address) as peer:
         peer.message(peer.call(SLOW), b"late")
         await peer.flush()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.started.wait()
             peer.writer.write(struct.pack(">HBBBLLL", 0, 8, 7, 0, 0, 0, 2))
             await at.methods.ended.wait()
@@ -769,7 +783,7 @@ async def test_broken_frames_end_the_connection_only(broken: bytes) -> None:
         [answer] = await collect(peer, stream)
         assert answer.status == "0"
         peer.writer.write(broken)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while at.server.connections:
                 await anyio.sleep(0.01)
         await works(at)
@@ -798,7 +812,7 @@ async def test_any_bytes_leave_the_server_working(caplog: pytest.LogCaptureFixtu
                 await anyio.lowlevel.checkpoint()
             writer.transport.abort()
         await works(at)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while at.server.connections:
                 await anyio.sleep(0.01)
         assert at.server.running == 0
@@ -815,10 +829,10 @@ async def test_a_stop_waits_for_calls_that_run_and_for_messages_on_their_way() -
         comes = peer.call(ECHO)
         peer.message(comes, b"half", end_stream=False, length=8)
         await peer.flush()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await at.methods.started.wait()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(lambda: at.server.aclose(grace_s=5))
+                tasks.start_soon(lambda: at.server.aclose(grace_s=60))
                 await anyio.sleep(0.05)
                 assert at.server.running == 2
                 peer.h2.send_data(comes, b"more", end_stream=True)
@@ -839,7 +853,7 @@ async def test_a_stop_cancels_what_does_not_end() -> None:
                     await slow(pb.ModelMetadataRequest(name="n"))
 
             tasks.start_soon(call)
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 await at.methods.started.wait()
                 assert await at.server.aclose(grace_s=0.05) == 1
                 await at.methods.ended.wait()

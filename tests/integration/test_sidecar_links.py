@@ -45,14 +45,14 @@ def client_of(sidecar: SidecarProcess) -> modelbox.Client:
 
 
 def connections(sidecar: SidecarProcess) -> int:
-    with urllib.request.urlopen(sidecar.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(sidecar.metrics_url, timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     (count,) = [line.split()[-1] for line in lines if line.startswith("modelbox_socket_connections ")]
     return int(float(count))
 
 
 async def until_connections(sidecar: SidecarProcess, most: int) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while await anyio.to_thread.run_sync(connections, sidecar) > most:
             gc.collect()
             await anyio.sleep(0.05)
