@@ -219,7 +219,9 @@ class Connection:
                 if question is not None:
                     question.then(target, json_body(body))
             elif kind in (Kind.STATE, Kind.EVENT):
-                self._owner.pushed(kind, id_, target, body)
+                # Behind a good-bye, the owner may have handles of the same numbers on the next connection.
+                if not self._leaving:
+                    self._owner.pushed(kind, id_, target, body)
             elif kind == Kind.WELCOME:
                 self._welcome(json_body(body))
             elif kind == Kind.GOAWAY:
