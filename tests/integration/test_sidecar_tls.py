@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -82,7 +83,7 @@ def context(authority: Authority) -> ssl.SSLContext:
 
 def ask(address: str, context: ssl.SSLContext, request: str, body: object = None) -> tuple[int, bytes]:
     method, path = request.split()
-    connection = http.client.HTTPSConnection(address, context=context, timeout=20)
+    connection = http.client.HTTPSConnection(address, context=context, timeout=60)
     try:
         connection.request(method, path, body)  # type: ignore[arg-type]  # bytes, or an iterator of them
         answer = connection.getresponse()
@@ -140,12 +141,13 @@ def test_without_a_certificate_nobody_gets_an_answer(sidecar: SidecarProcess, au
     with grpc.secure_channel(sidecar.grpc_address, credentials) as channel:
         check: Any = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
         with pytest.raises(grpc.RpcError) as caught:
-            check(b"", timeout=20)
+            check(b"", timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     host, port = sidecar.http_address.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as plain:
+    with socket.create_connection((host, int(port)), timeout=60) as plain:
         plain.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert not plain.recv(100).startswith(b"HTTP/")
+        with contextlib.suppress(ConnectionError):
+            assert not plain.recv(100).startswith(b"HTTP/")
 
 
 def test_its_certificate_is_renewed(
@@ -154,9 +156,9 @@ def test_its_certificate_is_renewed(
     new = authority.issue("renewed", "localhost", "127.0.0.1")
     seen = len(sidecar.output)
     pair.replace_by(new)
-    sidecar.wait_for("new TLS files are in use", after=seen)
+    sidecar.wait_for("new TLS files are in use", timeout=60, after=seen)
     for address in (sidecar.http_address, sidecar.grpc_address, sidecar.metrics_address):
         host, port = address.split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as raw:
+        with socket.create_connection((host, int(port)), timeout=60) as raw:
             with context.wrap_socket(raw, server_hostname="localhost") as connection:
                 assert serial_of(connection.getpeercert(binary_form=True) or b"") == serial_of(new.certificate)

@@ -125,34 +125,33 @@ async def test_a_database_that_is_away_at_start() -> None:
                 pass
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(to_thread.run_sync, server.start)
-            async with opened(url, connect_timeout_s=30) as database:
+            async with opened(url, connect_timeout_s=100) as database:
                 assert await create(database, "m") == 1
 
 
 # -- transactions --------------------------------------------------------------------------------------------------
 
 
-async def test_a_deadlock_with_a_foreign_transaction(
-    database: SharedDatabase, mariadb_server: MariadbServer, mariadb_migrated_url: str
-) -> None:
-    await create(database, "m")
-    tries: list[str] = []
+async def test_a_deadlock_with_a_foreign_transaction(mariadb_server: MariadbServer, mariadb_migrated_url: str) -> None:
+    async with opened(mariadb_migrated_url, patience_s=60) as database:
+        await create(database, "m")
+        tries: list[str] = []
 
-    def change(conn: Connection) -> None:
-        tries.append("try")
-        conn.execute(update(models).values(owner="ours"))
+        def change(conn: Connection) -> None:
+            tries.append("try")
+            conn.execute(update(models).values(owner="ours"))
 
-    async with foreign(mariadb_server, mariadb_migrated_url) as theirs, anyio.create_task_group() as tasks:
-        # The one that has changed less is ended.
-        for number in range(50):
-            await theirs(f"INSERT INTO namespaces (name, created_at_us, mod_rev) VALUES ('n{number}', 0, 1)")
-        await theirs("UPDATE models SET owner = 'theirs'")
-        tasks.start_soon(database.write, change)
-        await wait_until(lambda: as_coroutine(bool(tries)))
-        await theirs("UPDATE feed_head SET epoch = concat(epoch, '')")
-        await theirs("COMMIT")
-    assert len(tries) > 1
-    assert await database.read(lambda conn: conn.execute(select(models.c.owner)).scalar()) == "ours"
+        async with foreign(mariadb_server, mariadb_migrated_url) as theirs, anyio.create_task_group() as tasks:
+            # The one that has changed less is ended.
+            for number in range(50):
+                await theirs(f"INSERT INTO namespaces (name, created_at_us, mod_rev) VALUES ('n{number}', 0, 1)")
+            await theirs("UPDATE models SET owner = 'theirs'")
+            tasks.start_soon(database.write, change)
+            await wait_until(lambda: as_coroutine(bool(tries)))
+            await theirs("UPDATE feed_head SET epoch = concat(epoch, '')")
+            await theirs("COMMIT")
+        assert len(tries) > 1
+        assert await database.read(lambda conn: conn.execute(select(models.c.owner)).scalar()) == "ours"
 
 
 async def test_names_are_compared_byte_by_byte_whatever_the_server_likes(database: SharedDatabase) -> None:
@@ -181,7 +180,7 @@ async def test_a_lock_that_a_foreign_transaction_holds(
     await create(database, "before")
     async with foreign(mariadb_server, mariadb_migrated_url) as theirs:
         await theirs("SELECT * FROM feed_head FOR UPDATE")
-        with anyio.fail_after(15), pytest.raises(ServerBusy) as caught:
+        with anyio.fail_after(60), pytest.raises(ServerBusy) as caught:
             await create(database, "refused")
         assert caught.value.fields["retry_after_s"]
         assert await names(database) == ["before"]
@@ -219,29 +218,47 @@ async def test_a_search_ends_in_the_server(
     def endless(conn: Connection) -> None:
         conn.execute(text("SELECT SLEEP(600)"))
 
-    running = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP(600)%'"
+    name = mariadb_migrated_url.rpartition("/")[2]
+    query = (
+        f"SELECT count(*) FROM information_schema.processlist WHERE db = '{name}' AND info LIKE 'SELECT SLEEP(600)%'"
+    )
+
+    async def none_runs() -> bool:
+        return await to_thread.run_sync(mariadb_server.fetch, query) == [(0,)]
+
     for _ in range(4):
-        with anyio.fail_after(10), pytest.raises(TimeoutError):
+        with anyio.fail_after(60), pytest.raises(TimeoutError):
             await database.search(endless, limit_s=0.1)
-    assert await to_thread.run_sync(mariadb_server.fetch, running) == [(0,)]
-    assert await database.search(lambda conn: conn.execute(select(1)).scalar(), limit_s=5) == 1
+    await wait_until(none_runs)
+    assert await database.search(lambda conn: conn.execute(select(1)).scalar(), limit_s=60) == 1
 
 
 async def test_reads_wait_for_a_connection_and_then_give_up(mariadb_migrated_url: str) -> None:
+    began = anyio.Event()
+
+    def slow(seconds: float) -> Callable[[Connection], Any]:
+        def sleep(conn: Connection) -> None:
+            conn.execute(select(1))
+            began.set()
+            conn.execute(text(f"SELECT SLEEP({seconds})"))
+
+        return sleep
+
     async with opened(mariadb_migrated_url, connections=1) as database:
-        database._reads.pool._timeout = 0.3  # type: ignore[attr-defined]
-
-        def slow(seconds: float) -> Callable[[Connection], Any]:
-            return lambda conn: conn.execute(text(f"SELECT SLEEP({seconds})")).scalar()
-
+        pool: Any = database._reads.pool
+        pool._timeout = 60
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(database.read, slow(0.1))
             tasks.start_soon(database.read, slow(0.01))
+        began = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(database.read, slow(1.0))
-            await anyio.sleep(0.1)
+            tasks.start_soon(database.read, slow(30))
+            await began.wait()
+            pool._timeout = 0.1
             with pytest.raises(ServerBusy, match="all connections to the database are in use"):
                 await database.read(slow(0))
+            tasks.cancel_scope.cancel()
+        pool._timeout = 60
         await database.read(slow(0))
 
 
