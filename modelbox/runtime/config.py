@@ -267,14 +267,15 @@ class ServerConfig:
     max_connections_per_address: int = setting(
         1000,
         number(1, 100_000, "connections", whole=True),
-        "Those of one address, a /64 of IPv6. Behind a balancer all have its address: name it in trusted_proxies, which"
-        " have as many as max_connections.",
+        "Those of one address, a /64 of IPv6. Behind a balancer all have its address: then as many as max_connections,"
+        " which is what trusted_proxies have.",
     )
     trusted_proxies: tuple[str, ...] = setting(
         (),
         NETWORKS,
         "Addresses of the proxies and balancers before this server, which are believed when they say where a call comes"
-        " from (X-Forwarded-For, also in the metadata of gRPC): for the audit log and the limit of bad credentials.",
+        " from (X-Forwarded-For, also in the metadata of gRPC): for the audit log and the limit of bad credentials. Not"
+        " those that pass on what callers write there and add nothing.",
     )
     max_calls: int = setting(
         4000,
