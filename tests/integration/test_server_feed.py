@@ -44,7 +44,7 @@ async def _watch(
 
 async def _revisions(stubs: Stubs, token: str, count: int, **wanted: str) -> list[Revision]:
     found: list[Revision] = []
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async with aclosing(_watch(stubs, token, namespace=wanted.get("namespace", ""))) as items:
             async for item in items:
                 if isinstance(item, Revision):
@@ -81,7 +81,7 @@ async def test_a_watch_begins_with_a_bookmark_and_brings_each_change_once_in_ord
 
 
 async def _until(items: AsyncIterator[FeedItem], count: int) -> AsyncIterator[Revision]:
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         while count:
             item = await anext(items)
             if isinstance(item, Revision):
@@ -191,7 +191,7 @@ async def test_server_sent_events_tell_the_same_and_resume(feed_server: ServerPr
         token = await _token(stubs)
         await _make(stubs, "sse", "a", "b")
         told = await _revisions(stubs, token, 2, namespace="sse")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async with _events(feed_server, params={"token": token, "namespace": "sse"}) as events:
             kind, _, _ = await anext(events)
             assert kind == "bookmark"
@@ -220,7 +220,7 @@ async def test_server_sent_events_filter_by_kind_and_object(feed_server: ServerP
         await publish(stubs, "ssef", "m", {"a": b"1"}, aliases=("prod",))
         await publish(stubs, "ssef", "n", {"a": b"1"}, aliases=("prod",))
     params = [("token", token), ("kind", "alias"), ("object", "ssef/n")]
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async with _events(feed_server, params=params) as events:
             [(_, _, data)] = [event async for event in _only(events, "revision", 1)]
     assert isinstance(data, dict)
@@ -237,7 +237,7 @@ async def test_server_sent_events_refuse_a_bad_token_and_resync_a_foreign_one(
     with ServerProcess(tmp_path / "other") as other:
         async with connect(other.grpc_address) as stubs:
             foreign = await _token(stubs)
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async with _events(feed_server, params={"token": foreign}) as events:
             told = [event async for event in events]
     assert told[-1][0] == "resync"
@@ -246,7 +246,7 @@ async def test_server_sent_events_refuse_a_bad_token_and_resync_a_foreign_one(
 
 async def test_server_sent_events_end_with_the_server(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data") as server:
-        with anyio.fail_after(15):
+        with anyio.fail_after(60):
             async with _events(server) as events:
                 assert (await anext(events))[0] == "bookmark"
                 server.send_signal(signal.SIGTERM)

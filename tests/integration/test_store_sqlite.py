@@ -192,7 +192,7 @@ async def test_a_failed_function_leaves_its_neighbours_alone(core: Core) -> None
 
     async with anyio.create_task_group() as tasks:
         # Holds the writer until the others wait for it, so that they become one group.
-        tasks.start_soon(core.database.write, lambda conn: gate.wait(10))
+        tasks.start_soon(core.database.write, lambda conn: gate.wait(60))
         for number in range(10):
             tasks.start_soon(create, number)
             tasks.start_soon(fail, number)
@@ -222,7 +222,7 @@ async def test_reads_cannot_write(core: Core) -> None:
 async def test_a_cancelled_write_that_has_not_begun_does_not_run(core: Core) -> None:
     gate, ran = threading.Event(), []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(core.database.write, lambda conn: gate.wait(10))
+        tasks.start_soon(core.database.write, lambda conn: gate.wait(60))
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0.05):
             await core.database.write(lambda conn: ran.append(1))
@@ -318,7 +318,7 @@ async def main():
             except StorageError as exc:
                 print("refused")
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             print("failed:", await core.database.wait_failed() is core.database.failure)
         print((await core.registry.get_model("ns", "m")).name)
 anyio.run(main)
@@ -345,7 +345,7 @@ async def test_killed_at_any_moment_no_acknowledged_change_is_lost(tmp_path: Pat
         assert process.stdout is not None
         said = b""
         wanted = seeded.randint(1, 400)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async for data in process.stdout:
                 said += data
                 if said.count(b"\n") >= wanted:

@@ -311,8 +311,10 @@ def test_two_writers_of_one_key(client: sync.Client, run: str) -> None:
 
 
 def test_the_rest_of_a_run_goes_on(client: sync.Client, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with client.start_run(f"ns-{secrets.token_hex(4)}/e", capture=False, params={"lr": 0.1}) as live:
-        live.flush(30)
+    with client.start_run(
+        f"ns-{secrets.token_hex(4)}/e", capture=False, params={"lr": 0.1}, flush_timeout_s=60
+    ) as live:
+        live.flush(60)
         # What only the server can know.
         client.log_metrics(live.id, {"text by now": "x"}, step=0)
         client.set_params(live.id, {"taken": 1})
