@@ -73,9 +73,10 @@ async def http(server: ServerProcess, path: str, token: str, **headers: str) -> 
 async def test_a_change_says_who_from_where_and_what_was_before(
     guarded: ServerProcess, tokens: dict[str, str], root: Client
 ) -> None:
+    await root.create_model("left/own", owner="first")
     async with Client(guarded.url, token=tokens["writer"], actor="somebody else") as writer:
-        await writer.update_model("left/m", owner="second")
-    (entry,) = await all_of(root, object="left/m", actions=["updated"])
+        await writer.update_model("left/own", owner="second")
+    (entry,) = await all_of(root, object="left/own", actions=["updated"])
     assert (entry.actor, entry.address, entry.namespace, entry.kind) == ("left-writer", "127.0.0.1", "left", "model")
     assert entry.token_id == Token.parse(tokens["writer"]).kid
     assert isinstance(entry.before, dict)
