@@ -195,7 +195,10 @@ class PostgresServer:
             _in_thread(lambda: _migrate(self.url(_TEMPLATE)))
             self._has_template = True
         name = f"test_{next(_names)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE if migrated else 'template0'}")
+        # Thrice as fast as through the log, where nothing has to reach the disk.
+        strategy = "FILE_COPY" if self._settings["fsync"] == "off" else "WAL_LOG"
+        template = _TEMPLATE if migrated else "template0"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY {strategy}")
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
