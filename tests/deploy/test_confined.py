@@ -186,7 +186,7 @@ async def test_the_sidecar_needs_nothing_but_cache_and_socket(
         assert (socket.st_uid, socket.st_mode & 0o777) == (USER, 0o600)
         # A swap needs the same places: download, optimised form, another session.
         await publish(server.url, tmp_path, 5.0)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while ask(http) != [6.0] * 4:
                 await anyio.sleep(0.02)
         assert sidecar.end() == 0, sidecar.output
@@ -201,6 +201,6 @@ def ask(http: str) -> list[float]:
         json.dumps({"inputs": inputs}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urlopen(request, timeout=10) as answer:
+    with urlopen(request, timeout=60) as answer:
         values: list[float] = json.load(answer)["outputs"][0]["data"]
     return values

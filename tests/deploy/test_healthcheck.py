@@ -25,7 +25,7 @@ def check(where: str, path: str = "/readyz", **environment: str) -> subprocess.C
         [sys.executable, "-I", "-S", str(SCRIPT), where, path],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         env={"PATH": os.defpath, **environment},
     )

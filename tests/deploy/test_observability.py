@@ -75,7 +75,7 @@ QUERIES = dict(_queries())
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """What a model, a server and a sidecar export, and what Prometheus adds by itself."""
     # A process of its own: OpenTelemetry's provider can be set only once in a process.
-    library = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, timeout=60, check=True)
+    library = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, timeout=110, check=True)
     found: Exported = {"up": set(), **exported_by(library.stdout)}
     directory = tmp_path_factory.mktemp("exporters")
     with ServerProcess(directory / "server") as server:

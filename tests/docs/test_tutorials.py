@@ -29,7 +29,7 @@ def test_it_is_kept_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.name)
 def test_it_runs(path: Path, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need("torch", "lightning", "sklearn", "skl2onnx", "onnxscript", "pandas", "matplotlib", "nbclient", "ipykernel")
@@ -53,7 +53,7 @@ def executed(path: Path, work: Path) -> Any:
 
         notebook = nbformat.read(path, as_version=4)
         client = NotebookClient(
-            notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(work)}}
+            notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(work)}}
         )
         client.execute()
     return notebook
