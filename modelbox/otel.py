@@ -70,6 +70,7 @@ PREDICT_SPAN = "modelbox.predict"
 
 _SCOPE = "modelbox"
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+_telemetries: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 _pushing: list[MetricReader] = []
 
 
@@ -79,6 +80,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.ledger = Ledger()
         _ledgers.add(self.ledger)
+        _telemetries.add(self)
         meter = metrics.get_meter(_SCOPE)
         self._reloads = meter.create_counter(RELOADS, description="Reloads by outcome (ok, failed, quarantined)")
         self._stages = meter.create_histogram(RELOAD_DURATION, unit="s", description="Duration of a reload by stage")
@@ -88,13 +90,13 @@ class Telemetry:
         self._stale_by_ref: dict[str, bool] = {}
         self._fetched: dict[str, int] = {}
         meter.create_observable_gauge(
-            STALE, callbacks=[self._observe_stale], description="1 while the server cannot be reached"
+            STALE, callbacks=[_observe_stale], description="1 while the server cannot be reached"
         )
         self._confirmed_s: dict[str, float] = {}
         meter.create_observable_gauge(
             STATE_AGE,
             unit="s",
-            callbacks=[self._observe_state_age],
+            callbacks=[_observe_state_age],
             description="Time since the server last said what the reference points to",
         )
 
@@ -129,14 +131,34 @@ class Telemetry:
             elif event.done_bytes > before:
                 self._bytes.add(event.done_bytes - before, labels)
 
-    def _observe_stale(self, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
-        for ref, stale in list(self._stale_by_ref.items()):
-            yield metrics.Observation(int(stale), _ref_labels(ModelRef.parse(ref)))
+    def begins(self, ref: ModelRef, *, stale: bool) -> None:
+        """Shows a reference that answers without a reload having been told of: a sidecar's.
 
-    def _observe_state_age(self, _: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
-        now = time.monotonic()
-        for ref, at in list(self._confirmed_s.items()):
-            yield metrics.Observation(now - at, _ref_labels(ModelRef.parse(ref)))
+        Exporters pass over a process that has nothing to show, and so over its calls.
+        """
+        self._stale_by_ref.setdefault(str(ref), stale)
+
+
+# Of all clients: the SDK keeps the callbacks only of the first instrument of a name.
+
+
+def _observe_stale(_: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+    found: dict[str, bool] = {}
+    for telemetry in list(_telemetries):
+        for ref, stale in list(telemetry._stale_by_ref.items()):
+            found[ref] = stale or found.get(ref, False)
+    for ref, stale in found.items():
+        yield metrics.Observation(int(stale), _ref_labels(ModelRef.parse(ref)))
+
+
+def _observe_state_age(_: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+    found: dict[str, float] = {}
+    for telemetry in list(_telemetries):
+        for ref, at in list(telemetry._confirmed_s.items()):
+            found[ref] = min(at, found.get(ref, at))
+    now = time.monotonic()
+    for ref, at in found.items():
+        yield metrics.Observation(now - at, _ref_labels(ModelRef.parse(ref)))
 
 
 def is_sampled() -> bool:

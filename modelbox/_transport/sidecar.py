@@ -214,6 +214,8 @@ class SidecarHost:
         except BaseException:
             await self._release(reference)
             raise
+        if self._telemetry is not None:
+            self._telemetry.begins(ref, stale=reference.stale)
         held.append(reference)
 
     async def _release(self, reference: SidecarReference) -> None:
