@@ -73,7 +73,7 @@ class LoaderSettings:
     swap_interval_s: float = 0.0
     drain_timeout_s: float = 30.0
     retry_base_s: float = 1.0
-    retry_max_s: float = 3600.0
+    retry_max_s: float = 300.0
     heartbeat_s: float = 30.0
     keep_optimised: bool = True
     optimise_after_s: float = 1.0
