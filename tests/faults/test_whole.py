@@ -43,14 +43,14 @@ def world_on_mariadb() -> Iterator[World]:
 @fault(1, 22, 36)
 @pytest.mark.timeout(900)
 def test_random_operations_and_faults(world: World) -> None:
-    for seed in (9, 10):
-        _live(world, seed=seed)
+    # Whatever can be done is done in it.
+    _live(world, seed=986)
 
 
 @fault(1, 22, 36)
 @pytest.mark.timeout(900)
 def test_random_operations_and_faults_on_mariadb(world_on_mariadb: World) -> None:
-    _live(world_on_mariadb, seed=3)
+    _live(world_on_mariadb, seed=2585)
 
 
 def _live(world: World, *, seed: int) -> None:
