@@ -17,7 +17,7 @@ from typing import Self
 __all__ = ("Balancer",)
 
 _ASK_EVERY_S = 0.05
-_ANSWER_S = 3.0
+_ANSWER_S = 15.0
 _CHUNK = 1 << 16
 
 
@@ -60,11 +60,11 @@ class Balancer:
 
     def add(self, *, grpc: str, http: str) -> None:
         """Has a server take part, by its own addresses."""
-        asyncio.run_coroutine_threadsafe(self._add(_Backend(grpc=grpc, http=http)), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._add(_Backend(grpc=grpc, http=http)), self._loop).result(60)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
         return self
 
     def __exit__(
@@ -72,7 +72,7 @@ class Balancer:
     ) -> None:
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _run(self) -> None:
         try:
