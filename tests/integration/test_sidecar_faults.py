@@ -510,7 +510,7 @@ def test_the_documented_protocol_by_hand(steady: SidecarProcess) -> None:
         (json_frame(Kind.OPEN, {"ref": "faults/absent@prod"}, 2), "not_found"),
         (json_frame(Kind.LEASE, {}, 2, 999), "not_found"),
         (HEADER.pack(HEADER_BYTES, 55, 0, 0, 2, 0), "invalid"),
-        (HEADER.pack(HEADER_BYTES, Kind.INFER, 0, 0, 2, 1), "modelbox"),
+        (HEADER.pack(HEADER_BYTES, Kind.INFER, 0, 0, 2, 1), "invalid"),
     ],
 )
 def test_wrong_content_is_answered_and_changes_nothing(steady: SidecarProcess, body: bytes, code: str) -> None:

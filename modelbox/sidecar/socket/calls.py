@@ -185,6 +185,8 @@ class Calls:
         """
         start_ns = perf_counter_ns()
         try:
+            if len(body) < _FIXED_BYTES:
+                raise InvalidError(f"an INFER frame of {len(body)} bytes: its body begins with {_FIXED_BYTES}")
             lease_id, timeout_ms, held_in, into = _FIXED.unpack_from(body)
             end = _FIXED_BYTES + words * 8
             raw = bytes(body[_FIXED_BYTES:end])
