@@ -265,11 +265,19 @@ class ArtifactStore(Protocol):
             NotFoundError: There is no such object, or it is in the bin.
         """
 
-    async def find_held(self, namespace: str, digest: Digest) -> int | None:
-        """Size of the bytes if the namespace holds them; they are not collected for a grace time from now on."""
+    async def find_held(self, namespace: str, digest: Digest, *, caller: Caller = ANYBODY) -> int | None:
+        """Size of the bytes if the namespace holds them; they are not collected for a grace time from now on.
 
-    async def open_upload(self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime) -> UploadRecord:
+        None for a caller who sees only some models of the namespace, and neither sees these bytes in them nor has sent
+        them.
+        """
+
+    async def open_upload(
+        self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime, caller: Caller = ANYBODY
+    ) -> UploadRecord:
         """The unfinished upload of these bytes to this namespace, or a new one.
+
+        One for all callers who see the whole namespace, and one for each account that sees only some models of it.
 
         Raises:
             LimitError: The namespace's quota does not allow that many bytes more.
@@ -313,7 +321,9 @@ class ArtifactStore(Protocol):
             NotFoundError: No such artifact, or no such file in it.
         """
 
-    async def create_artifact(self, new: NewArtifact, *, actor: str, at: datetime) -> Created[Artifact]:
+    async def create_artifact(
+        self, new: NewArtifact, *, actor: str, at: datetime, caller: Caller = ANYBODY
+    ) -> Created[Artifact]:
         """Makes an artifact of held or tracked files; idempotent by parent and name."""
 
     async def get_artifact(self, artifact_id: str) -> Artifact:

@@ -15,6 +15,7 @@ import anyio
 import pytest
 from sqlalchemy import Connection, func, select
 
+from modelbox.access import ANYBODY, Caller, Grant, Role
 from modelbox.errors import ConflictError, InUseError, InvalidError, LimitError, NotFoundError, StorageError
 from modelbox.feed import Filter, ResumeToken
 from modelbox.manifest import Manifest, ManifestFile
@@ -489,6 +490,46 @@ class ArtifactStoreContract:
         assert await store.find_held("ns", digest_of("one")) == 3
         assert await store.find_held("other", digest_of("one")) is None
         assert (await store.open_upload("ns", digest_of("one"), 3, at=AT)).id != first.id
+
+    @fault(68)
+    async def test_a_digest_gives_nothing_to_who_sees_one_model(self, database: Database) -> None:
+        store, registry = SqlArtifactStore(database), SqlRegistryStore(database)
+        ann, bob = (Caller(name=name, grants=(Grant(namespace="ns", model="mine", role=Role.WRITER),)) for name in "ab")
+        await hold(database, "ns", "hidden", "seen", "attached", "loose")
+        for model, content in (("theirs", "hidden"), ("mine", "seen")):
+            new = NewVersion(namespace="ns", model=model, manifest=manifest(content))
+            await registry.publish_version(new, actor="", at=AT)
+
+        async def attach(parent: str, content: str, caller: Caller = ANYBODY) -> None:
+            file = ArtifactFile(path="a", size_bytes=len(content), digest=digest_of(content))
+            new = NewArtifact(parent=parent, name=content, files=(file,))
+            await store.create_artifact(new, actor="", at=AT, caller=caller)
+
+        await attach("ns/mine@1", "attached")
+        for content in ("seen", "attached"):
+            assert await store.find_held("ns", digest_of(content), caller=ann) == len(content)
+            await attach("ns/mine", content, ann)
+        stolen = NewVersion(namespace="ns", model="mine", manifest=manifest("seen", "hidden"))
+        for content in ("hidden", "loose"):
+            assert await store.find_held("ns", digest_of(content)) == len(content)
+            assert await store.find_held("ns", digest_of(content), caller=ann) is None
+            with pytest.raises(NotFoundError, match="upload them first"):
+                await attach("ns/mine", content, ann)
+
+        # Begun by who knows the digest, and carried out by others: neither has ann the bytes then, nor bob.
+        begun = await store.open_upload("ns", digest_of("hidden"), 6, at=AT, caller=ann)
+        assert await store.open_upload("ns", digest_of("hidden"), 6, at=AT, caller=ann) == begun
+        for caller in (ANYBODY, bob):
+            other = await store.open_upload("ns", digest_of("hidden"), 6, at=AT, caller=caller)
+            assert other.id != begun.id
+            await store.finish_upload(other.id, at=AT)
+            with pytest.raises(NotFoundError, match="upload them first"):
+                await registry.publish_version(stolen, actor="", at=AT, caller=ann)
+
+        # Who sends them has them.
+        await store.finish_upload(begun.id, at=AT)
+        assert await store.find_held("ns", digest_of("hidden"), caller=ann) == 6
+        assert (await registry.publish_version(stolen, actor="", at=AT, caller=ann)).item.version == 2
 
     async def test_old_uploads_are_forgotten_but_those_to_keep(self, database: Database) -> None:
         store = SqlArtifactStore(database)

@@ -349,6 +349,33 @@ async def test_a_body_means_what_the_gate_has_read(world: World) -> None:
 # -- one model of a namespace ----------------------------------------------------------------------------------------
 
 
+@fault(68)
+async def test_a_role_of_one_model_and_the_bytes_of_another(world: World) -> None:
+    hidden = b"of the model that is hidden"
+    digest = digest_of(hidden)
+    begun = {"namespace": HERE, "digest": digest, "size_bytes": len(hidden)}
+    file = pb.ArtifactFile(path="a", size_bytes=len(hidden), digest=digest)
+    async with world.live.caller(world.live.admin) as admin:
+        upload = await admin.post("uploads", begun)
+        await admin.patch(f"uploads/{upload['upload_id']}", hidden, **{"Upload-Offset": "0"})
+        await admin.do(
+            "RegistryService/PublishVersion", namespace=HERE, model="secret", manifest_json=manifest(hidden).to_json()
+        )
+    async with world.live.caller(world.of_model) as caller:
+        fields = {"namespace": HERE, "model": "shared", "manifest_json": manifest(hidden).to_json()}
+        artifact = {"parent": f"{HERE}/shared", "name": "stolen", "files": [file]}
+        for _ in range(2):
+            assert (await caller.call("RegistryService/PublishVersion", fields)).code == "not_found"
+            assert (await caller.call("ArtifactService/CreateArtifact", artifact)).code == "not_found"
+            upload = await caller.post("uploads", begun)
+            assert (upload["complete"], upload["offset"]) == (False, 0)
+            answer = await caller.do("ArtifactService/BeginUpload", **begun)
+            assert not pb.BeginUploadResponse.parse(answer.body).complete
+        await caller.patch(f"uploads/{upload['upload_id']}", hidden, **{"Upload-Offset": "0"})
+        assert (await caller.post("uploads", begun))["complete"]
+        assert (await caller.call("ArtifactService/CreateArtifact", artifact)).status == "OK"
+
+
 async def test_a_role_of_one_model(world: World) -> None:
     async with world.live.caller(world.of_model) as caller:
         assert (await caller.call("RegistryService/GetModel", {"namespace": HERE, "name": "shared"})).status == "OK"
@@ -361,6 +388,8 @@ async def test_a_role_of_one_model(world: World) -> None:
         assert [one.name for one in pb.ListModelsResponse.parse(listed.body).models] == ["shared"]
         begun = {"namespace": HERE, "digest": digest_of(b"new"), "size_bytes": 3}
         assert (await caller.call("ArtifactService/BeginUpload", begun)).status == "OK"
+        begun = {"namespace": HERE, "digest": digest_of(FILE), "size_bytes": len(FILE)}
+        assert (await caller.post("uploads", begun))["complete"]
         readme = {"object": f"{HERE}/shared", "text": "mine"}
         assert (await caller.call("NoteService/SetReadme", readme)).status == "OK"
         assert (await caller.call("NoteService/SetReadme", {"object": HERE, "text": "mine"})).code == "auth"

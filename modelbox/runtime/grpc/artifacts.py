@@ -8,7 +8,7 @@ from modelbox import _wire as wire
 from modelbox._proto.modelbox import v1 as pb
 from modelbox.errors import ConflictError, InvalidError
 from modelbox.refs import ModelRef
-from modelbox.runtime.caller import current_actor, current_scope
+from modelbox.runtime.caller import current_actor, current_caller, current_scope
 from modelbox.runtime.grpc.calls import Streaming
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.services.artifacts import ArtifactService
@@ -25,7 +25,9 @@ class ArtifactAdapter(Streaming, pb.ArtifactServiceBase):
 
     async def begin_upload(self, message: pb.BeginUploadRequest) -> pb.BeginUploadResponse:
         """See the proto."""
-        upload = await self._artifacts.begin_upload(message.namespace, message.digest, message.size_bytes)
+        upload = await self._artifacts.begin_upload(
+            message.namespace, message.digest, message.size_bytes, caller=current_caller()
+        )
         return pb.BeginUploadResponse(upload_id=upload.id, offset=upload.offset, complete=upload.complete)
 
     async def upload(self, messages: AsyncIterator[pb.UploadRequest]) -> pb.UploadResponse:
@@ -75,7 +77,9 @@ class ArtifactAdapter(Streaming, pb.ArtifactServiceBase):
 
     async def create_artifact(self, message: pb.CreateArtifactRequest) -> pb.CreateArtifactResponse:
         """See the proto."""
-        created = await self._artifacts.create_artifact(wire.unpack_new_artifact(message), actor=current_actor())
+        created = await self._artifacts.create_artifact(
+            wire.unpack_new_artifact(message), actor=current_actor(), caller=current_caller()
+        )
         return pb.CreateArtifactResponse(artifact=wire.pack_artifact(created.item), existed=created.existed)
 
     async def get_artifact(self, message: pb.GetArtifactRequest) -> pb.Artifact:

@@ -19,7 +19,7 @@ from aiohttp import web
 from modelbox._wire import DIRECT_HEADER
 from modelbox.errors import DeadlineExceeded, InvalidError
 from modelbox.refs import ModelRef, shown
-from modelbox.runtime.caller import current_actor
+from modelbox.runtime.caller import current_actor, current_caller
 from modelbox.runtime.metrics import Metrics
 from modelbox.runtime.rest.bodies import body_of
 from modelbox.runtime.rest.boundary import json_response
@@ -84,7 +84,8 @@ class FileRoutes:
         namespace, digest, size_bytes = (body.get(name) for name in ("namespace", "digest", "size_bytes"))
         if not (isinstance(namespace, str) and isinstance(digest, str) and isinstance(size_bytes, int)):
             raise InvalidError('expected JSON: {"namespace": …, "digest": "sha256:…", "size_bytes": …}')
-        return json_response(_upload_json(await self._artifacts.begin_upload(namespace, digest, size_bytes)))
+        upload = await self._artifacts.begin_upload(namespace, digest, size_bytes, caller=current_caller())
+        return json_response(_upload_json(upload))
 
     async def get_upload(self, request: web.Request) -> web.StreamResponse:
         """GET /api/v1/uploads/{id}."""

@@ -1,8 +1,8 @@
 """Bytes: uploads that resume, downloads, and artifacts.
 
 Owns the order "bytes first, then the row": bytes are verified and on disk before the database says that a namespace
-holds them. Knowing a digest grants nothing: bytes can be published or attached only where they were uploaded to, and
-are read only through a version or an artifact.
+holds them. Knowing a digest grants nothing: bytes can be published or attached only where they were uploaded to, by
+those who see them there or have uploaded them, and are read only through a version or an artifact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio
 
-from modelbox.access import ALL, Scope
+from modelbox.access import ALL, ANYBODY, Caller, Scope
 from modelbox.errors import ConflictError, IntegrityError, InvalidError, LimitError, NotFoundError, StorageError
 from modelbox.manifest import MAX_FILES, check_path
 from modelbox.objects import Artifact, Created, Download, NewArtifact, Page
@@ -126,15 +126,16 @@ class ArtifactService:
 
     # -- uploads ---------------------------------------------------------------------------------------------------
 
-    async def begin_upload(self, namespace: str, digest: str, size_bytes: int) -> Upload:
+    async def begin_upload(self, namespace: str, digest: str, size_bytes: int, *, caller: Caller = ANYBODY) -> Upload:
         """Begins or resumes the upload of one file's bytes.
 
-        The upload is complete at once only if this namespace holds the bytes already.
+        The upload is complete at once only if this namespace holds the bytes already, and the caller may know that.
 
         Args:
             namespace: Its name, or the id of an object in it.
             digest: Of the bytes.
             size_bytes: How many there are.
+            caller: Who sees only some models of the namespace has to send what these do not have.
 
         Raises:
             NotFoundError: There is no object of that id.
@@ -146,12 +147,12 @@ class ArtifactService:
         check_name(namespace, "namespace")
         wanted = parse_digest(digest)
         _check_size(size_bytes)
-        held = await self._store.find_held(namespace, wanted)
+        held = await self._store.find_held(namespace, wanted, caller=caller)
         if held is not None and await self._blobs.find_size(wanted) is not None:
             if held != size_bytes:
                 raise InvalidError(f"the bytes of {digest} are {held} long, not {size_bytes}", expected=held)
             return Upload(id="", namespace=namespace, digest=wanted, size_bytes=held, offset=held, complete=True)
-        record = await self._store.open_upload(namespace, wanted, size_bytes, at=self._clock())
+        record = await self._store.open_upload(namespace, wanted, size_bytes, at=self._clock(), caller=caller)
         upload = await self._as_upload(record)
         await self._blobs.check_room(size_bytes - upload.offset)
         return upload
@@ -320,10 +321,11 @@ class ArtifactService:
 
     # -- artifacts -------------------------------------------------------------------------------------------------
 
-    async def create_artifact(self, new: NewArtifact, *, actor: str) -> Created[Artifact]:
+    async def create_artifact(self, new: NewArtifact, *, actor: str, caller: Caller = ANYBODY) -> Created[Artifact]:
         """Attaches a group of files to an object, named by its id or path; a namespace is made if need be.
 
-        Idempotent by parent and name: the same files again return it unchanged with ``existed``.
+        Idempotent by parent and name: the same files again return it unchanged with ``existed``. Of the bytes of a
+        namespace, ``caller`` may attach those that `begin_upload` calls complete.
 
         Raises:
             InvalidError: A name, path, digest, size or URI is not valid.
@@ -356,7 +358,7 @@ class ArtifactService:
                 what="file",
                 missing=missing[:10],
             )
-        return await self._store.create_artifact(new, actor=_actor(actor), at=self._clock())
+        return await self._store.create_artifact(new, actor=_actor(actor), at=self._clock(), caller=caller)
 
     async def get_artifact(self, artifact_id: str) -> Artifact:
         """Reads an artifact.

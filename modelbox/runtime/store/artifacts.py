@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
-from modelbox.access import ALL, Scope
+from modelbox.access import ALL, ANYBODY, Caller, Scope
 from modelbox.errors import ConflictError, InvalidError, NotFoundError
 from modelbox.feed import Action, Kind
 from modelbox.objects import Artifact, Created, Download, NewArtifact, to_json
@@ -22,7 +22,7 @@ from modelbox.refs import Digest, ModelRef, shown
 from modelbox.runtime.ports import Key, Listed, StoredFile, UploadRecord
 from modelbox.runtime.store.attributes import project
 from modelbox.runtime.store.database import Database
-from modelbox.runtime.store.holdings import check_quota, find_fresh, hold, release_artifact, touch
+from modelbox.runtime.store.holdings import check_quota, find_fresh, hold, known_blobs, release_artifact, touch
 from modelbox.runtime.store.lookups import model_row, ref_row
 from modelbox.runtime.store.objects import (
     ObjectRow,
@@ -69,13 +69,18 @@ _DOWNLOAD = select(downloads.c.id).where(
 _ARTIFACT = ARTIFACTS.where(artifacts.c.uid == bindparam("the_uid"))
 
 
-def held_blobs(conn: Connection, namespace: str, digests: Sequence[Digest]) -> dict[Digest, tuple[int, int]]:
-    """Row id and size of each of these blobs that the namespace holds."""
+def held_blobs(
+    conn: Connection, namespace: str, digests: Sequence[Digest], caller: Caller = ANYBODY
+) -> dict[Digest, tuple[int, int]]:
+    """Row id and size of each of these blobs that the namespace holds, and of which the caller may know."""
     unique = list(dict.fromkeys(digests))
     held: dict[Digest, tuple[int, int]] = {}
     for start in range(0, len(unique), _IN_CHUNK):
         rows = conn.execute(_HELD, {"ns": namespace, "digests": unique[start : start + _IN_CHUNK]})
         held |= {Digest(row.digest): (row.id, row.size_bytes) for row in rows}
+    if not caller.scope.shows(namespace):
+        known = known_blobs(conn, namespace, [blob_id for blob_id, _ in held.values()], caller)
+        held = {digest: blob for digest, blob in held.items() if blob[0] in known}
     return held
 
 
@@ -102,6 +107,12 @@ def _delete_row(conn: Connection, row: Any) -> None:
 # -- uploads -------------------------------------------------------------------------------------------------------
 
 
+def _find_fresh(conn: Connection, namespace: str, digest: Digest, caller: Caller) -> tuple[int | None, bool]:
+    if not caller.scope.shows(namespace) and not held_blobs(conn, namespace, [digest], caller):
+        return None, False
+    return find_fresh(conn, namespace, digest)
+
+
 def _record(row: Any) -> UploadRecord:
     return UploadRecord(
         id=row.uid,
@@ -113,13 +124,16 @@ def _record(row: Any) -> UploadRecord:
 
 
 def _open_upload(
-    conn: Connection, namespace: str, digest: Digest, size_bytes: int, uid: str, at_us: int
+    conn: Connection, namespace: str, digest: Digest, size_bytes: int, uid: str, at_us: int, caller: Caller
 ) -> UploadRecord:
+    account = None if caller.scope.shows(namespace) else caller.name
     query = select(uploads).where(
         uploads.c.namespace == namespace,
         uploads.c.digest == digest,
         uploads.c.size_bytes == size_bytes,
         uploads.c.done.is_(False),
+        # Whoever sends the last byte of another's upload would have shown that other to have had them all.
+        uploads.c.account.is_(None) if account is None else uploads.c.account == account,
     )
     row = conn.execute(query.order_by(uploads.c.id).limit(1)).first()
     if row is not None:
@@ -129,7 +143,13 @@ def _open_upload(
     check_quota(conn, namespace, size_bytes)
     conn.execute(
         insert(uploads).values(
-            uid=uid, namespace=namespace, digest=digest, size_bytes=size_bytes, done=False, created_at_us=at_us
+            uid=uid,
+            namespace=namespace,
+            digest=digest,
+            size_bytes=size_bytes,
+            done=False,
+            created_at_us=at_us,
+            account=account,
         )
     )
     return UploadRecord(id=uid, namespace=namespace, digest=digest, size_bytes=size_bytes, done=False)
@@ -286,7 +306,9 @@ def _find_parent(conn: Connection, text: str, *, lock: bool, visible: Visible | 
     return _Parent(name=name, namespace=found.namespace, object=found, model_id=model_id)
 
 
-def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, at: datetime) -> Created[Artifact]:
+def _create_artifact(
+    conn: Connection, new: NewArtifact, uid: str, actor: str, at: datetime, caller: Caller
+) -> Created[Artifact]:
     parent = _find_parent(conn, new.parent, lock=True)
     namespace = parent.namespace
     there = conn.execute(ARTIFACTS.where(artifacts.c.parent == parent.name, artifacts.c.name == new.name)).first()
@@ -300,7 +322,7 @@ def _create_artifact(conn: Connection, new: NewArtifact, uid: str, actor: str, a
             current=to_json(artifact),
         )
     stored = [file for file in files if not file.uri]
-    held = held_blobs(conn, namespace, [file.digest for file in stored])
+    held = held_blobs(conn, namespace, [file.digest for file in stored], caller)
     missing = [file.path for file in stored if file.digest not in held]
     if missing:
         raise NotFoundError(
@@ -398,17 +420,21 @@ class SqlArtifactStore:
         """See the port."""
         return await self._db.read(lambda conn: object_row(conn, object_id, deleted_ok=True).namespace)
 
-    async def find_held(self, namespace: str, digest: Digest) -> int | None:
+    async def find_held(self, namespace: str, digest: Digest, *, caller: Caller = ANYBODY) -> int | None:
         """See the port."""
-        size_bytes, fresh = await self._db.read(lambda conn: find_fresh(conn, namespace, digest))
+        size_bytes, fresh = await self._db.read(lambda conn: _find_fresh(conn, namespace, digest, caller))
         if size_bytes is None or fresh:
             return size_bytes
         return await self._db.write(lambda conn: touch(conn, namespace, digest))
 
-    async def open_upload(self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime) -> UploadRecord:
+    async def open_upload(
+        self, namespace: str, digest: Digest, size_bytes: int, *, at: datetime, caller: Caller = ANYBODY
+    ) -> UploadRecord:
         """See the port."""
         uid = new_uid("upl")
-        return await self._db.write(lambda conn: _open_upload(conn, namespace, digest, size_bytes, uid, to_us(at)))
+        return await self._db.write(
+            lambda conn: _open_upload(conn, namespace, digest, size_bytes, uid, to_us(at), caller)
+        )
 
     async def get_upload(self, upload_id: str) -> UploadRecord:
         """See the port."""
@@ -439,10 +465,12 @@ class SqlArtifactStore:
         """See the port."""
         return await self._db.read(lambda conn: _find_artifact_file(conn, artifact_id, path))
 
-    async def create_artifact(self, new: NewArtifact, *, actor: str, at: datetime) -> Created[Artifact]:
+    async def create_artifact(
+        self, new: NewArtifact, *, actor: str, at: datetime, caller: Caller = ANYBODY
+    ) -> Created[Artifact]:
         """See the port."""
         uid = new_uid("art")
-        return await self._db.write(lambda conn: _create_artifact(conn, new, uid, actor, at))
+        return await self._db.write(lambda conn: _create_artifact(conn, new, uid, actor, at, caller))
 
     async def get_artifact(self, artifact_id: str) -> Artifact:
         """See the port."""

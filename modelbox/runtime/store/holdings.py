@@ -5,6 +5,9 @@ holding is in use while a version or artifact of the namespace has the bytes. Ou
 counts from ``used_at_us``: the last upload, question for them (`touch`) or end of a use (`release_version`,
 `release_artifact`), by the clock of the database.
 
+Knowing a digest grants nothing. Who sees all of a namespace may use what it holds; who sees only some models of it may
+use what these have, and what they have sent themselves (`known_blobs`).
+
 Invariant: ``quotas.used_bytes`` is the sum of the sizes of the namespace's holdings. Whoever makes or removes a holding
 calls `charge` in the same transaction.
 """
@@ -16,10 +19,21 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 
+from modelbox.access import Caller
 from modelbox.errors import LimitError
 from modelbox.refs import Digest
 from modelbox.runtime.store.clock import database_now_us
-from modelbox.runtime.store.schema import artifact_blobs, blobs, holdings, quotas, version_blobs
+from modelbox.runtime.store.schema import (
+    artifact_blobs,
+    artifacts,
+    blobs,
+    holdings,
+    quotas,
+    uploads,
+    version_blobs,
+    versions,
+)
+from modelbox.runtime.store.visible import find_visible
 
 __all__ = (
     "charge",
@@ -27,6 +41,7 @@ __all__ = (
     "database_time_us",
     "find_fresh",
     "hold",
+    "known_blobs",
     "release_artifact",
     "release_version",
     "touch",
@@ -57,6 +72,42 @@ def find_fresh(conn: Connection, namespace: str, digest: Digest) -> tuple[int | 
         return None, False
     now_us = database_time_us(conn)
     return row.size_bytes, row.used_at_us is not None and now_us - _FRESH_US < row.used_at_us <= now_us
+
+
+def known_blobs(conn: Connection, namespace: str, blob_ids: Sequence[int], caller: Caller) -> set[int]:
+    """Which of these bytes somebody has a right to who sees only some models of the namespace, by row id.
+
+    Those of versions and artifacts that they see, and those that they have sent themselves as long as the upload is
+    remembered (a day).
+    """
+    visible = find_visible(conn, caller.scope)
+    model_ids = () if visible is None else visible.model_ids
+    known: set[int] = set()
+    for start in range(0, len(blob_ids), 500):
+        some = blob_ids[start : start + 500]
+        of_versions = (
+            select(version_blobs.c.blob_id)
+            .join(versions, versions.c.id == version_blobs.c.version_id)
+            .where(versions.c.model_id.in_(model_ids), version_blobs.c.blob_id.in_(some))
+        )
+        of_artifacts = (
+            select(artifact_blobs.c.blob_id)
+            .join(artifacts, artifacts.c.id == artifact_blobs.c.artifact_id)
+            .where(artifacts.c.model_id.in_(model_ids), artifact_blobs.c.blob_id.in_(some))
+        )
+        sent = (
+            select(blobs.c.id)
+            .join(uploads, uploads.c.digest == blobs.c.digest)
+            .where(
+                blobs.c.id.in_(some),
+                uploads.c.namespace == namespace,
+                uploads.c.account == caller.name,
+                uploads.c.done.is_(True),
+            )
+        )
+        for query in (of_versions, of_artifacts, sent):
+            known.update(conn.execute(query).scalars())
+    return known
 
 
 def touch(conn: Connection, namespace: str, digest: Digest) -> int | None:

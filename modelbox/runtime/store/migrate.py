@@ -15,7 +15,7 @@ from modelbox.runtime.store import metric_schema, schema
 
 __all__ = ("HEAD", "MAIN", "METRICS", "Migrations", "is_broken", "migrate", "stored_revision")
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision in ``migrations/versions``; a test holds the two together."""
 
 

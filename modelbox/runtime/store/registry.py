@@ -290,7 +290,7 @@ def _publish_version(
     conn: Connection, new: NewVersion, actor: str, at: datetime, guard: Guard
 ) -> Created[ModelVersion]:
     row = find_model_row(conn, new.namespace, new.model, lock=True)
-    blob_ids = _check_files(conn, new)
+    blob_ids = _check_files(conn, new, guard.caller)
     origins = find_origins(conn, new)
     digest = new.manifest.digest
     newest = version_row(conn, row, row.latest_version) if row is not None and row.latest_version else None
@@ -357,9 +357,9 @@ def _check_number(new: NewVersion, number: int) -> None:
         )
 
 
-def _check_files(conn: Connection, new: NewVersion) -> list[int]:
+def _check_files(conn: Connection, new: NewVersion, caller: Caller) -> list[int]:
     """Row ids of the manifest's blobs, all of them held by the namespace and of the right size."""
-    held = held_blobs(conn, new.namespace, [file.digest for file in new.manifest.files])
+    held = held_blobs(conn, new.namespace, [file.digest for file in new.manifest.files], caller)
     missing = [file.path for file in new.manifest.files if file.digest not in held]
     if missing:
         raise NotFoundError(

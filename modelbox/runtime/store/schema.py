@@ -240,6 +240,8 @@ uploads = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("done", Boolean, nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
+    # Whose it is alone: somebody's who sees only some models of the namespace. Unset: of all who see all of it.
+    Column("account", String(64)),
     Index(None, "namespace", "digest"),
     Index(None, "digest"),
 )
