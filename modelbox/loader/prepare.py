@@ -262,13 +262,6 @@ class Preparer:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(lease.release)
             raise
-        try:
-            # Who was overtaken while it was opened must not come into service.
-            await anyio.lowlevel.checkpoint()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.discard(session, lease)
-            raise
         return Prepared(
             version=version,
             session=session,

@@ -333,6 +333,13 @@ class Reloader:
             served=version.digest in self._served,
             rollback=self._is_rollback(target),
         )
+        try:
+            # Threads are not interrupted: what was overtaken while one of them worked must not come into service.
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._preparer.discard(prepared.session, prepared.lease)
+            raise
         self._activate(target, prepared)
 
     def _activate(self, target: Resolved, prepared: Prepared) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from modelbox.errors import NotFoundError
 from modelbox.events import ReloadStarted, ReloadSucceeded
+from modelbox.loader import prepare
 from modelbox.loader.settings import LoadOptions
+from modelbox.loader.slower import Slowdown
 from modelbox.loader.tensor_files import TensorFiles
 from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef
@@ -24,35 +27,54 @@ from tests.unit.loader.test_safetensors import of_tensors, tensors_of
 REF = ModelRef.parse("ns/model@prod")
 
 
-async def test_tensors_of_a_version_that_was_taken_back_meanwhile_do_not_come_into_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = FeedSource()
-    of_tensors(source, 1, {"a.safetensors": tensors_of(a=1)})
-    of_tensors(source, 2, {"a.safetensors": tensors_of(a=2)})
-    source.move("prod", source.versions["ns/model@1"])
-    opening, go_on = threading.Event(), threading.Event()
+def _hold_opening(monkeypatch: pytest.MonkeyPatch, begun: threading.Event, go_on: threading.Event) -> None:
     open_files = TensorFiles.open_files
 
     def held(paths: list[Path]) -> TensorFiles:
-        opening.set()
-        assert go_on.wait(30)
+        begun.set()
+        assert go_on.wait(60)
         return open_files(paths)
 
+    monkeypatch.setattr(TensorFiles, "open_files", held)
+
+
+def _hold_comparison(monkeypatch: pytest.MonkeyPatch, begun: threading.Event, go_on: threading.Event) -> None:
+    compare = prepare.compare_speed
+
+    def held(*args: Any) -> Slowdown | None:
+        begun.set()
+        assert go_on.wait(60)
+        return compare(*args)
+
+    monkeypatch.setattr(prepare, "compare_speed", held)
+
+
+@pytest.mark.parametrize("hold", [_hold_opening, _hold_comparison], ids=["tensors", "a graph"])
+async def test_what_was_taken_back_in_the_last_stage_does_not_come_into_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Callable[..., None]
+) -> None:
+    source = FeedSource()
+    for number in (1, 2):
+        if hold is _hold_opening:
+            of_tensors(source, number, {"a.safetensors": tensors_of(a=number)})
+        else:
+            source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    begun, go_on = threading.Event(), threading.Event()
     async with loading(source, tmp_path) as (loader, log):
         reloader = await loader.load(REF, LoadOptions())
-        monkeypatch.setattr(TensorFiles, "open_files", held)
+        hold(monkeypatch, begun, go_on)
         try:
             source.move("prod", source.versions["ns/model@2"])
-            with anyio.fail_after(30):
-                while not opening.is_set():
+            with anyio.fail_after(60):
+                while not begun.is_set():
                     await anyio.sleep(0.005)
                 source.move("prod", source.versions["ns/model@1"])
                 while reloader._target is not None:
                     await anyio.sleep(0.005)
         finally:
             go_on.set()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while reloader._attempt_scope is not None:
                 await anyio.sleep(0.005)
         assert reloader.version_number == 1
