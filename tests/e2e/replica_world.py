@@ -38,6 +38,8 @@ __all__ = (
 
 MODEL = "many/model"
 X = {"x": np.zeros((1, 4), np.float32)}
+_LAST = 3
+"""The version that everything points to in the end, and nothing before: nobody holds it by chance."""
 
 
 class Violation(AssertionError):
@@ -165,7 +167,7 @@ async def observe(
         writers = [await client(f"writer{number}") for number in range(2)]
         watchers = [await client(f"watcher{number}") for number in range(2)]
         loader = await client("loader")
-        for constant in (1, 2):
+        for constant in (1, 2, _LAST):
             path = directory / f"{constant}.onnx"
             path.write_bytes(add_constant(constant))
             await writers[0].publish(MODEL, str(path), entrypoint=path.name)
@@ -234,7 +236,7 @@ async def observe(
                 with anyio.fail_after(60):
                     while True:
                         try:
-                            moved = await writers[0].promote(f"{MODEL}@{alias}", 2)
+                            moved = await writers[0].promote(f"{MODEL}@{alias}", _LAST)
                         except (TransportError, ConflictError):
                             await anyio.sleep(0.1)
                             continue
@@ -242,7 +244,7 @@ async def observe(
                         last = moved.mod_rev
                         break
             await _until(
-                lambda: all(told and told[-1].rev >= last for told in seen.told) and model.version == 2, settle_s
+                lambda: all(told and told[-1].rev >= last for told in seen.told) and model.version == _LAST, settle_s
             )
             seen.served = model.version
             following.cancel_scope.cancel()
