@@ -13,9 +13,8 @@ import pytest
 
 from modelbox.errors import NotFoundError
 from modelbox.events import ReloadStarted, ReloadSucceeded
-from modelbox.loader import prepare
 from modelbox.loader.settings import LoadOptions
-from modelbox.loader.slower import Slowdown
+from modelbox.loader.slower import Slowdown, compare_speed
 from modelbox.loader.tensor_files import TensorFiles
 from modelbox.objects import ModelVersion
 from modelbox.refs import ModelRef
@@ -39,14 +38,12 @@ def _hold_opening(monkeypatch: pytest.MonkeyPatch, begun: threading.Event, go_on
 
 
 def _hold_comparison(monkeypatch: pytest.MonkeyPatch, begun: threading.Event, go_on: threading.Event) -> None:
-    compare = prepare.compare_speed
-
     def held(*args: Any) -> Slowdown | None:
         begun.set()
         assert go_on.wait(60)
-        return compare(*args)
+        return compare_speed(*args)
 
-    monkeypatch.setattr(prepare, "compare_speed", held)
+    monkeypatch.setattr("modelbox.loader.prepare.compare_speed", held)
 
 
 @pytest.mark.parametrize("hold", [_hold_opening, _hold_comparison], ids=["tensors", "a graph"])
