@@ -295,7 +295,12 @@ class Preparer:
         mode, limit = self._settings.slower, self._settings.slower_factor
         if before is None or mode is Slower.OFF:
             return None
-        found = await self._in_opener(compare_speed, session, report, before, limit)
+        try:
+            found = await self._in_opener(compare_speed, session, report, before, limit)
+        except Exception as exc:
+            # It is a measurement, and no reason to keep a version out.
+            _log.warning("how fast the new version is could not be compared: %s", exc)
+            return None
         if found is not None and found.factor > limit and mode is Slower.REFUSE and not lenient:
             raise WarmupFailed(
                 f"{found}, more than slower_factor allows: make it faster, or load with slower = warn",

@@ -236,9 +236,10 @@ class Reloader:
             # The same content as it was signed before is as good as it was then.
             if fallback is None or (same and not isinstance(exc, SignatureRefused)):
                 raise
-            self._refused(resolved, exc)
+            final = _is_permanent(exc) and not _is_doubtful(exc)
+            self._refused(resolved, exc, quarantine=final)
             await self._bring(fallback)
-            if not _is_permanent(exc) and not same:
+            if not final and not same:
                 self._supersede(resolved)
 
     def adopt(self, other: Reloader) -> None:
@@ -254,7 +255,8 @@ class Reloader:
 
         Cancellation: what serves goes on serving; a reload under way leaves verified files in the cache only.
         """
-        failures = 0
+        failures = doubts = 0
+        doubted: Resolved | None = None
         pause_s: float | None = None
         while True:
             if self._target is None or pause_s is not None:
@@ -279,7 +281,10 @@ class Reloader:
                 failures, pause_s = 0, None
                 continue
             failures += 1
-            again = not _is_permanent(error) or (_is_doubtful(error) and failures < _ATTEMPTS)
+            if doubted is None or not _same_move(doubted, target):
+                doubted, doubts = target, 0
+            doubts += _is_doubtful(error)
+            again = not _is_permanent(error) or (_is_doubtful(error) and doubts < _ATTEMPTS)
             self._refused(target, error, quarantine=not again)
             if again:
                 bound = min(self._settings.retry_max_s, self._settings.retry_base_s * 2.0 ** min(failures - 1, 16))
@@ -579,6 +584,10 @@ def _history(resolved: Resolved) -> tuple[str, str]:
 
 def _same_content(one: Resolved, other: Resolved) -> bool:
     return (one.version.version, one.version.digest) == (other.version.version, other.version.digest)
+
+
+def _same_move(one: Resolved, other: Resolved) -> bool:
+    return _same_content(one, other) and one.mod_rev == other.mod_rev
 
 
 def as_resolved(ref: ModelRef, state: RefState) -> Resolved:

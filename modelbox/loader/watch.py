@@ -99,7 +99,7 @@ class Informer:
         self._reset = False
         self._changed = anyio.Event()
         self._stream_scope: CancelScope | None = None
-        self._moved: set[ModelRef] = set()
+        self._moved: dict[ModelRef, ResumeToken] = {}
         self._doubted: dict[ModelRef, ResumeToken | None] = {}
         self._known: ResumeToken | None = None
         self._tasks: TaskGroup | None = None
@@ -209,7 +209,8 @@ class Informer:
             self._unlisted.update(self._subscribers)
         first: str | None = None
         for ref in sorted(self._unlisted, key=str):
-            token = await self._refresh(ref)
+            # The cursor is past what the stream told before: it will not tell that again.
+            token = await self._refresh(ref, ResumeToken.parse(self._cursor) if self._cursor else None)
             first = first or token
         if self._cursor is None:
             self._cursor = first
@@ -235,7 +236,7 @@ class Informer:
             except (ProtocolError, IntegrityError) as exc:
                 # The others are served all the same.
                 subscriber.refused(exc)
-                self._ask_again(ref)
+                self._ask_again(ref, since)
         if self._subscribers.get(ref) is subscriber:
             # Not for one that has taken its place meanwhile, and was told nothing.
             self._unlisted.discard(ref)
@@ -246,7 +247,10 @@ class Informer:
             return
         if ref not in self._doubted:
             self._tasks.start_soon(self._ask_later, ref, name=f"modelbox doubt of {ref}")
-        self._doubted[ref] = since or self._doubted.get(ref)
+        held = self._doubted.get(ref)
+        if since is None or (held is not None and same_history(since, held) and since.rev < held.rev):
+            since = held
+        self._doubted[ref] = since
 
     async def _ask_later(self, ref: ModelRef) -> None:
         await anyio.sleep(self._settings.backoff_max_s * random.uniform(0.5, 1.0))
@@ -256,7 +260,8 @@ class Informer:
         except ModelBoxError as exc:
             _log.debug("could not ask for %s again: %s", ref, exc)
             self._ask_again(ref, since)
-        except Exception:
+        except BaseException:
+            # Whatever ends the informer: its next run looks.
             self._unlisted.add(ref)
             raise
 
@@ -313,15 +318,17 @@ class Informer:
         since = ResumeToken.parse(token)
         if not self._settings.jitter_s:
             await self._refresh(ref, since)
-        elif ref not in self._moved:
+        else:
             # Moves that follow before its time has come are found by the same look.
             assert self._tasks is not None
-            self._moved.add(ref)
-            self._tasks.start_soon(self._refresh_later, ref, since, name=f"modelbox move of {ref}")
+            waits = ref in self._moved
+            self._moved[ref] = since
+            if not waits:
+                self._tasks.start_soon(self._refresh_later, ref, name=f"modelbox move of {ref}")
 
-    async def _refresh_later(self, ref: ModelRef, since: ResumeToken) -> None:
+    async def _refresh_later(self, ref: ModelRef) -> None:
         await anyio.sleep(random.uniform(0, self._settings.jitter_s))
-        self._moved.discard(ref)
+        since = self._moved.pop(ref)
         try:
             await self._refresh(ref, since)
         except ModelBoxError as exc:
@@ -329,7 +336,7 @@ class Informer:
             if ref in self._subscribers:
                 self._unlisted.add(ref)
                 self._restart()
-        except Exception:
+        except BaseException:
             self._unlisted.add(ref)
             raise
 

@@ -110,11 +110,16 @@ def _locked(directory: Path, what: str) -> Iterator[Path]:
         except OSError:
             # No flock here: then nobody else can have it either.
             pass
+        if not os.fstat(fd).st_nlink:
+            raise Unavailable(f"what was kept in {aside} has just been delivered")
         if not (aside / "about.json").exists():
             replace_file(aside / "about.json", _described(replace(about, spool=name, directory=aside)))
             sync_directory(aside.parent)
         yield aside
     finally:
+        # A child that was forked meanwhile has the same lock, which closing alone would leave to it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 

@@ -541,6 +541,10 @@ class ArtifactStoreContract:
         for gone in (ids[0], ids[2]):
             with pytest.raises(NotFoundError):
                 await store.get_upload(gone)
+        # What took long is remembered from its end on.
+        await store.finish_upload(ids[1], at=AT + timedelta(hours=3))
+        assert await store.drop_uploads(before=AT + timedelta(hours=3), keep=frozenset()) == 1
+        assert (await store.get_upload(ids[1])).done
 
     async def test_a_download_is_one_change_and_known_to_its_version_only(self, database: Database) -> None:
         store = SqlArtifactStore(database)

@@ -168,7 +168,8 @@ def _finish_upload(conn: Connection, upload_id: str, at_us: int) -> None:
     record = _get_upload(conn, upload_id)
     check_not_removed(conn, record.digest)
     hold(conn, record.namespace, record.digest, record.size_bytes, at_us)
-    conn.execute(update(uploads).where(uploads.c.uid == upload_id).values(done=True))
+    # Remembered for a day from now on, however long it took: it shows whose bytes these are.
+    conn.execute(update(uploads).where(uploads.c.uid == upload_id).values(done=True, created_at_us=at_us))
 
 
 def _drop_uploads(conn: Connection, before_us: int, keep: frozenset[str]) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 import anyio
 import pytest
 
-from modelbox.errors import NotFoundError
-from modelbox.events import ReloadStarted, ReloadSucceeded
+from modelbox.errors import ModelBoxError, NotFoundError, ProbeFailed, Unavailable
+from modelbox.events import ReloadFailed, ReloadStarted, ReloadSucceeded
+from modelbox.loader.prepare import Prepared, Preparer
 from modelbox.loader.settings import LoadOptions
 from modelbox.loader.slower import Slowdown, compare_speed
 from modelbox.loader.tensor_files import TensorFiles
@@ -128,3 +129,81 @@ async def test_an_error_of_nobody_in_a_fetch_is_not_the_version_s_fault(
         assert (failure.stage, failure.quarantined) == ("fetch", False)
         await log.served(2)
         assert await answer(reloader) == 3.0
+
+
+async def test_a_comparison_that_fails_keeps_no_version_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    async with loading(source, tmp_path) as (loader, log):
+        await loader.load(REF, LoadOptions())
+        monkeypatch.setattr("modelbox.loader.prepare.compare_speed", fails)
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, version: int, *errors: ModelBoxError) -> list[ModelBoxError]:
+    """Has the next preparations of a version fail; gives those that are still to come."""
+    left, prepare = list(errors), Preparer.prepare
+
+    async def failing(self: Preparer, ref: ModelRef, wanted: ModelVersion, *args: Any, **more: Any) -> Prepared:
+        if wanted.version == version and left:
+            raise left.pop(0)
+        return await prepare(self, ref, wanted, *args, **more)
+
+    monkeypatch.setattr(Preparer, "prepare", failing)
+    return left
+
+
+def _doubt() -> ModelBoxError:
+    return ProbeFailed("the machine may have been slow", reason="TIME", doubtful=True)
+
+
+async def test_only_doubts_count_as_doubts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    settings = replace(SETTINGS, retry_base_s=0.01, retry_max_s=0.02)
+    async with loading(source, tmp_path, settings=settings) as (loader, log):
+        await loader.load(REF, LoadOptions())
+        left = _fail(monkeypatch, 2, Unavailable("away"), Unavailable("away"), Unavailable("away"), _doubt(), _doubt())
+        source.move("prod", source.versions["ns/model@2"])
+        await log.served(2)
+    assert not left
+    assert not any(isinstance(event, ReloadFailed) and event.quarantined for event in log.events)
+
+
+async def test_three_doubts_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    settings = replace(SETTINGS, retry_base_s=0.01, retry_max_s=0.02)
+    async with loading(source, tmp_path, settings=settings) as (loader, log):
+        await loader.load(REF, LoadOptions())
+        left = _fail(monkeypatch, 2, *(_doubt() for _ in range(9)))
+        source.move("prod", source.versions["ns/model@2"])
+        with anyio.fail_after(60):
+            while not any(isinstance(event, ReloadFailed) and event.quarantined for event in log.events):
+                await anyio.sleep(0.005)
+    assert len(left) == 6
+
+
+async def test_a_start_believes_no_single_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    async with loading(source, tmp_path) as (loader, _):
+        await loader.load(REF, LoadOptions())
+    source.move("prod", source.versions["ns/model@2"])
+    left = _fail(monkeypatch, 2, _doubt())
+    async with loading(source, tmp_path, settings=replace(SETTINGS, retry_base_s=0.01)) as (loader, log):
+        assert (await loader.load(REF, LoadOptions())).version_number == 1
+        await log.served(2)
+    assert not left

@@ -141,6 +141,47 @@ async def test_an_answer_from_before_the_change_that_it_is_about_is_asked_for_ag
     assert [offer.version.version for offer in holder.offers] == [1, 1, 2]
 
 
+async def test_an_answer_to_a_listing_from_before_the_place_of_the_stream_is_asked_for_again(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, other, holder = source.resolve, Holder(STAGING), Holder(PROD)
+    before, token, asked = await resolve(PROD), source.token, 0
+
+    async def lagging(ref: ModelRef) -> Resolved:
+        nonlocal asked
+        asked += ref == PROD
+        return before if ref == PROD and asked == 1 else await resolve(ref)
+
+    async with informed(source, other) as (informer, _):
+        source.move("prod", source.versions["ns/model@2"])
+        source.move("staging", source.versions["ns/model@2"])
+        await other.until_version(2)
+        monkeypatch.setattr(source, "resolve", lagging)
+        informer.add(holder, token)
+        await holder.until_version(2)
+    assert [offer.version.version for offer in holder.offers] == [1, 2]
+
+
+async def test_of_moves_that_one_look_is_for_the_answer_has_to_know_the_last(
+    source: FeedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelbox.loader.watch.random.uniform", lambda low, high: high)
+    resolve, holder = source.resolve, Holder(PROD)
+    asked = 0
+
+    async def lagging(ref: ModelRef) -> Resolved:
+        nonlocal asked
+        asked += 1
+        return between if asked == 1 else await resolve(ref)
+
+    async with informed(source, holder, settings=replace(QUICK, jitter_s=1.0)):
+        source.move("prod", source.versions["ns/model@2"])
+        between = await resolve(PROD)
+        source.move("prod", source.versions["ns/model@3"])
+        monkeypatch.setattr(source, "resolve", lagging)
+        await holder.until_version(3)
+
+
 async def test_an_answer_of_another_history_is_not_asked_for_again(
     source: FeedSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
