@@ -27,6 +27,15 @@ from tests.unit.loader.test_safetensors import of_tensors, tensors_of
 REF = ModelRef.parse("ns/model@prod")
 
 
+def _two_versions() -> FeedSource:
+    """A model with two versions; ``prod`` points to the first."""
+    source = FeedSource()
+    for number in (1, 2):
+        source.add({"model.onnx": add_constant(number)}, version=number)
+    source.move("prod", source.versions["ns/model@1"])
+    return source
+
+
 def _hold_opening(monkeypatch: pytest.MonkeyPatch, begun: threading.Event, go_on: threading.Event) -> None:
     open_files = TensorFiles.open_files
 
@@ -86,10 +95,7 @@ async def test_what_failed_is_tried_again_at_once_when_the_server_is_back(tmp_pa
         def __missing__(self, key: object) -> bytes:
             raise NotFoundError("the bytes are away")
 
-    source = FeedSource()
-    for number in (1, 2):
-        source.add({"model.onnx": add_constant(number)}, version=number)
-    source.move("prod", source.versions["ns/model@1"])
+    source = _two_versions()
     async with loading(source, tmp_path, settings=replace(SETTINGS, retry_base_s=3600, retry_max_s=3600)) as (
         loader,
         log,
@@ -108,10 +114,7 @@ async def test_what_failed_is_tried_again_at_once_when_the_server_is_back(tmp_pa
 async def test_an_error_of_nobody_in_a_fetch_is_not_the_version_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = FeedSource()
-    for number in (1, 2):
-        source.add({"model.onnx": add_constant(number)}, version=number)
-    source.move("prod", source.versions["ns/model@1"])
+    source = _two_versions()
     begin = source.begin_download
     failed: list[ModelVersion] = []
 
@@ -135,10 +138,7 @@ async def test_a_comparison_that_fails_keeps_no_version_out(tmp_path: Path, monk
     def fails(*args: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    source = FeedSource()
-    for number in (1, 2):
-        source.add({"model.onnx": add_constant(number)}, version=number)
-    source.move("prod", source.versions["ns/model@1"])
+    source = _two_versions()
     async with loading(source, tmp_path) as (loader, log):
         await loader.load(REF, LoadOptions())
         monkeypatch.setattr("modelbox.loader.prepare.compare_speed", fails)
@@ -164,10 +164,7 @@ def _doubt() -> ModelBoxError:
 
 
 async def test_only_doubts_count_as_doubts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = FeedSource()
-    for number in (1, 2):
-        source.add({"model.onnx": add_constant(number)}, version=number)
-    source.move("prod", source.versions["ns/model@1"])
+    source = _two_versions()
     settings = replace(SETTINGS, retry_base_s=0.01, retry_max_s=0.02)
     async with loading(source, tmp_path, settings=settings) as (loader, log):
         await loader.load(REF, LoadOptions())
@@ -179,10 +176,7 @@ async def test_only_doubts_count_as_doubts(tmp_path: Path, monkeypatch: pytest.M
 
 
 async def test_three_doubts_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = FeedSource()
-    for number in (1, 2):
-        source.add({"model.onnx": add_constant(number)}, version=number)
-    source.move("prod", source.versions["ns/model@1"])
+    source = _two_versions()
     settings = replace(SETTINGS, retry_base_s=0.01, retry_max_s=0.02)
     async with loading(source, tmp_path, settings=settings) as (loader, log):
         await loader.load(REF, LoadOptions())
@@ -195,10 +189,7 @@ async def test_three_doubts_are_enough(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 async def test_a_start_believes_no_single_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = FeedSource()
-    for number in (1, 2):
-        source.add({"model.onnx": add_constant(number)}, version=number)
-    source.move("prod", source.versions["ns/model@1"])
+    source = _two_versions()
     async with loading(source, tmp_path) as (loader, _):
         await loader.load(REF, LoadOptions())
     source.move("prod", source.versions["ns/model@2"])
